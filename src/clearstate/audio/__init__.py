@@ -1,0 +1,1 @@
+"""Signals: files, rates and spectra. Nothing here knows about models."""

@@ -1,0 +1,1 @@
+"""Audio for training: corpora on disk, tar shards, and mixtures made on the fly."""

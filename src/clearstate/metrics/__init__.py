@@ -1,0 +1,1 @@
+"""Scores of enhanced, separated and extended speech."""

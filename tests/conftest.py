@@ -1,0 +1,27 @@
+"""Fixtures that more than one test file needs."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+
+def data_folder() -> Path | None:
+    """The shared audio, if this machine has it: $CLEARSTATE_DATA, or ../shared/data beside the repository."""
+    named = os.environ.get("CLEARSTATE_DATA")
+    folder = Path(named) if named else Path(__file__).resolve().parents[2] / "shared" / "data"
+    return folder if (folder / "speech16k.jsonl").is_file() else None
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    folder = data_folder()
+    if folder is None:
+        pytest.skip("needs the training audio: set CLEARSTATE_DATA to its folder")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _same_random_numbers_in_every_test():
+    torch.manual_seed(0)
