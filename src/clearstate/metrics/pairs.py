@@ -1,0 +1,69 @@
+"""What every intrusive metric asks of its two signals, and how short frames are cut.
+
+Letters: r reference (clean), d estimate (degraded or enhanced); both (samples,), in [-1, 1], NumPy.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Signal: TypeAlias = npt.NDArray[np.floating[Any]]
+
+# Energy ratios are reported within +-100 dB: a float32 copy of a signal is no nearer to it than that, and a silent
+# output gets a number that a mean can hold, instead of minus infinity.
+LIMIT_DB = 100.0
+
+
+def as_signal(x: Any, name: str = "signal") -> npt.NDArray[np.float64]:
+    """`x` as a float64 vector (samples,).
+
+    Raises:
+        ValueError: for more than one channel, no samples, or a value that is not a number.
+    """
+    x = np.asarray(x, dtype=np.float64)
+    if x.ndim != 1:
+        raise ValueError(
+            f"{name} has shape {x.shape}, expected (samples,): score one channel at a time, or mix down first"
+        )
+    if x.size == 0:
+        raise ValueError(f"{name} is empty: expected at least one sample")
+    if not np.isfinite(x).all():
+        bad = int((~np.isfinite(x)).sum())
+        raise ValueError(f"{name} holds {bad} samples that are NaN or infinite: the system that wrote it is at fault")
+    return x
+
+
+def as_pair(reference: Any, estimate: Any) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Reference and estimate as float64 vectors of one length.
+
+    Raises:
+        ValueError: as `as_signal`, and when the lengths differ.
+    """
+    r, d = as_signal(reference, "reference"), as_signal(estimate, "estimate")
+    if len(r) != len(d):
+        n = min(len(r), len(d))
+        raise ValueError(
+            f"reference has {len(r)} samples and estimate {len(d)}: align them first, "
+            f"or cut both with [:{n}] if they start together"
+        )
+    return r, d
+
+
+def decibels(signal: float, error: float) -> float:
+    """10 log10(signal / error), held within `LIMIT_DB` on both sides; `error` may be 0."""
+    if signal <= 0:
+        return -LIMIT_DB
+    if error <= 0:
+        return LIMIT_DB
+    return float(np.clip(10 * np.log10(signal / error), -LIMIT_DB, LIMIT_DB))
+
+
+def frames(x: npt.NDArray[np.float64], length: int, hop: int) -> npt.NDArray[np.float64]:
+    """Overlapping frames (count, length) of `x` as a view, with Loizou's count: one fewer than would fit."""
+    count = int(len(x) / hop - length / hop)
+    if count < 1:
+        return np.empty((0, length))
+    return np.lib.stride_tricks.sliding_window_view(x, length)[: count * hop : hop]

@@ -1,0 +1,94 @@
+"""PESQ and STOI: the reference libraries, with the cases in which they crash given a defined value.
+
+What is undefined is NaN (a silent reference, a clip too short to judge), and callers leave it out of means and count
+it. An all-zero output is not undefined but the worst there is: it gets the floor of the scale, so that a system that
+loses a file cannot gain by it.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+
+from clearstate.metrics.extras import need
+from clearstate.metrics.pairs import as_pair
+
+# The bottom of the opinion scale. The mappings of P.862.1 and P.862.2 approach 0.999 and real outputs come as low as
+# 1.02 (their raw score is not held at -0.5), so nothing that was heard scores under this.
+PESQ_FLOOR = 1.0
+
+
+def pesq_wb(reference: Any, estimate: Any, sample_rate: int) -> float:
+    """Wide-band PESQ as MOS-LQO, up to 4.64 (ITU-T P.862.2, the `pesq` package).
+
+    Insensitive to level and to delays of some tens of milliseconds: read it together with SI-SDR. The C code of the
+    package is the one the field's tables use; it lacks Corrigendum 2 of P.862.2, whose scores are higher
+    (arXiv:2505.19760).
+
+    Args:
+        reference, estimate: (samples,) at 16 kHz.
+    Returns:
+        The score; NaN when the reference is silent or the clip is under a quarter of a second; the floor of the
+        scale, 1, when the estimate is silent.
+    Raises:
+        ValueError: for another rate than 16000 Hz.
+        MissingExtra: without `clearstate[metrics]`.
+    """
+    if sample_rate != 16_000:
+        raise ValueError(f"wide-band PESQ is defined at 16000 Hz, got {sample_rate} Hz: resample both signals first")
+    return _pesq(reference, estimate, sample_rate, "wb")
+
+
+def pesq_nb(reference: Any, estimate: Any, sample_rate: int) -> float:
+    """Narrow-band PESQ as MOS-LQO, up to 4.55 (ITU-T P.862.1), at 8 or 16 kHz; otherwise as `pesq_wb`."""
+    if sample_rate not in (8_000, 16_000):
+        raise ValueError(
+            f"narrow-band PESQ is defined at 8000 or 16000 Hz, got {sample_rate} Hz: resample both signals first"
+        )
+    return _pesq(reference, estimate, sample_rate, "nb")
+
+
+def _pesq(reference: Any, estimate: Any, sample_rate: int, mode: str) -> float:
+    library = need("pesq", "metrics", "PESQ")
+    r, d = as_pair(reference, estimate)
+    if not r.any() or len(r) < sample_rate // 4:
+        return float("nan")
+    if not d.any():
+        return PESQ_FLOOR
+    try:
+        return float(library.pesq(sample_rate, r.astype(np.float32), d.astype(np.float32), mode))
+    except (library.NoUtterancesError, library.BufferTooShortError):
+        return float("nan")
+
+
+def stoi(reference: Any, estimate: Any, sample_rate: int) -> float:
+    """Short-time objective intelligibility, 0 to 1 (Taal et al. 2011, the `pystoi` package), at any rate.
+
+    NaN when the reference holds less than about 0.4 s of speech, where the measure is undefined; 0 for a silent
+    estimate.
+    """
+    return _stoi(reference, estimate, sample_rate, extended=False)
+
+
+def estoi(reference: Any, estimate: Any, sample_rate: int) -> float:
+    """Extended STOI (Jensen & Taal 2016), for noise that fluctuates; otherwise as `stoi`."""
+    return _stoi(reference, estimate, sample_rate, extended=True)
+
+
+def _stoi(reference: Any, estimate: Any, sample_rate: int, extended: bool) -> float:
+    library = need("pystoi", "metrics", "STOI")
+    r, d = as_pair(reference, estimate)
+    if not r.any():
+        return float("nan")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.filterwarnings("error", message="Not enough STFT frames", category=RuntimeWarning)
+        try:
+            score = float(library.stoi(r, d, sample_rate, extended=extended))
+        except RuntimeWarning:
+            return float("nan")
+        except ValueError:  # fewer samples than one frame: the package indexes past the end
+            return float("nan")
+    return score if d.any() else 0.0
