@@ -138,3 +138,17 @@ def test_the_published_noisy_row_is_reproduced(shared_data):
     assert len(rows) == 100
     published = [1.413, 0.768, 2.38, 1.77, 2.47, 2.03, 1.86]  # PESQ, STOI, SI-SDR, SSNR, CSIG, CBAK, COVL
     np.testing.assert_allclose(np.mean(rows, axis=0), published, atol=0.006)  # they are rounded to 0.01 and 0.001
+
+
+def test_more_utterances_than_pesq_can_hold_is_nan_and_not_a_crash():
+    rng = np.random.default_rng(0)
+    burst = np.r_[0.1 * rng.standard_normal(3400), np.zeros(3400)]
+    clean = np.tile(burst, 60) + 1e-4 * rng.standard_normal(60 * 6800)  # 25 s; kills the process it is scored in
+    assert np.isnan(metrics.pesq_wb(clean, clean + 0.01 * rng.standard_normal(len(clean)), RATE))
+
+
+def test_a_long_clip_scores_the_same_in_its_own_process(pair, monkeypatch):
+    clean, noisy = pair
+    here = metrics.pesq_wb(clean, noisy, RATE)
+    monkeypatch.setattr("clearstate.metrics.perceptual.SAFE_SECONDS", 1)
+    assert metrics.pesq_wb(clean, noisy, RATE) == pytest.approx(here, abs=1e-6)
