@@ -1,0 +1,155 @@
+"""clearstate doctor: is everything in place, and how fast is this machine?"""
+
+import platform
+import time
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from typing import NamedTuple
+
+import typer
+
+from clearstate import __version__
+from clearstate.cli.terminal import explain
+
+EXTRAS = {
+    "metrics": (("pesq", "pystoi", "scipy", "onnxruntime"), "scores: PESQ, STOI and others"),
+    "demo": (("matplotlib",), "spectrogram pictures"),
+    "av": (("av",), "m4a, video and other files that soundfile does not read"),
+    "train": (("lightning", "scipy", "matplotlib"), "training"),
+    "export": (("onnx", "onnxscript", "onnxruntime"), "ONNX export"),
+}
+SECONDS = 10.0  # of noise that the default model is timed on
+
+
+class Finding(NamedTuple):
+    """One line of the examination. `state` is "ok", "absent" (an option that nothing needs) or "wrong"."""
+
+    state: str
+    what: str
+    detail: str
+    remedy: str = ""
+
+
+def run() -> None:
+    """Examine the installation: libraries, the recurrence's backend, codecs, models, and the speed on this machine.
+
+    Each thing missing comes with its remedy. The exit code is 1 if something that enhancement needs is wrong; absent
+    extras are fine.
+
+    **Example**
+
+    `clearstate doctor`
+    """
+    wrong = 0
+    for examine in (_python, _torch, _scan, _codecs, _extras, _models, _speed):
+        for finding in _safely(examine):
+            wrong += finding.state == "wrong"
+            print(f"{finding.state:<7} {finding.what:<12} {finding.detail}", flush=True)
+            if finding.remedy:
+                print(f"{'':20} remedy: {finding.remedy}")
+    if wrong:
+        raise typer.Exit(1)
+
+
+def _safely(examine: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
+    """A broken library must not end the examination: it is what the examination is for."""
+    try:
+        yield from examine()
+    except Exception as error:
+        yield Finding(
+            "wrong", examine.__name__.strip("_"), explain(error), "reinstall: pip install --upgrade clearstate"
+        )
+
+
+def _python() -> Iterator[Finding]:
+    yield Finding("ok", "clearstate", __version__)
+    yield Finding("ok", "python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
+
+
+def _torch() -> Iterator[Finding]:
+    import torch
+
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU (none is needed)"
+    yield Finding("ok", "torch", f"{torch.__version__}, {torch.get_num_threads()} threads, {gpu}")
+
+
+def _scan() -> Iterator[Finding]:
+    from clearstate import ssm
+
+    name = str(ssm.backend())
+    if "naive" in name or "reference" in name or "torch" in name:
+        yield Finding(
+            "wrong", "scan", f"{name}: the slow form", "pip install --upgrade numba, and unset CLEARSTATE_SCAN"
+        )
+    else:
+        yield Finding("ok", "scan", name)
+
+
+def _codecs() -> Iterator[Finding]:
+    import soundfile
+
+    held = soundfile.available_formats()
+    kinds = soundfile.available_subtypes("OGG") if "OGG" in held else {}
+    there = {
+        "WAV": "WAV" in held,
+        "FLAC": "FLAC" in held,
+        "OGG": "OGG" in held,
+        "Opus": "OPUS" in kinds,
+        "MP3": "MP3" in held,
+    }
+    detail = f"{' '.join(name for name, here in there.items() if here)} (libsndfile {soundfile.__libsndfile_version__})"
+    if all(there.values()):
+        yield Finding("ok", "codecs", detail)
+    else:
+        lacking = " ".join(name for name, here in there.items() if not here)
+        yield Finding("wrong", "codecs", f"{detail}; no {lacking}", "pip install --upgrade soundfile")
+
+
+def _extras() -> Iterator[Finding]:
+    for extra, (modules, purpose) in EXTRAS.items():
+        lacking = [module for module in modules if find_spec(module) is None]
+        if lacking:
+            detail = f"{purpose}: no {' '.join(lacking)}"
+            yield Finding("absent", extra, detail, f"pip install 'clearstate[{extra}]'")
+        else:
+            yield Finding("ok", extra, purpose)
+
+
+def _models() -> Iterator[Finding]:
+    from clearstate.cli.models import has_weights
+    from clearstate.models import PRESETS
+
+    shipped = [name for name in PRESETS if has_weights(name)]
+    if "live" in shipped:
+        yield Finding(
+            "ok", "models", f"weights here: {' '.join(shipped)}; to be trained: {len(PRESETS) - len(shipped)}"
+        )
+    else:
+        remedy = "reinstall clearstate; in a checkout, fetch src/clearstate/weights"
+        yield Finding(
+            "wrong", "models", f"no weights of the default model 'live' (here: {' '.join(shipped) or 'none'})", remedy
+        )
+
+
+def _speed() -> Iterator[Finding]:
+    """Time of the default model over the length of the audio, best of three; weights make no difference to it."""
+    import numpy as np
+    import torch
+
+    from clearstate.models import build
+
+    model = build("live").eval()
+    noise = torch.from_numpy(
+        np.random.default_rng(0).normal(0, 0.1, (1, int(SECONDS * model.sample_rate))).astype("f4")
+    )
+    times = []
+    with torch.inference_mode():
+        model(noise[:, : model.sample_rate])  # compiles what is not compiled yet
+        for _ in range(3):
+            started = time.perf_counter()
+            model(noise)
+            times.append(time.perf_counter() - started)
+    rtf = min(times) / SECONDS
+    detail = f"'live' takes {rtf:.4f} s a second of audio: {1 / rtf:.0f} x real time"
+    remedy = "see the line 'scan' above; close other programs; set OMP_NUM_THREADS to the number of cores"
+    yield Finding("ok", "speed", detail) if rtf < 1 else Finding("wrong", "speed", detail, remedy)

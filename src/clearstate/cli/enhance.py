@@ -1,0 +1,176 @@
+"""clearstate enhance: noisy speech in, clean speech out."""
+
+import functools
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from clearstate import __version__
+from clearstate.cli.batch import Outcome, Progress, Worker, run_batch
+from clearstate.cli.inputs import STDIO, Job, plan
+from clearstate.cli.terminal import UsageError, explain, nearest, note
+
+
+def run(
+    inputs: Annotated[
+        list[str],
+        typer.Argument(metavar="INPUT", help="Audio files, folders (searched through), patterns, or - for stdin."),
+    ],
+    output: Annotated[
+        str | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE_OR_FOLDER",
+            help="Where to write; - is stdout (WAV). Without it, talk.wav becomes talk.clear.wav beside it.",
+        ),
+    ] = None,
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="A name that `clearstate models` lists, or a folder with weights.")
+    ] = "live",
+    strength: Annotated[
+        float | None,
+        typer.Option(
+            min=0, metavar="DB", help="Take noise down by at most this many dB; 0 changes nothing. Without it: all."
+        ),
+    ] = None,
+    residual: Annotated[
+        bool, typer.Option("--residual", help="Write what was taken away instead (talk.residual.wav).")
+    ] = False,
+    jobs: Annotated[
+        int, typer.Option("--jobs", "-j", min=1, help="Files at a time, each in a process of its own.")
+    ] = 1,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace output files that exist.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a report of every file to stdout.")] = False,
+) -> None:
+    """Clean up noisy speech.
+
+    The output has the length (to the sample), sample rate, channels, bit depth and tags of the input. An input is never
+    overwritten, and no other file without --overwrite. A file that fails is named at the end and the others are done.
+
+    **Examples**
+
+    `clearstate enhance talk.mp3` writes talk.clear.mp3 beside it
+
+    `clearstate enhance talk.wav -o clean.flac`
+
+    `clearstate enhance interviews/ "extra/*.wav" -o clean/ --jobs 4` keeps the folders' structure
+
+    `clearstate enhance lecture.wav --strength 12` leaves some room tone
+
+    `ffmpeg -i call.mkv -f wav - | clearstate enhance - > call.wav`
+
+    Exit code: 0 all done, 1 some file failed, 2 wrong use, 130 interrupted.
+    """
+    todo = plan(inputs, output, tag="residual" if residual else "clear", overwrite=overwrite)
+    outcomes = [Outcome(source, None, error=why) for source, why in todo.failures]
+    _check_pipes(todo.jobs, as_json)
+
+    if todo.jobs:
+        _check_model(model)
+        opener = functools.partial(open_worker, model, strength, residual, overwrite)
+        outcomes += run_batch(todo.jobs, opener, processes=jobs, lengths=_lengths(todo.jobs))
+    _close(outcomes, model, as_json)
+
+
+def open_worker(model: str, strength: float | None, residual: bool, overwrite: bool) -> Worker:
+    """Load the model once; the worker it gives enhances one file at a time."""
+    import clearstate
+
+    try:
+        enhancer = clearstate.load(model)
+    except (ValueError, OSError) as error:
+        raise UsageError(f"--model {model}: {explain(error)}") from error
+
+    def work(job: Job, progress: Progress) -> dict[str, Any]:
+        with _as_files(job) as (source, target):
+            Path(target).parent.mkdir(parents=True, exist_ok=True)
+            report = enhancer.enhance_file(
+                source, target, strength=strength, residual=residual, overwrite=overwrite, progress=progress
+            )
+        return dict(report)
+
+    return work
+
+
+def _check_pipes(jobs: list[Job], as_json: bool) -> None:
+    """A pipe that is a terminal is a mistake: nobody types a WAV file, and printing one wrecks the screen."""
+    if any(job.source == STDIO for job in jobs) and sys.stdin.isatty():
+        raise UsageError("'-' reads audio from stdin, but stdin is the keyboard; pipe a file in, or name one")
+    if any(job.target == STDIO for job in jobs):
+        if as_json:
+            raise UsageError(
+                "--json prints its report to stdout, where the audio goes; write the audio to a file with -o"
+            )
+        if sys.stdout.isatty():
+            raise UsageError("the audio would go to stdout, which is the screen; add '> out.wav' or -o FILE")
+
+
+def _check_model(name: str) -> None:
+    """An unknown name is found here, before processes are started and files opened."""
+    from clearstate.models import PRESETS
+
+    if name not in PRESETS and not Path(name).exists():
+        raise UsageError(
+            f"no model is called {name!r}, and no such folder exists.{nearest(name, PRESETS)}"
+            " `clearstate models` lists them all"
+        )
+
+
+@contextmanager
+def _as_files(job: Job) -> Iterator[tuple[str, str]]:
+    """Real files for stdin and stdout: a pipe cannot be sought in, and a WAV header is known only at the end."""
+    if STDIO not in (job.source, job.target):
+        yield job.source, job.target
+        return
+    with tempfile.TemporaryDirectory(prefix="clearstate-") as folder:
+        source, target = job.source, job.target
+        if source == STDIO:
+            source = os.path.join(folder, "stdin")
+            with open(source, "wb") as spool:
+                shutil.copyfileobj(sys.stdin.buffer, spool, 1 << 20)
+        if target == STDIO:
+            target = os.path.join(folder, "stdout.wav")
+        try:
+            yield source, target
+        except Exception as error:
+            named = explain(error).replace(os.path.join(folder, ""), "")
+            raise ValueError(named) from error
+        if job.target == STDIO:
+            with open(target, "rb") as result:
+                shutil.copyfileobj(result, sys.stdout.buffer, 1 << 20)
+            sys.stdout.buffer.flush()
+
+
+def _lengths(jobs: list[Job]) -> dict[str, float]:
+    """Seconds of audio in each file that says so; what cannot be read fails later, where it is reported."""
+    import soundfile
+
+    lengths = {}
+    for job in jobs:
+        with suppress(Exception):
+            lengths[job.source] = soundfile.info(job.source).duration
+    return lengths
+
+
+def _close(outcomes: list[Outcome], model: str, as_json: bool) -> None:
+    """The report, the failures, the exit code."""
+    failed = [outcome for outcome in outcomes if outcome.error]
+    if as_json:
+        files = [outcome.as_json() for outcome in outcomes]
+        report = {"clearstate": __version__, "model": model, "done": len(files) - len(failed), "failed": len(failed)}
+        print(json.dumps(report | {"files": files}, indent=2))
+    if len(outcomes) > 1 and failed:
+        note(f"clearstate: {len(failed)} of {len(outcomes)} inputs failed:")
+    for outcome in failed:
+        note(f"clearstate: {outcome.source}: {outcome.error}")
+    if failed:
+        raise typer.Exit(1)

@@ -1,0 +1,98 @@
+"""clearstate stream: raw samples in, raw samples out, while they are being spoken."""
+
+import sys
+from enum import Enum
+from typing import Annotated, BinaryIO
+
+import typer
+
+from clearstate.cli.terminal import UsageError, explain, note
+
+
+class Format(str, Enum):
+    """How a sample is written: little-endian 16-bit integers, or 32-bit floats in [-1, 1]."""
+
+    s16le = "s16le"
+    f32le = "f32le"
+
+
+def run(
+    rate: Annotated[int, typer.Option(min=1, metavar="HZ", help="Sample rate of the stream.")] = 16_000,
+    channels: Annotated[int, typer.Option(min=1, help="Channels, interleaved.")] = 1,
+    sample_format: Annotated[
+        Format, typer.Option("--format", help="How a sample is written, in and out.")
+    ] = Format.s16le,
+    model: Annotated[str, typer.Option("--model", "-m", help="A causal model of `clearstate models`.")] = "live",
+    strength: Annotated[
+        float | None, typer.Option(min=0, metavar="DB", help="Take noise down by at most this many dB.")
+    ] = None,
+) -> None:
+    """Clean up raw PCM from stdin to stdout, as it comes.
+
+    What has arrived is answered at once; stderr says by how much the output trails the input. At the end of the input
+    the rest is flushed, so that the output holds every sample of the input after that delay.
+
+    **Examples**
+
+    `arecord -t raw -f S16_LE -r 16000 | clearstate stream | aplay -t raw -f S16_LE -r 16000`
+
+    `ffmpeg -i in.mkv -f f32le -ar 48000 -ac 2 - | clearstate stream --rate 48000 --channels 2 --format f32le > out.f32`
+    """
+    if sys.stdin.isatty():
+        raise UsageError("stdin is the keyboard; pipe raw samples in (see clearstate stream --help)")
+    if sys.stdout.isatty():
+        raise UsageError("stdout is the screen; pipe the samples on, or add '> out.pcm'")
+    import clearstate
+
+    try:
+        stream = clearstate.Stream(model, rate, channels=channels, strength=strength)
+    except (ValueError, OSError) as error:
+        raise UsageError(explain(error)) from error
+    latency = 1000 * stream.latency_seconds
+    note(f"clearstate: {model}, {rate} Hz, {channels} ch, {sample_format.value}; latency {latency:.1f} ms")
+    pump(stream, sys.stdin.buffer, sys.stdout.buffer, channels, sample_format)
+
+
+def pump(stream, source: BinaryIO, sink: BinaryIO, channels: int, sample_format: Format) -> None:
+    """Pass everything from `source` through `stream` to `sink`; partial samples wait for their other bytes.
+
+    Raises:
+        ValueError: if the input ends within a sample.
+    """
+
+    width = channels * (2 if sample_format is Format.s16le else 4)  # bytes a moment in time takes
+    held = b""
+    while fresh := source.read1(1 << 16):  # type: ignore[attr-defined]  # a buffered pipe has it
+        held += fresh
+        whole = len(held) - len(held) % width
+        sink.write(encode(stream.process(decode(held[:whole], channels, sample_format)), sample_format))
+        sink.flush()
+        held = held[whole:]
+    sink.write(encode(stream.flush(), sample_format))
+    sink.flush()
+    if held:
+        raise ValueError(
+            f"the input ended {len(held)} bytes into a sample of {width}; expected --channels and --format to match it"
+        )
+
+
+def decode(data: bytes, channels: int, sample_format: Format):
+    """Bytes to float32 samples (channels, n) in [-1, 1]."""
+    import numpy as np
+
+    if sample_format is Format.s16le:
+        flat = np.frombuffer(data, "<i2").astype(np.float32) / 32768
+    else:
+        flat = np.frombuffer(data, "<f4").astype(np.float32)
+    return np.ascontiguousarray(flat.reshape(-1, channels).T)  # (channels, n)
+
+
+def encode(samples, sample_format: Format) -> bytes:
+    """Float samples (channels, n) to bytes; integers are rounded and held within their range."""
+    import numpy as np
+
+    flat = np.asarray(samples, np.float32).T  # (n, channels)
+    if sample_format is Format.s16le:
+        flat = np.clip(np.rint(flat * 32768), -32768, 32767)
+        return flat.astype("<i2").tobytes()
+    return np.ascontiguousarray(flat, "<f4").tobytes()

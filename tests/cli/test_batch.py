@@ -1,0 +1,127 @@
+"""Many files: the others are finished, the order of events does not matter, and stopping cleans up."""
+
+import functools
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from clearstate.cli.batch import Outcome, run_batch
+from clearstate.cli.inputs import Job
+
+JOBS = [Job(name, f"{name}.out") for name in ("a", "bad", "c", "d")]
+
+
+def open_worker(word="", broken=False):
+    if broken:
+        raise ValueError("this model does not open")
+
+    def work(job, progress):
+        progress(0.5, 1.0)
+        if job.source == "bad":
+            raise ValueError("it is bad")
+        if job.source == "dies":
+            os._exit(9)
+        return {"seconds": 1.0, "word": word, "threads": os.environ.get("OMP_NUM_THREADS")}
+
+    return work
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_one_failure_leaves_the_others_done(processes, capsys):
+    outcomes = run_batch(JOBS, functools.partial(open_worker, "hello"), processes=processes, lengths={"a": 1.0})
+    assert sorted((o.source, o.error) for o in outcomes) == [
+        ("a", None),
+        ("bad", "it is bad"),
+        ("c", None),
+        ("d", None),
+    ]
+    assert all(o.report["word"] == "hello" and o.wall > 0 and o.speed > 0 for o in outcomes if not o.error)
+    shown = capsys.readouterr()
+    assert "bad: failed: it is bad" in shown.err
+    assert "a -> a.out  1.0 s of audio" in shown.err
+    assert not shown.out
+
+
+def test_processes_share_the_cores():
+    outcomes = run_batch(JOBS[2:], open_worker, processes=2, lengths={})
+    assert {o.report["threads"] for o in outcomes} == {str(max(1, (os.cpu_count() or 1) // 2))}
+
+
+def test_a_model_that_does_not_open_is_named_once_a_file_not_as_a_crash():
+    outcomes = run_batch(JOBS[2:], functools.partial(open_worker, broken=True), processes=2, lengths={})
+    assert [o.error for o in outcomes] == ["this model does not open"] * 2
+
+
+def test_a_process_that_dies_is_a_failure_with_a_remedy():
+    outcomes = run_batch([Job("dies", "x"), Job("dies", "y")], open_worker, processes=2, lengths={})
+    assert all("fewer --jobs" in o.error for o in outcomes)
+
+
+def test_a_bug_shows_its_traceback_but_stays_one_failure(capsys):
+    def broken():
+        return lambda job, progress: {}["no such key"]
+
+    [outcome] = run_batch(JOBS[:1], broken, lengths={})
+    assert "KeyError" in outcome.error and "bug" in outcome.error
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_an_outcome_as_json_says_what_was_written_or_why_not():
+    good = Outcome("a.wav", "b.wav", wall=0.5, report={"seconds": 5.0}).as_json()
+    assert good == {"input": "a.wav", "output": "b.wav", "ok": True, "seconds": 5.0, "wall_seconds": 0.5, "speed": 10.0}
+    assert Outcome("a.wav", "b.wav", error="no").as_json() == {
+        "input": "a.wav",
+        "output": None,
+        "ok": False,
+        "error": "no",
+    }
+
+
+SLOW = """
+import functools, sys, time
+from pathlib import Path
+from clearstate.cli.batch import run_batch
+from clearstate.cli.inputs import Job
+
+def open_worker():
+    def work(job, progress):
+        partial = Path(job.target + ".partial")
+        partial.touch()
+        try:
+            for tick in range(600):
+                progress(tick, 600)
+                time.sleep(0.1)
+        finally:
+            partial.unlink()
+        return {"seconds": 600.0}
+    return work
+
+if __name__ == "__main__":
+    jobs = [Job(f"in{i}", f"out{i}") for i in range(3)]
+    try:
+        run_batch(jobs, open_worker, processes=int(sys.argv[1]), lengths={})
+    except KeyboardInterrupt:
+        sys.exit(130)
+"""
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_ctrl_c_stops_soon_and_lets_every_worker_clean_up(tmp_path, processes):
+    (tmp_path / "slow.py").write_text(SLOW)
+    child = subprocess.Popen(
+        [sys.executable, "slow.py", str(processes)], cwd=tmp_path, stderr=subprocess.PIPE, start_new_session=True
+    )
+    deadline = time.monotonic() + 30
+    while len(list(tmp_path.glob("*.partial"))) < processes and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert len(list(tmp_path.glob("*.partial"))) == processes
+    os.killpg(child.pid, signal.SIGINT)  # the whole group, as a terminal does
+    _, complaint = child.communicate(timeout=20)
+    assert child.returncode == 130, complaint
+    assert not complaint, complaint
+    assert [path.name for path in Path(tmp_path).iterdir()] == ["slow.py"]
