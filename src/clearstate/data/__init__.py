@@ -1,1 +1,17 @@
-"""Audio for training: corpora on disk, tar shards, and mixtures made on the fly."""
+"""Audio for training: corpora on disk, tar shards, and mixtures made on the fly.
+
+    sources = open_sources("../shared/data", progress=print)  # or a SourceSpec, or a mapping: speech, noise, rooms, ...
+    dataset = MixtureDataset(sources, MixtureConfig(), seed=0, items_per_epoch=10_000)
+    order = dataset.order(epoch, start_item)
+    loader = DataLoader(dataset, batch_size=8, sampler=order, num_workers=2, collate_fn=collate)
+    valid = PairedFolder("valid/denoise/noisy", "valid/denoise/clean", meta="valid/valid.json")
+
+`dataset[epoch * items_per_epoch + item]` is a function of (seed, epoch, item): the same for any number of workers and
+after any restart.
+"""
+
+from clearstate.data.mixing import MixtureConfig, MixtureDataset, collate
+from clearstate.data.paired import PairedFolder
+from clearstate.data.sources import Sources, SourceSpec, open_sources
+
+__all__ = ["MixtureConfig", "MixtureDataset", "PairedFolder", "SourceSpec", "Sources", "collate", "open_sources"]

@@ -1,0 +1,140 @@
+"""Streaming conversion between sample rates: chunk in, chunk out, with a delay that is known beforehand.
+
+A windowed-sinc low-pass evaluated at the output instants (Smith and Gossett 1984, "A flexible sampling-rate
+conversion method"): for a ratio up/down in lowest terms, output m lies at input instant m down/up, and there are
+only `up` different distances between such an instant and the input grid, so the filter is a table of `up` rows.
+
+    y[m] = sum_j  h[phase(m), j]  x[first(m) + j]
+
+The filter is symmetric about the output instant: nothing is shifted in time, an output only has to wait for the
+`lookahead` input samples to its right. Each output is summed in one fixed order, so chunking cannot change a bit.
+
+Why not soxr: its stream mode is exact and independent of the chunking too, but at its HQ setting it holds back
+36 to 58 ms of sound (measured with chunks of 10 ms, 16 <-> 44.1 and 48 kHz), twice per round trip; here it is 3 ms.
+The price is a wider transition band, the top tenth of the lower rate's band.
+"""
+
+from functools import lru_cache
+from math import ceil, gcd
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+Floats = NDArray[np.floating]
+
+ZEROS = 48  # zero crossings of the sinc on each side: 3 ms at 16 kHz
+STOP_BAND_DB = 80.0  # attenuation beyond the Nyquist frequency of the lower rate
+MAX_TABLE = 64_000_000  # entries (256 MB): only ratios of two huge coprime rates come near it
+
+
+class Resampler:
+    """Converts one signal of several channels from one rate to another, chunk by chunk.
+
+    Args:
+        rate_in, rate_out: Hz, whole numbers.
+        channels: rows of every chunk.
+
+    Attributes:
+        lookahead: input samples that must have arrived after an output's instant before it can be computed.
+
+    >>> resampler = Resampler(48_000, 16_000, channels=1)
+    >>> pieces = [resampler.push(chunk) for chunk in np.split(np.ones((1, 480), dtype=np.float32), 3, axis=1)]
+    >>> np.concatenate([*pieces, resampler.flush()], axis=1).shape
+    (1, 160)
+    """
+
+    def __init__(self, rate_in: int, rate_out: int, channels: int) -> None:
+        common = gcd(rate_in, rate_out)
+        self.up, self.down = rate_out // common, rate_in // common
+        self.channels = channels
+        self.table = filter_table(self.up, self.down)  # (up, taps)
+        self.lookahead = self.table.shape[1] // 2
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the signal so far."""
+        self.received = 0  # input samples
+        self.produced = 0  # output samples
+        self._held = np.zeros((self.channels, self.lookahead - 1), dtype=np.float32)
+        self._held_from = 1 - self.lookahead  # input index of the first held sample: zeros lie before the start
+
+    def push(self, x: Floats) -> NDArray[np.float32]:
+        """All outputs that the input so far determines. x (channels, n) -> (channels, m), float32."""
+        self.received += x.shape[1]
+        return self._run(x, self.available(self.received))
+
+    def flush(self) -> NDArray[np.float32]:
+        """The rest, as if silence followed: the total is then ceil(n up / down) for n samples of input."""
+        silence = np.zeros((self.channels, self.lookahead), dtype=np.float32)
+        return self._run(silence, -(-self.received * self.up // self.down))
+
+    def available(self, received: int) -> int:
+        """How many outputs `received` input samples determine."""
+        last = received - 1 - self.lookahead  # output m needs floor(m down / up) <= last
+        return max(0, -(-(last + 1) * self.up // self.down))
+
+    def _run(self, x: Floats, until: int) -> NDArray[np.float32]:
+        held = np.concatenate([self._held, x.astype(np.float32, copy=False)], axis=1)
+        y = np.empty((self.channels, max(0, until - self.produced)), dtype=np.float32)
+        polyphase(held, self.table, self.produced * self.down, self.up, self.down, self._held_from, y)
+        self.produced += y.shape[1]
+        oldest = self.produced * self.down // self.up - self.lookahead + 1  # what the next output still needs
+        self._held = held[:, oldest - self._held_from :].copy()
+        self._held_from = oldest
+        return y
+
+
+def resample(x: Floats, rate_in: int, rate_out: int) -> NDArray[np.float32]:
+    """A whole signal at once: (channels, n) -> (channels, ceil(n rate_out / rate_in)), aligned in time."""
+    if rate_in == rate_out:
+        return x.astype(np.float32)
+    resampler = Resampler(rate_in, rate_out, len(x))
+    return np.concatenate([resampler.push(x), resampler.flush()], axis=1)
+
+
+def half_width(up: int, down: int) -> int:
+    """Input samples on each side of an output that the filter covers."""
+    return ceil(ZEROS * max(1.0, down / up))
+
+
+@lru_cache(maxsize=8)
+def filter_table(up: int, down: int) -> NDArray[np.float32]:
+    """The low-pass at the `up` distances between output instants and the input grid: (up, 2 half_width).
+
+    Kaiser window for STOP_BAND_DB; the transition band ends at the Nyquist frequency of the lower rate, so nothing
+    folds back. Every row sums to one: a constant passes exactly, whatever the phase.
+    """
+    half = half_width(up, down)
+    if up * 2 * half > MAX_TABLE:
+        raise ValueError(
+            f"cannot convert by the ratio {up}/{down}: the filter would need {up} phases; "
+            "use a sample rate that shares a larger divisor with the other one (such as 44100 or 48000)"
+        )
+    lower = min(1.0, up / down)  # the lower rate, in units of the input rate
+    beta = 0.1102 * (STOP_BAND_DB - 8.7)
+    transition = (STOP_BAND_DB - 7.95) / 14.36 / (2 * ZEROS)  # Kaiser's length formula, in units of the lower rate
+    cutoff = lower * (1 - transition)  # twice the -6 dB frequency, in units of the input rate
+    offset = np.arange(1 - half, half + 1) - np.arange(up)[:, None] / up  # (up, taps): grid minus output instant
+    window = np.i0(beta * np.sqrt(np.maximum(0.0, 1 - (offset / half) ** 2)))
+    table = window * np.sinc(cutoff * offset)
+    return np.ascontiguousarray(table / table.sum(axis=1, keepdims=True), dtype=np.float32)
+
+
+@njit(cache=True, nogil=True, fastmath={"contract", "reassoc", "nsz"})
+def polyphase(x, table, start, up, down, x_from, y):  # pragma: no cover - compiled
+    """y[c, m] = sum_j table[phase, j] x[c, first + j] for outputs at instants (start + m down) / up.
+
+    x (c, n) begins at input index x_from; y (c, m) is filled. reassoc lets the sum run in vector lanes: the order is
+    fixed by the number of taps, so it is the same in every call.
+    """
+    taps = table.shape[1]
+    for c in range(x.shape[0]):
+        for m in range(y.shape[1]):
+            instant = start + m * down
+            first = instant // up - taps // 2 + 1 - x_from
+            row = table[instant % up]
+            total = np.float32(0.0)
+            for j in range(taps):
+                total += row[j] * x[c, first + j]
+            y[c, m] = total

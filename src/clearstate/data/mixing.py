@@ -1,0 +1,329 @@
+"""Mixtures for enhancement, made on the fly: (noisy, clean) pairs that are a function of (seed, epoch, item) and nothing
+else.
+
+    speech of one voice -> equaliser -> room (the target keeps the early reflections)
+    noises              -> equaliser -> wandering gain -> scaled to the SNR
+    both                -> band limits -> level -> silent stretches, lost packets
+    the mixture alone   -> overload, codec
+
+What cannot be undone by taking something away (band limits, lost packets, silent stretches) is done to the target
+too: an enhancer is not asked to invent speech. Overload and codecs are left for it to repair.
+
+    dataset = MixtureDataset(open_sources("../shared/data"), MixtureConfig(), seed=0, items_per_epoch=10_000)
+    loader = DataLoader(dataset, batch_size=8, sampler=dataset.order(epoch=3, start_item=1200), num_workers=2,
+    collate_fn=collate)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from clearstate.data import effects, noises
+from clearstate.data.effects import decibels
+from clearstate.data.shards import active_level
+from clearstate.data.sources import Pool, Sources
+
+
+@dataclass(frozen=True)
+class MixtureConfig:
+    """Ranges are (low, high) and drawn uniformly; chances are per item, 0..1."""
+
+    seconds: float = 3.0  # length of an item
+    snr_db: tuple[float, float] = (-10.0, 20.0)  # active speech (as heard in the room) over noise
+    level_dbfs: tuple[float, float] = (-40.0, 0.0)  # peak of the mixture
+    noise_counts: tuple[float, ...] = (0.6, 0.3, 0.1)  # weights of one, two, three noises at once
+    # weights of the kinds of noise
+    recorded: float = 0.62
+    babble: float = 0.12
+    speech_shaped: float = 0.07
+    coloured: float = 0.09
+    synthetic: float = 0.10
+    # special items
+    clean_only: float = 0.04  # the target is the input
+    noise_only: float = 0.03  # the target is silence
+    # the voice
+    start_inside: float = 0.5  # chance that the crop begins in mid-utterance
+    pause_seconds: tuple[float, float] = (0.05, 0.7)  # between utterances
+    # what happens to it
+    room: float = 0.3
+    synthetic_room: float = 0.4  # share of the rooms that are made up
+    closeness_db: tuple[float, float] = (0.0, 9.0)  # early part raised over the late one
+    early_ms: float = 50.0  # reflections the target keeps
+    equaliser: float = 0.5  # of the speech, and of each noise
+    tilt_db: float = 6.0
+    noise_gain: float = 0.3  # noise level wanders
+    noise_gain_db: float = 15.0  # by up to this
+    lowpass: float = 0.15
+    lowpass_hz: tuple[float, float] = (3000.0, 7500.0)
+    highpass: float = 0.15
+    highpass_hz: tuple[float, float] = (50.0, 300.0)
+    clipping: float = 0.06
+    clipping_db: tuple[float, float] = (1.0, 9.0)  # of the peak cut off
+    codec: float = 0.06  # mu-law or coarse quantisation, or one time in six MP3 or Opus
+    packet_loss: float = 0.03
+    packet_loss_rate: tuple[float, float] = (0.02, 0.15)
+    silence: float = 0.05  # a stretch of digital silence
+    silence_seconds: tuple[float, float] = (0.1, 1.0)
+
+
+class MixtureDataset:
+    """A map-style dataset over all epochs: item i of epoch e is `dataset[e * items_per_epoch + i]`.
+
+    Numbers past the first epoch are how workers that live on learn of the epoch, and how a run resumes in the middle
+    of one: pass `order(epoch, start_item)` as the loader's sampler. `set_epoch` moves `dataset[0]` to another epoch,
+    for loaders that count from 0.
+
+    Each item is a dict: noisy, clean float32 (samples,), and `info`, what was drawn, fit for JSON. It depends on
+    (seed, epoch, item) alone, not on the number of workers or what was read before.
+    """
+
+    def __init__(
+        self, sources: Sources, config: MixtureConfig | None = None, seed: int = 0, items_per_epoch: int = 10_000
+    ):
+        self.sources, self.config = sources, config if config is not None else MixtureConfig()
+        self.seed, self.items_per_epoch, self.epoch = seed, items_per_epoch, 0
+        self.rate = sources.rate
+        self.samples = round(self.config.seconds * self.rate)
+        self.rooms = [
+            effects.make_room(name, response, self.rate, self.config.early_ms) for name, response in sources.rooms
+        ]
+
+    def __len__(self) -> int:
+        return self.items_per_epoch
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def order(self, epoch: int, start_item: int = 0, rank: int = 0, world: int = 1) -> range:
+        """Indices of what is left of an epoch, every `world`-th of them from `rank`: a sampler for a DataLoader."""
+        first = epoch * self.items_per_epoch
+        return range(first + start_item + rank, first + self.items_per_epoch, world)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        epoch, item = divmod(index, self.items_per_epoch)
+        if index < 0:
+            raise IndexError(f"item {index}: counted from 0, with items_per_epoch={self.items_per_epoch} to an epoch")
+        epoch += self.epoch
+        rng = np.random.default_rng([self.seed, epoch, item])
+        noisy, clean, info = mix(rng, self.samples, self.sources, self.rooms, self.config)
+        return {"noisy": noisy, "clean": clean, "info": {"seed": self.seed, "epoch": epoch, "item": item} | info}
+
+
+def collate(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """A batch: arrays of one shape stacked into tensors (b, ...), everything else as a list."""
+    import torch
+
+    batch: dict[str, Any] = {}
+    for key, first in items[0].items():
+        values = [item[key] for item in items]
+        batch[key] = torch.from_numpy(np.stack(values)) if isinstance(first, np.ndarray) else values
+    return batch
+
+
+def mix(
+    rng: np.random.Generator, n: int, sources: Sources, rooms: Sequence[effects.Room], config: MixtureConfig
+) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+    """Draw one (noisy, clean, info): arrays (n,) float32, info fit for JSON."""
+    rate = sources.rate
+    kind = str(rng.choice(["mixture", "clean_only", "noise_only"], p=_item_weights(config)))
+    image, info = speech_crop(rng, n, sources.speech, config, rate)  # image: the voice as the microphone hears it
+    voice = info["voice"]
+    info = {"kind": kind} | ({} if kind == "noise_only" else info)
+    if rng.random() < config.equaliser:
+        image = effects.apply_sections(effects.random_equaliser(rng, rate, config.tilt_db), image)
+    clean = image
+    if kind == "mixture" and rng.random() < config.room:
+        made_up = not rooms or rng.random() < config.synthetic_room
+        room = effects.synthetic_room(rng, rate) if made_up else rooms[int(rng.integers(len(rooms)))]
+        closeness = rng.uniform(*config.closeness_db)
+        image, clean = room.apply(image, closeness)
+        info |= {"room": room.name, "closeness_db": round(closeness, 1)}
+
+    if kind == "clean_only":
+        noise = np.zeros(n, np.float32)
+    else:
+        noise, info["noises"] = noise_crop(rng, n, sources, config, voice)
+    if kind == "noise_only":
+        image = clean = np.zeros(n, np.float32)
+    image, clean, noise, band = _band_limits(rng, rate, config, image, clean, noise)
+    info |= band
+
+    noisy, snr_db = at_snr(image, noise, rng.uniform(*config.snr_db), rate)
+    if kind == "mixture" and snr_db is not None:
+        info["snr_db"] = round(snr_db, 2)
+    level = rng.uniform(*config.level_dbfs)
+    gain = np.float32(decibels(level) / max(float(np.abs(noisy).max()), 1e-6))
+    noisy, clean = noisy * gain, clean * gain
+    info["level_dbfs"] = round(level, 2)
+    if kind == "mixture":
+        noisy, damage = _damage(rng, noisy, rate, config)
+        info |= damage
+    noisy, clean, gaps = _gaps(rng, noisy, clean, rate, config)
+    info |= gaps
+    return noisy, (noisy if kind == "clean_only" else clean), info
+
+
+def speech_crop(
+    rng: np.random.Generator, n: int, pool: Pool, config: MixtureConfig, rate: int
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """n samples of one voice at about -25 dBFS: utterances of one level joined with pauses, the first often cut."""
+    number = pool.draw(rng)
+    voice = pool.clips[number].voice
+    others = pool.by_voice[voice]
+    crop = np.zeros(n, np.float32)
+    files: list[str] = []
+    position = 0
+    inside = rng.random() < config.start_inside
+    if not inside:
+        position = min(int(rng.uniform(0, 0.5) * rate), n // 4)
+    while position < n - rate // 10:
+        clip = pool.clips[number]
+        start = 0
+        if inside:  # keep at least half a second, and no more than fits where the clip is longer than the crop
+            start = int(rng.integers(max(1, max(clip.samples - n, clip.samples - rate // 2) + 1)))
+            inside = False
+        x = pool.read(number, start, n - position)
+        gain = decibels(-25 - max(clip.level_db, -70) + rng.uniform(-2, 2))
+        crop[position : position + len(x)] = x * np.float32(gain)
+        fade = min(rate // 200, len(x))  # 5 ms at a cut, so that it does not click
+        if start:
+            crop[position : position + fade] *= np.linspace(0, 1, fade, dtype=np.float32)
+        files.append(clip.key)
+        position += len(x) + int(np.exp(rng.uniform(*np.log(config.pause_seconds))) * rate)
+        number = int(others[rng.integers(len(others))])
+    return crop, {"voice": voice, "speech": files}
+
+
+def noise_crop(
+    rng: np.random.Generator, n: int, sources: Sources, config: MixtureConfig, voice: str
+) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    """One to three noises at once, the loudest at RMS 1 and the others 0-12 dB below it."""
+    names = ["recorded", "babble", "speech_shaped", "coloured", "synthetic"]
+    weights = np.array([getattr(config, name) if name != "recorded" or len(sources.noise) else 0.0 for name in names])
+    counts = np.array(config.noise_counts) / sum(config.noise_counts)
+    total = np.zeros(n, np.float32)
+    drawn: list[dict[str, Any]] = []
+    for i in range(1 + int(rng.choice(len(counts), p=counts))):
+        name = names[int(rng.choice(len(names), p=weights / weights.sum()))]
+        noise = _draw_noise(rng, name, n, sources, voice)
+        audio = noise.audio
+        if rng.random() < config.equaliser:
+            audio = effects.apply_sections(effects.random_equaliser(rng, sources.rate, config.tilt_db), audio)
+        if rng.random() < config.noise_gain:
+            audio = audio * effects.wandering_gain(rng, n, sources.rate, config.noise_gain_db)
+        below = rng.uniform(0, 12) if i else 0.0
+        level = noise._replace(audio=audio).level(sources.rate)
+        if level > 1e-7:
+            total += audio * np.float32(decibels(-below) / level)
+            drawn.append(noise.info | {"below_db": round(below, 1)})
+    return total, drawn
+
+
+def _draw_noise(rng: np.random.Generator, name: str, n: int, sources: Sources, voice: str) -> noises.Noise:
+    if name == "recorded":
+        return noises.recorded(rng, n, sources.noise)
+    if name == "babble":
+        return noises.babble(rng, n, sources.speech, avoid=voice)
+    if name == "speech_shaped":
+        return noises.speech_shaped(rng, n, sources.speech, sources.rate)
+    if name == "coloured":
+        return noises.coloured(rng, n, sources.rate)
+    return noises.synthetic(rng, n, sources.rate)
+
+
+def at_snr(speech: np.ndarray, noise: np.ndarray, snr_db: float, rate: int) -> tuple[np.ndarray, float | None]:
+    """speech + scaled noise such that the active level of the speech is `snr_db` above the noise's; (mixture, the SNR
+    or None).
+
+    The speech is measured over its 20 ms frames within 30 dB of the loudest, the noise over all of the crop as
+    `noise_crop` left it (RMS 1 for its loudest part). Where either is silent there is no SNR: the sum is returned as
+    it is.
+    """
+    speech_db = active_level(speech, rate)
+    if not np.isfinite(speech_db) or not noise.any():
+        return speech + noise, None
+    return speech + noise * np.float32(decibels(speech_db - snr_db)), snr_db
+
+
+def _item_weights(config: MixtureConfig) -> list[float]:
+    return [1 - config.clean_only - config.noise_only, config.clean_only, config.noise_only]
+
+
+def _band_limits(
+    rng: np.random.Generator, rate: int, config: MixtureConfig, image: np.ndarray, clean: np.ndarray, noise: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+    """The same low-pass and high-pass for all three. Cut-offs are rounded so that the filters can be kept."""
+    sections: list[np.ndarray] = []
+    info: dict[str, Any] = {}
+    if rng.random() < config.lowpass:
+        cutoff = round(rng.uniform(*config.lowpass_hz) / 100) * 100
+        if cutoff < rate / 2:
+            sections.append(effects.lowpass_sections(cutoff, rate))
+            info["lowpass_hz"] = cutoff
+    if rng.random() < config.highpass:
+        cutoff = round(rng.uniform(*config.highpass_hz) / 10) * 10
+        sections.append(effects.highpass_sections(cutoff, rate))
+        info["highpass_hz"] = cutoff
+    if not sections:
+        return image, clean, noise, info
+    both = np.concatenate(sections)
+    filtered = effects.apply_sections(both, image)
+    return (
+        filtered,
+        filtered if clean is image else effects.apply_sections(both, clean),
+        effects.apply_sections(both, noise),
+        info,
+    )
+
+
+def _damage(
+    rng: np.random.Generator, noisy: np.ndarray, rate: int, config: MixtureConfig
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Overload and codecs, on the mixture alone."""
+    info: dict[str, Any] = {}
+    if rng.random() < config.clipping:
+        drive = rng.uniform(*config.clipping_db)
+        noisy = effects.clip(noisy, drive)
+        info["clipping_db"] = round(drive, 1)
+    if rng.random() < config.codec:
+        kind = str(rng.choice(["mu-law", "bits", "MP3", "OPUS"], p=[0.5, 0.33, 0.12, 0.05]))
+        if kind == "mu-law":
+            noisy = effects.mu_law(noisy)
+        elif kind == "bits":
+            bits = int(rng.integers(8, 13))
+            noisy = effects.quantise(noisy, bits)
+            kind = f"{bits} bits"
+        else:
+            noisy = effects.codec(noisy, rate, kind, rng.uniform(0.3, 0.97))
+        info["codec"] = kind
+    return noisy, info
+
+
+def _gaps(
+    rng: np.random.Generator, noisy: np.ndarray, clean: np.ndarray, rate: int, config: MixtureConfig
+) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+    """Lost packets and stretches of digital silence, in the mixture and the target alike."""
+    info: dict[str, Any] = {}
+    n = len(noisy)
+    keep = np.ones(n, np.float32)
+    if rng.random() < config.packet_loss:
+        loss = rng.uniform(*config.packet_loss_rate)
+        keep *= effects.lost_packets(rng, n, rate, loss)
+        info["packet_loss"] = round(loss, 3)
+    if rng.random() < config.silence:
+        length = min(n, int(rng.uniform(*config.silence_seconds) * rate))
+        start = int(rng.integers(n - length + 1))
+        keep[start : start + length] = 0
+        info["silence"] = [start, start + length]
+    if not info:
+        return noisy, clean, info
+    return noisy * keep, clean * keep, info
+
+
+def describe(config: MixtureConfig) -> dict[str, Any]:
+    """The configuration as a dict fit for JSON, for run folders and model cards."""
+    return asdict(config)

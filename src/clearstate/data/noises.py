@@ -1,0 +1,171 @@
+"""Noise to mix with speech: crops of recordings, babble and speech-shaped noise made from speech, and made-up tones,
+hums and clicks.
+
+Each function returns (noise float32 (n,), what was drawn). Levels are arbitrary: the mixture scales by `level`, the
+RMS, or for sparse kinds (clicks, beeps) the RMS of their loud frames, which a mean over the pauses would overdo.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy import fft, signal
+
+from clearstate.data.effects import decibels
+from clearstate.data.shards import active_level
+from clearstate.data.sources import Pool
+
+
+class Noise(NamedTuple):
+    audio: np.ndarray  # (n,) float32
+    info: dict[str, Any]
+    sparse: bool = False
+
+    def level(self, rate: int) -> float:
+        """RMS (of the loud frames if sparse)."""
+        if self.sparse:
+            return decibels(active_level(self.audio, rate))
+        return float(np.sqrt(np.dot(self.audio, self.audio) / len(self.audio)))
+
+
+def recorded(rng: np.random.Generator, n: int, pool: Pool) -> Noise:
+    """A crop of a recorded noise, sometimes played faster or slower; what is too short is repeated with cross-fades."""
+    number = pool.draw(rng)
+    clip = pool.clips[number]
+    speed = float(np.exp(rng.uniform(np.log(0.8), np.log(1.25)))) if rng.random() < 0.3 else 1.0
+    need = int(np.ceil(n * speed)) + 2
+    start = int(rng.integers(max(1, clip.samples - need + 1)))
+    x = pool.read(number, start, need)
+    if len(x) < need:
+        x = repeat(x, need, fade=min(800, len(x) // 4))
+        x = np.roll(x, int(rng.integers(need)))
+    if speed != 1.0:
+        # Linear interpolation dulls the top octave a little, which does not matter to a noise.
+        x = np.interp(np.arange(n) * speed, np.arange(len(x)), x).astype(np.float32)
+    info = {"kind": "recorded", "file": clip.key, "group": clip.owner, "start": start, "speed": round(speed, 3)}
+    return Noise(x[:n], info)
+
+
+def repeat(x: np.ndarray, n: int, fade: int) -> np.ndarray:
+    """`x` again and again, its end cross-faded over `fade` samples into its beginning, cut to n samples."""
+    if fade:
+        up = np.sin(np.linspace(0, np.pi / 2, fade, dtype=np.float32))  # equal power: the two ends are unrelated
+        x = np.concatenate([x[:fade] * up + x[-fade:] * up[::-1], x[fade:-fade]])
+    return np.tile(x, -(-n // len(x)))[:n]
+
+
+def babble(rng: np.random.Generator, n: int, speech: Pool, avoid: str, talkers: tuple[int, int] = (3, 8)) -> Noise:
+    """Several voices at once, each repeated where its clip is short; `avoid` is not among them, unless it is alone."""
+    count = int(rng.integers(talkers[0], talkers[1] + 1))
+    total = np.zeros(n, np.float32)
+    voices: list[str] = []
+    for _ in range(4 * count):
+        number = speech.draw(rng)
+        clip = speech.clips[number]
+        if clip.voice in voices or (clip.voice == avoid and len(speech.by_voice) > 1):
+            continue
+        x = speech.read(number, int(rng.integers(max(1, clip.samples - n + 1))), n)
+        if len(x) < n:
+            x = np.roll(repeat(x, n, 0), int(rng.integers(n)))
+        total += x * np.float32(decibels(rng.uniform(-6, 6) - clip.level_db))
+        voices.append(clip.voice)
+        if len(voices) == count:
+            break
+    return Noise(total, {"kind": "babble", "voices": voices})
+
+
+def speech_shaped(rng: np.random.Generator, n: int, speech: Pool, rate: int) -> Noise:
+    """Stationary noise with the long-term spectrum of a random stretch of speech."""
+    number = speech.draw(rng)
+    clip = speech.clips[number]
+    x = speech.read(number, int(rng.integers(max(1, clip.samples - 4 * rate + 1))), 4 * rate)
+    size = 512
+    if len(x) < size:
+        x = np.pad(x, (0, size - len(x)))
+    frames = x[: len(x) // size * size].reshape(-1, size) * np.hanning(size).astype(np.float32)
+    magnitude = np.sqrt((np.abs(fft.rfft(frames, axis=-1)) ** 2).mean(axis=0))  # (size / 2 + 1,)
+    return Noise(
+        shaped(rng, n, np.linspace(0, 1, len(magnitude)), magnitude), {"kind": "speech_shaped", "file": clip.key}
+    )
+
+
+def coloured(rng: np.random.Generator, n: int, rate: int) -> Noise:
+    """Noise whose power falls as f^-beta, from white (0) over pink (1) to brown (2), flat below 40 Hz."""
+    beta = float(rng.choice([0.0, 1.0, 2.0])) if rng.random() < 0.3 else float(rng.uniform(-0.5, 2.0))
+    frequency = np.linspace(0, 1, 513)
+    magnitude = np.maximum(frequency, 80 / rate) ** (-beta / 2)
+    return Noise(shaped(rng, n, frequency, magnitude), {"kind": "coloured", "beta": round(beta, 2)})
+
+
+def shaped(rng: np.random.Generator, n: int, frequency: np.ndarray, magnitude: np.ndarray) -> np.ndarray:
+    """Gaussian noise (n,) with the given magnitude over frequency (0..1 of half the sampling rate)."""
+    size = fft.next_fast_len(n, real=True)
+    spectrum = fft.rfft(rng.standard_normal(size, dtype=np.float32))
+    spectrum *= np.interp(np.linspace(0, 1, len(spectrum)), frequency, magnitude).astype(np.float32)
+    return fft.irfft(spectrum, size)[:n]
+
+
+def synthetic(rng: np.random.Generator, n: int, rate: int) -> Noise:
+    """One of: mains hum, a steady or gated tone, a siren, clicks, machine noise (amplitude-modulated)."""
+    kind = str(rng.choice(["hum", "beeps", "siren", "clicks", "machine"]))
+    sparse = kind in ("beeps", "clicks")
+    return Noise(_KINDS[kind](rng, n, rate).astype(np.float32, copy=False), {"kind": kind}, sparse)
+
+
+def _oscillator(n: int, rate: int, frequency: float) -> np.ndarray:
+    return np.exp(2j * np.pi * frequency / rate * np.arange(n)).astype(np.complex64)
+
+
+def _hum(rng: np.random.Generator, n: int, rate: int) -> np.ndarray:
+    mains = float(rng.choice([50.0, 60.0])) * rng.uniform(0.998, 1.002)
+    turn = _oscillator(n, rate, mains)
+    harmonics = int(rng.integers(2, 20))
+    decay = rng.uniform(0.3, 1.5)
+    total, power = np.zeros(n, np.float32), np.ones(n, np.complex64)
+    for h in range(1, harmonics + 1):
+        power = power * turn  # the h-th harmonic, for a multiplication instead of a cosine
+        amplitude = h**-decay * rng.uniform(0.1, 1) * (0.3 if h % 2 == 0 else 1)  # rectifiers favour odd harmonics
+        total += np.real(power * np.complex64(amplitude * np.exp(2j * np.pi * rng.random())))
+    return total + np.float32(0.02) * rng.standard_normal(n, dtype=np.float32)
+
+
+def _beeps(rng: np.random.Generator, n: int, rate: int) -> np.ndarray:
+    frequency = float(np.exp(rng.uniform(np.log(200), np.log(0.45 * rate))))
+    tone = np.real(_oscillator(n, rate, frequency))
+    if rng.random() < 0.5:
+        tone = tone + rng.uniform(0.1, 0.7) * np.real(_oscillator(n, rate, min(2 * frequency, 0.48 * rate)))
+    if rng.random() < 0.3:
+        return tone  # steady
+    period, duty = rng.uniform(0.15, 1.5) * rate, rng.uniform(0.1, 0.8)
+    phase = (np.arange(n) + rng.uniform(0, period)) % period
+    ramp = 0.003 * rate
+    return tone * np.clip(np.minimum(phase, duty * period - phase) / ramp, 0, 1)
+
+
+def _siren(rng: np.random.Generator, n: int, rate: int) -> np.ndarray:
+    low, high = np.sort(np.exp(rng.uniform(np.log(200), np.log(0.4 * rate), 2)))
+    speed = rng.uniform(0.1, 4.0)  # Hz
+    frequency = low + (high - low) * (0.5 + 0.5 * np.sin(2 * np.pi * (speed * np.arange(n) / rate + rng.random())))
+    return np.sin(2 * np.pi * np.cumsum(frequency) / rate)
+
+
+def _clicks(rng: np.random.Generator, n: int, rate: int) -> np.ndarray:
+    count = max(1, int(rng.poisson(rng.uniform(1, 15) * n / rate)))
+    impulses = np.zeros(n, np.float32)
+    impulses[rng.integers(n, size=count)] = rng.standard_normal(count) * np.exp(rng.uniform(-2, 0, count))
+    length = int(np.exp(rng.uniform(np.log(0.001), np.log(0.04))) * rate)
+    body = rng.standard_normal(length, dtype=np.float32) * np.exp(-np.linspace(0, 5, length, dtype=np.float32))
+    return signal.oaconvolve(impulses, body)[:n]
+
+
+def _machine(rng: np.random.Generator, n: int, rate: int) -> np.ndarray:
+    carrier = coloured(rng, n, rate).audio
+    rhythm = 0.5 + 0.5 * np.real(
+        _oscillator(n, rate, rng.uniform(2, 40)) * np.complex64(np.exp(2j * np.pi * rng.random()))
+    )
+    depth = rng.uniform(0.4, 1.0)
+    return carrier * (1 - depth + depth * rhythm ** rng.uniform(1, 6))
+
+
+_KINDS = {"hum": _hum, "beeps": _beeps, "siren": _siren, "clicks": _clicks, "machine": _machine}

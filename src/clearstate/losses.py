@@ -1,0 +1,261 @@
+"""Training losses: functions of tensors, one number for each item of a batch.
+
+    s clean, x noisy, y estimate: waveforms (b, n); S, X, Y their spectra (b, t, f)
+    c compression exponent;  g level: 1 / RMS of the noisy signal
+
+Every function returns (b,) and never averages over the batch. The training loop takes the mean, so that a batch split
+over two processes gives the gradient of the whole batch, and a single item can be masked.
+"""
+
+from collections.abc import Callable
+from functools import lru_cache
+from itertools import permutations
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+FLOOR = 1e-6  # power below which compression becomes linear: 60 dB under a bin of unit power
+
+
+# ------------------------------------------------------------------------------------------------ waveforms
+
+
+def level(noisy: Tensor) -> Tensor:
+    """The gain (b, 1) that brings each noisy signal (b, n) to an RMS of 1; digital silence keeps its level.
+
+    Losses on compressed spectra depend on level: without this a loud item weighs more than a quiet one.
+    """
+    rms = noisy.square().mean(-1, keepdim=True).sqrt()
+    return torch.where(rms > 1e-6, 1 / rms.clamp_min(1e-6), torch.ones_like(rms))
+
+
+def l1(estimate: Tensor, clean: Tensor) -> Tensor:
+    """mean |y - s|, (b, n) to (b,)."""
+    return (estimate - clean).abs().mean(-1)
+
+
+def negative_snr(estimate: Tensor, clean: Tensor, ceiling: float = 60.0) -> Tensor:
+    """-10 log10( |s|² / (|s - y|² + tau |s|²) ) in dB, (..., n) to (...).
+
+    The error is floored at `ceiling` dB under the target (tau = 10^(-ceiling/10)) as in Wisdom et al. 2020
+    (arXiv:2006.12701, eq. 2): without it the best items of a batch pull hardest.
+    """
+    tau = 10 ** (-ceiling / 10)
+    target = clean.square().sum(-1)
+    error = (clean - estimate).square().sum(-1)
+    return 10 * torch.log10((error + tau * target + 1e-10) / (target + 1e-10))
+
+
+def negative_si_sdr(estimate: Tensor, clean: Tensor) -> Tensor:
+    """-10 log10( |a s|² / |y - a s|² ), a = <y, s> / |s|², both without their mean; (..., n) to (...).
+
+    Le Roux et al. 2019 (arXiv:1811.02508, eq. 3). It leaves the level of the output free: alone it is no loss for a
+    model whose output somebody listens to.
+    """
+    estimate = estimate - estimate.mean(-1, keepdim=True)
+    clean = clean - clean.mean(-1, keepdim=True)
+    scale = (estimate * clean).sum(-1, keepdim=True) / (clean.square().sum(-1, keepdim=True) + 1e-10)
+    target = (scale * clean).square().sum(-1)
+    error = (estimate - scale * clean).square().sum(-1)
+    return 10 * torch.log10((error + 1e-10) / (target + 1e-10))
+
+
+def log_error(estimate: Tensor, clean: Tensor, noisy: Tensor, ceiling: float = 30.0) -> Tensor:
+    """Logarithmic error to target ratio, not scale invariant and defined for a silent target; dB, (b, n) to (b,).
+
+        10 log10( (|s - y|² + tau (|s|² + |x|²)) / (|s|² + tau |x|²) ),   tau = 10^(-ceiling/10)
+
+    For speech it is the negative SNR, floored at `ceiling` dB. For a noise-only item (s = 0) it is the output's
+    energy under the input's, from 0 dB at silence to `ceiling` dB when everything passes: the zero-target form of
+    Wisdom et al. 2021 (arXiv:2011.00803, section 2), here joined with their floor in one formula so that very quiet
+    targets lie between the two.
+    """
+    tau = 10 ** (-ceiling / 10)
+    target = clean.square().sum(-1)
+    mixture = noisy.square().sum(-1)
+    error = (clean - estimate).square().sum(-1)
+    return 10 * torch.log10((error + tau * (target + mixture) + 1e-10) / (target + tau * mixture + 1e-10))
+
+
+class Assigned(NamedTuple):
+    loss: Tensor  # (b,) mean over the sources at the best assignment
+    order: Tensor  # (b, sources): estimate order[i] belongs to target i
+
+
+def permutation_invariant(
+    pair_loss: Callable[[Tensor, Tensor], Tensor], estimates: Tensor, targets: Tensor
+) -> Assigned:
+    """The loss of the best assignment of estimates to targets, both (b, sources, n).
+
+    Utterance-level permutation invariant training, Kolbaek et al. 2017 (arXiv:1703.06284). All s! assignments are
+    tried over the s x s matrix of pair losses, which is computed once.
+
+    Args:
+        pair_loss: from (b, s, s, n), (b, s, s, n) to (b, s, s), for instance `negative_snr`.
+    Raises:
+        ValueError: if the numbers of sources differ, or exceed 4 (s! assignments).
+    """
+    sources = targets.shape[1]
+    if estimates.shape != targets.shape or sources > 4:
+        raise ValueError(
+            f"permutation_invariant got estimates {tuple(estimates.shape)} and targets {tuple(targets.shape)}: "
+            "both must be (batch, sources, samples) with 1 to 4 sources"
+        )
+    pairs = pair_loss(
+        estimates[:, None].expand(-1, sources, -1, -1), targets[:, :, None].expand(-1, -1, sources, -1)
+    )  # (b, target, estimate)
+    orders = torch.tensor(list(permutations(range(sources))), device=pairs.device)  # (s!, s)
+    rows = torch.arange(sources, device=pairs.device)
+    losses = pairs[:, rows, orders].mean(-1)  # (b, s!)
+    best = losses.argmin(-1)
+    return Assigned(losses.gather(1, best[:, None])[:, 0], orders[best])
+
+
+# -------------------------------------------------------------------------------------------------- spectra
+
+
+@lru_cache(maxsize=32)
+def _window(n_fft: int, device: torch.device) -> Tensor:
+    window = torch.hann_window(n_fft, device=device)
+    return window / window.square().sum().sqrt()  # white noise of RMS 1 has bins of power 1 at every n_fft
+
+
+def spectrum(x: Tensor, n_fft: int, hop: int) -> Tensor:
+    """STFT (b, n) to (b, t, f) complex, Hann window of unit energy, frames centred; any n >= 1 (samples)."""
+    frames = torch.stft(
+        x.float(), n_fft, hop, window=_window(n_fft, x.device), center=True, pad_mode="constant", return_complex=True
+    )
+    return frames.transpose(1, 2)
+
+
+def waveform(spec: Tensor, n_fft: int, hop: int, samples: int) -> Tensor:
+    """The inverse of `spectrum`: (b, t, f) complex to (b, samples)."""
+    return torch.istft(spec.transpose(1, 2), n_fft, hop, window=_window(n_fft, spec.device), length=samples)
+
+
+class Compressed(NamedTuple):
+    magnitude: Tensor  # (b, t, f): |S|^c
+    spectrum: Tensor  # (b, t, f, 2): |S|^c exp(j arg S), real and imaginary part
+
+
+def compress(spec: Tensor, exponent: float = 0.3, floor: float = FLOOR) -> Compressed:
+    """|S|^c and |S|^c e^(j arg S) of a complex spectrum (b, t, f), with finite gradients at S = 0.
+
+    |S|² is raised by `floor` first; the gradient of |S|^c then stays under floor^((c-1)/2).
+    """
+    parts = torch.view_as_real(spec)  # (b, t, f, 2)
+    power = parts.square().sum(-1) + floor
+    magnitude = power.pow(exponent / 2)
+    return Compressed(magnitude, parts * (magnitude * power.rsqrt())[..., None])
+
+
+def magnitude_loss(estimate: Compressed, clean: Compressed) -> Tensor:
+    """mean (|Y|^c - |S|^c)², to (b,). Ephrat et al. 2018 (arXiv:1804.03619) with c = 0.3."""
+    return (estimate.magnitude - clean.magnitude).square().mean((1, 2))
+
+
+def complex_loss(estimate: Compressed, clean: Compressed) -> Tensor:
+    """mean | |Y|^c e^(j arg Y) - |S|^c e^(j arg S) |², to (b,): the squared error of a complex bin."""
+    return (estimate.spectrum - clean.spectrum).square().sum(-1).mean((1, 2))
+
+
+RESOLUTIONS = ((256, 128), (1024, 512))  # (n_fft, hop) in samples
+
+
+def multi_resolution_loss(
+    estimate: Tensor, clean: Tensor, resolutions: tuple[tuple[int, int], ...] = RESOLUTIONS, exponent: float = 0.3
+) -> Tensor:
+    """mean over resolutions of mean | |Y|^c - |S|^c |, (b, n) to (b,).
+
+    Several window lengths, after Yamamoto et al. 2020 (arXiv:1910.11480); the compressed magnitude stands in for
+    their logarithm, whose gradient is largest where nobody hears anything.
+    """
+    total = estimate.new_zeros(len(estimate))
+    for n_fft, hop in resolutions:
+        ours = compress(spectrum(estimate, n_fft, hop), exponent).magnitude
+        theirs = compress(spectrum(clean, n_fft, hop), exponent).magnitude
+        total = total + (ours - theirs).abs().mean((1, 2))
+    return total / len(resolutions)
+
+
+# ---------------------------------------------------------------------------------------------------- phase
+
+
+def phase(spec: Tensor, floor: float = FLOOR) -> Tensor:
+    """arg S in (-pi, pi]; a bin whose power is under `floor` has no phase to speak of: 0, and no gradient.
+
+    The gradient of arg S is 1 / |S|, which the floor bounds.
+    """
+    heard = spec.real.square() + spec.imag.square() > floor
+    return torch.where(heard, torch.where(heard, spec, torch.ones_like(spec)).angle(), torch.zeros_like(spec.real))
+
+
+def anti_wrap(x: Tensor) -> Tensor:
+    """|x - 2 pi round(x / 2 pi)|: the distance of an angle from the nearest multiple of 2 pi, in [0, pi].
+
+    >>> anti_wrap(torch.tensor([0.0, 3.0, 6.2831855, -9.0])).round(decimals=3)
+    tensor([0.0000, 3.0000, 0.0000, 2.7170])
+    """
+    return (x - 2 * torch.pi * torch.round(x / (2 * torch.pi))).abs()
+
+
+class PhaseLosses(NamedTuple):
+    instantaneous: Tensor  # (b,) each
+    group_delay: Tensor
+    frequency: Tensor
+
+
+def phase_losses(estimate: Tensor, clean: Tensor) -> PhaseLosses:
+    """Anti-wrapped errors of phase, of its difference along frequency and along time; phases (b, t, f) to (b,).
+
+    Instantaneous phase, group delay and instantaneous angular frequency, Ai & Ling 2023 (arXiv:2211.15974, eqs.
+    5-7), as MP-SENet uses them (arXiv:2305.13686). Plain first differences, no extra edge bin. A signal of a single
+    frame has no difference along time: that term is 0.
+    """
+    error = estimate - clean
+    along_time = anti_wrap(error.diff(dim=1))
+    return PhaseLosses(
+        anti_wrap(error).mean((1, 2)),
+        anti_wrap(error.diff(dim=2)).mean((1, 2)),
+        along_time.mean((1, 2)) if along_time.shape[1] else error.new_zeros(len(error)),
+    )
+
+
+def consistency_loss(spec: Tensor, n_fft: int, hop: int, samples: int, exponent: float = 0.3) -> Tensor:
+    """mean | Y_c - STFT(iSTFT(Y))_c |² of a predicted spectrum Y (b, t, f), both compressed; to (b,).
+
+    Zero for the spectrum of a real signal; MP-SENet 2024 (arXiv:2308.08926), Zadorozhnyy et al. 2022 for the idea.
+    """
+    again = spectrum(waveform(spec, n_fft, hop, samples), n_fft, hop)
+    return complex_loss(compress(spec, exponent), compress(again, exponent))
+
+
+# ------------------------------------------------------------------------------------------------ distillation
+
+
+def output_distillation(student: Tensor, teacher: Tensor, n_fft: int, hop: int) -> Tensor:
+    """MSE of magnitude + 0.3 phase + 0.5 complex spectrum, compressed, to a teacher's output; (b, n) to (b,).
+
+    The weights of RT-SEMamba (arXiv:2608.12099). Departure: the phase error is wrapped before it is squared; theirs
+    is not, and counts an angle of 2 pi as an error.
+    """
+    ours, theirs = spectrum(student, n_fft, hop), spectrum(teacher, n_fft, hop)
+    a, b = compress(ours), compress(theirs)
+    turned = anti_wrap(phase(ours) - phase(theirs)).square().mean((1, 2))
+    return magnitude_loss(a, b) + 0.3 * turned + 0.5 * complex_loss(a, b) / 2  # their complex term is per component
+
+
+def feature_distillation(student: Tensor, teachers: list[Tensor]) -> Tensor:
+    """MSE between a student's block output and the mean of its teacher's blocks, (b, ...) to (b,).
+
+    Each teacher block and the student are brought to zero mean and unit deviation over everything but the batch
+    (RT-SEMamba, arXiv:2608.12099).
+    """
+
+    def normal(x: Tensor) -> Tensor:
+        return F.layer_norm(x, x.shape[1:])
+
+    target = torch.stack([normal(t) for t in teachers]).mean(0)
+    return (normal(student) - target).square().flatten(1).mean(1)

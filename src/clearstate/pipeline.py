@@ -1,0 +1,319 @@
+"""The way of one signal through a model: any rate and channel count in, the same out, chunk by chunk.
+
+    x ── to the model's rate ── model, one batch item a channel ── one gain for all channels ─┐
+    │                                                                                         ├─ (noisy, enhanced)
+    └──────────────── wait ──────────────── x + up(enhanced − noisy) + (g − 1)(x − up(noisy)) ┘
+
+`Chain` is that drawing; files (`restore.py`) and live sound (`streaming.py`) both run it. The sum on the right adds
+what the model changed to the input itself, so a model that changes nothing gives the input back bit for bit, at any
+rate. x − up(noisy) is what the model's rate cannot hold (above 8 kHz for a 16 kHz model); g follows what the model
+does to the octave below.
+
+Arrays are NumPy, (channels, n); a `pair` is (2, channels, n): the noisy signal and the enhanced one, on the model's
+time grid and equally delayed.
+"""
+
+from math import ceil
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from clearstate.audio.resample import Resampler
+
+Array = NDArray[Any]
+
+PIECE_SECONDS = 4.0  # a causal model sees at most this much at a time: bounds the memory
+BLOCK_SECONDS = 12.0  # a non-causal one sees blocks of this length ...
+OVERLAP_SECONDS = 2.0  # ... that overlap by this much ...
+FADE_SECONDS = 0.5  # ... and are cross-faded over the middle of the overlap; the rest is context
+LINK_SECONDS = 0.016  # hop of the spectra in which channels share a gain
+GAIN_SECONDS = 0.004  # hop of the gain above the model's band
+GAIN_FALL_SECONDS = 0.050  # time constant; slower than speech's pauses are short, so that hiss does not flutter
+GAIN_RISE_SECONDS = 0.004
+SILENCE = 1e-30  # power; float32 keeps its precision above, and nothing audible is below
+
+
+class Runner(Protocol):
+    """A model with its state: samples at the model's rate in, pairs out, `delay` samples late."""
+
+    delay: int
+    grid: int  # what has come out is always a multiple of this many samples, but for the very end
+
+    def push(self, x: Array) -> Array: ...
+    def finish(self) -> Array: ...
+
+
+class Chain:
+    """One signal's way through a model; holds the only state there is between chunks.
+
+    Args:
+        model: an enhancement model (see `clearstate.models`); causal ones run as one stream, others in blocks.
+        sample_rate: of the signal, in Hz.
+        channels: rows of every chunk.
+        strength: the most by which anything is attenuated, in dB; None for all that the model removes.
+    """
+
+    def __init__(self, model: torch.nn.Module, sample_rate: int, channels: int, strength: float | None = None) -> None:
+        self.wet = 1.0 if strength is None else 1.0 - 10 ** (-strength / 20)
+        self.channels = channels
+        model_rate = int(model.sample_rate)
+        self.piece = max(1, int(PIECE_SECONDS * sample_rate))
+        self.runner: Runner = CausalRunner(model, channels) if model.causal else BlockRunner(model, channels)
+        grid = self.runner.grid
+        self.link = Link(channels, grid * ceil(LINK_SECONDS * model_rate / grid)) if channels > 1 else None
+        self.delay = self.runner.delay + (self.link.delay if self.link else 0)  # of the pairs, at the model's rate
+
+        self.down = self.up = self.gain = None
+        if sample_rate != model_rate:
+            self.down = Resampler(sample_rate, model_rate, channels)
+            self.up = Resampler(model_rate, sample_rate, 2 * channels)
+            self.gain = HighGain(model_rate, grid, start=-self.delay)
+        self._dry = np.zeros((channels, 0), dtype=np.float32)  # input that waits for its enhanced form
+        self._early = self.delay  # pairs still to drop, so that the rest is aligned with the input
+        self._received = self._produced = 0  # samples, at the signal's rate
+
+    @property
+    def latency(self) -> int | None:
+        """Samples after an input sample that must be known before its output is, whatever the chunks; None: unbounded."""
+        if not isinstance(self.runner, CausalRunner):
+            return None
+        late = self.delay + (self.link.hop if self.link else self.runner.grid) - 1
+        if not (self.up and self.down):
+            return late
+        return (self.up.lookahead + late) * self.down.down // self.down.up + self.down.lookahead
+
+    def push(self, x: Array) -> Array:
+        """All output that the input so far determines, aligned with the input: x (channels, n) -> (channels, m)."""
+        if x.shape[1] <= self.piece:
+            return self._push(x)
+        starts = range(0, x.shape[1], self.piece)
+        return np.concatenate([self._push(x[:, start : start + self.piece]) for start in starts], axis=1)
+
+    def finish(self) -> Array:
+        """The rest: after it, there has been exactly as much output as input."""
+        parts = []
+        if self.down:
+            parts.append(self._mix(self._pairs(self.runner.push(self.down.flush()))))
+        parts.append(self._mix(self._pairs(self.runner.finish())))
+        if self.link:
+            parts.append(self._mix(self._aligned(self.link.finish())))
+        if self.up:
+            silence = np.zeros((2, self.channels, self.up.lookahead + 1), dtype=np.float32)
+            parts.append(self._mix(silence))
+        return np.concatenate(parts, axis=1)
+
+    def _push(self, x: Array) -> Array:
+        self._received += x.shape[1]
+        self._dry = np.concatenate([self._dry, x], axis=1) if self._dry.shape[1] else x
+        return self._mix(self._pairs(self.runner.push(self.down.push(x) if self.down else x)))
+
+    def _pairs(self, pair: Array) -> Array:
+        return self._aligned(self.link.push(pair) if self.link else pair)
+
+    def _aligned(self, pair: Array) -> Array:
+        """Without the first `delay` samples of all."""
+        if self.gain:
+            self.gain.push(pair)
+        early = min(self._early, pair.shape[2])
+        self._early -= early
+        return pair[:, :, early:]
+
+    def _mix(self, pair: Array) -> Array:
+        """Output at the signal's rate from aligned pairs at the model's rate and the input that waited."""
+        if self.up and self.down and self.gain:
+            noisy, enhanced = pair
+            both = self.up.push(np.concatenate([enhanced - noisy, noisy]))  # (2 channels, m)
+            change, low = both[: self.channels], both[self.channels :]
+            start = self.up.produced - both.shape[1]
+            gain = self.gain.at(start, self.up.produced, self.down.up, self.down.down)  # (m,)
+        else:
+            change = low = pair[1]
+            gain = None
+        count = min(change.shape[1], self._received - self._produced)
+        self._produced += count
+        x, self._dry = self._dry[:, :count], self._dry[:, count:]
+        if gain is not None:
+            y = x + self.wet * (change[:, :count] + (gain[:count] - 1) * (x - low[:, :count]))
+        elif self.wet == 1.0:
+            y = change[:, :count]
+        else:
+            y = x + self.wet * (change[:, :count] - x)
+        return y.astype(x.dtype, copy=False)
+
+
+class CausalRunner:
+    """A causal model as one endless stream: the state is carried, so chunking changes nothing."""
+
+    def __init__(self, model: torch.nn.Module, channels: int) -> None:
+        self.model, self.delay = model, int(model.latency)
+        self.hop = self.grid = int(model.hop)
+        self.device = device_of(model)
+        self.state = model.init_state(channels)
+        self._held = np.zeros((channels, 0), dtype=np.float32)  # less than a hop
+        self._noisy = np.zeros((channels, self.delay), dtype=np.float32)  # to come out beside its enhanced form
+
+    def push(self, x: Array) -> Array:
+        held = np.concatenate([self._held, x.astype(np.float32, copy=False)], axis=1)
+        whole = held.shape[1] // self.hop * self.hop
+        if not whole:
+            self._held = held
+            return np.zeros((2, len(x), 0), dtype=np.float32)
+        ready, self._held = held[:, :whole], held[:, whole:].copy()
+        with torch.inference_mode():
+            y, self.state = self.model.step(torch.from_numpy(ready).to(self.device), self.state)
+        noisy = np.concatenate([self._noisy, ready], axis=1)
+        self._noisy = noisy[:, whole:].copy()
+        return np.stack([noisy[:, :whole], y.cpu().numpy()])
+
+    def finish(self) -> Array:
+        """Silence follows, until everything pushed has come out."""
+        return self.push(np.zeros((len(self._held), self.delay + self.hop - 1), dtype=np.float32))
+
+
+class BlockRunner:
+    """A non-causal model on overlapping blocks: context at both ends, a cross-fade where they meet.
+
+    A signal of up to BLOCK_SECONDS is one block: exactly the model's `forward`. The blocks lie on a fixed grid from the
+    start of the signal, so the result does not depend on the chunks in which it arrives.
+    """
+
+    delay = 0
+
+    def __init__(self, model: torch.nn.Module, channels: int) -> None:
+        self.model = model
+        self.device = device_of(model)
+        self.grid = max(1, int(model.sample_rate) // 20)
+        self.length, overlap, fade = (round(20 * s) * self.grid for s in (BLOCK_SECONDS, OVERLAP_SECONDS, FADE_SECONDS))
+        self.hop = self.length - overlap
+        self.context = (overlap - fade) // 2  # samples at each end whose output is not used
+        self.ramp = (np.arange(fade, dtype=np.float32) + 0.5) / fade
+        self._held = np.zeros((channels, 0), dtype=np.float32)
+        self._fading: Array | None = None  # the end of the block before, in the place of the cross-fade
+
+    def push(self, x: Array) -> Array:
+        self._held = np.concatenate([self._held, x.astype(np.float32, copy=False)], axis=1)
+        parts = [np.zeros((2, len(x), 0), dtype=np.float32)]
+        while self._held.shape[1] > self.length:  # never equal: the last block then has more than an overlap of its own
+            parts.append(self._block(self._held[:, : self.length], last=False))
+            self._held = self._held[:, self.hop :].copy()
+        return np.concatenate(parts, axis=2)
+
+    def finish(self) -> Array:
+        return self._block(self._held, last=True)
+
+    def _block(self, noisy: Array, last: bool) -> Array:
+        if not noisy.shape[1]:
+            return np.zeros((2, len(noisy), 0), dtype=np.float32)
+        with torch.inference_mode():
+            y = self.model(torch.from_numpy(np.ascontiguousarray(noisy)).to(self.device)).cpu().numpy()
+        fade, start = len(self.ramp), 0
+        end = y.shape[1] if last else self.hop + self.context
+        if self._fading is not None:
+            start = self.context
+            meet = slice(start, start + fade)
+            y = y.copy()
+            y[:, meet] = self._fading + self.ramp * (y[:, meet] - self._fading)
+        self._fading = None if last else y[:, end : end + fade].copy()
+        return np.stack([noisy[:, start:end], y[:, start:end]])
+
+
+class Link:
+    """One gain for all channels at each time and frequency, so that the stereo image stays where it was.
+
+    The model enhanced every channel by itself. The gain is the one that, given to all channels alike, comes closest to
+    those in the sense of least squares, over channels c,
+
+        G = sum_c Y_c X_c* / sum_c |X_c|^2,   output G X_c,
+
+    so it is weighted towards the loud channels, differences of level and phase between channels stay, and channels that
+    are equal come out as the model's own output. |G|^2 sum |X|^2 <= sum |Y|^2: it never adds power to what the model gave.
+
+    Spectra have a square-root Hann window of 2 hop; the output trails by `delay` = hop samples.
+    """
+
+    def __init__(self, channels: int, hop: int) -> None:
+        self.hop = self.delay = hop
+        self.window = np.sin(np.pi * np.arange(2 * hop) / (2 * hop)).astype(np.float32)  # periodic: the squares add to 1
+        self._held = np.zeros((2, channels, hop), dtype=np.float32)
+        self._tail = np.zeros((2, channels, hop), dtype=np.float32)  # the second half of the last frame
+
+    def push(self, pair: Array) -> Array:
+        held = np.concatenate([self._held, pair], axis=2)
+        count = held.shape[2] // self.hop - 1  # frames
+        self._held = held[:, :, count * self.hop :].copy()
+        if not count:
+            return np.zeros((*pair.shape[:2], 0), dtype=np.float32)
+        halves = held[:, :, : (count + 1) * self.hop].reshape(*pair.shape[:2], count + 1, self.hop)
+        frames = np.concatenate([halves[:, :, :-1], halves[:, :, 1:]], axis=3) * self.window  # (2, c, t, 2 hop)
+        x, y = np.fft.rfft(frames)  # (c, t, f) each
+        gain = (y * x.conj()).sum(0) / ((x.real**2 + x.imag**2).sum(0) + SILENCE)  # (t, f)
+        linked = np.fft.irfft(gain * x, n=2 * self.hop)  # (c, t, 2 hop)
+        frames = np.stack([frames[0], linked.astype(np.float32)]) * self.window
+        first, second = frames[..., : self.hop], frames[..., self.hop :]
+        first[:, :, 0] += self._tail
+        first[:, :, 1:] += second[:, :, :-1]
+        self._tail = second[:, :, -1].copy()
+        return first.reshape(*pair.shape[:2], count * self.hop)
+
+    def finish(self) -> Array:
+        return self.push(np.zeros((*self._held.shape[:2], 2 * self.hop - 1), dtype=np.float32))
+
+
+class HighGain:
+    """What happens above the model's band: a smooth gain that follows what the model does to its top octave.
+
+    Every hop, the energies of both signals between a quarter and half of the model's rate are compared, over all channels
+    together; the root of their ratio, at most 1, is the gain that the next hop moves to. It rises within milliseconds
+    (an "s" starts at once) and falls slowly.
+    """
+
+    def __init__(self, rate: int, grid: int, start: int) -> None:
+        # A divisor of the grid on which the model's output comes: then the gain never waits for more than that does.
+        longest = max(1, int(GAIN_SECONDS * rate))
+        self.hop = next(h for h in range(longest, 0, -1) if grid % h == 0)
+        self.window = np.hanning(2 * self.hop + 1)[:-1].astype(np.float32)
+        self.rise = 1 - np.exp(-self.hop / (GAIN_RISE_SECONDS * rate))
+        self.fall = 1 - np.exp(-self.hop / (GAIN_FALL_SECONDS * rate))
+        self._held: Array | None = None  # the last hop
+        self._now: float | None = None  # the gain, once there was something to take it from
+        self._curve = np.zeros(0)  # one value a sample, at the model's rate
+        self._curve_from = start  # before the signal by the delay of the pairs
+
+    def push(self, pair: Array) -> None:
+        """Extend the curve by what these samples determine."""
+        before = np.zeros((*pair.shape[:2], self.hop), dtype=np.float32) if self._held is None else self._held
+        held = np.concatenate([before, pair], axis=2)
+        count = held.shape[2] // self.hop - 1
+        self._held = held[:, :, count * self.hop :].copy()
+        if not count:
+            return
+        halves = held[:, :, : (count + 1) * self.hop].reshape(*pair.shape[:2], count + 1, self.hop)
+        spectra = np.fft.rfft(np.concatenate([halves[:, :, :-1], halves[:, :, 1:]], axis=3) * self.window)
+        top = spectra[..., self.hop // 2 :]
+        noisy, enhanced = (top.real**2 + top.imag**2).sum(axis=(1, 3))  # (t,) each
+        self._curve = np.concatenate([self._curve, *(self._ramp(n, e) for n, e in zip(noisy, enhanced, strict=True))])
+
+    def _ramp(self, noisy: float, enhanced: float) -> Array:
+        if noisy <= SILENCE:
+            self._now = None  # nothing to follow: the next sound sets the gain at once
+            return np.ones(self.hop)
+        target = min(1.0, float(np.sqrt(enhanced / noisy)))
+        before = target if self._now is None else self._now
+        self._now = before + (self.rise if target > before else self.fall) * (target - before)
+        return before + (self._now - before) * np.arange(1, self.hop + 1) / self.hop
+
+    def at(self, start: int, end: int, up: int, down: int) -> Array:
+        """The gain at output samples start .. end, which lie `up / down` model samples apart; forgets what lies before."""
+        instants = np.arange(start, end) * up / down
+        known = np.arange(self._curve_from, self._curve_from + len(self._curve))
+        gain = np.interp(instants, known, self._curve) if len(known) else np.ones(len(instants))
+        past = min(max(0, end * up // down - 1 - self._curve_from), max(0, len(self._curve) - 1))
+        self._curve, self._curve_from = self._curve[past:], self._curve_from + past
+        return gain
+
+
+def device_of(model: torch.nn.Module) -> torch.device:
+    """Where the model's parameters are; the CPU for a model without any."""
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))

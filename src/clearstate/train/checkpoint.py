@@ -1,0 +1,66 @@
+"""Checkpoints: everything a run needs to go on as if it had not stopped, written so that a kill cannot spoil them."""
+
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+
+NAME = "checkpoint.pt"
+
+
+def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+    """Call `write(file)` on a temporary name, flush to the disk, then move: `path` is old or new, never half."""
+    temporary = path.with_name(path.name + ".part")
+    with open(temporary, "wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def save(folder: Path, state: dict[str, Any]) -> None:
+    """Write `state` (tensors and plain values) as the folder's checkpoint."""
+    write_atomically(folder / NAME, lambda file: torch.save(state, file))
+
+
+def load(folder: Path) -> dict[str, Any] | None:
+    """The folder's checkpoint, None if there is none.
+
+    Raises:
+        ValueError: for a file that is no checkpoint of ours, with the two ways on.
+    """
+    path = folder / NAME
+    if not path.is_file():
+        return None
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(
+            f"{path} cannot be read ({error}): restore it from a copy, or remove it to start this run afresh"
+        ) from error
+
+
+def random_state() -> dict[str, Any]:
+    """The generators of this process: torch (CPU and GPU), NumPy's global one and Python's."""
+    kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)  # type: ignore[misc]  # a union of two forms
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+        "numpy": [kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, gauss],
+        "python": random.getstate(),
+    }
+
+
+def restore_random_state(state: dict[str, Any]) -> None:
+    """Put the generators back as `random_state` found them."""
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+    kind, keys, position, has_gauss, gauss = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
+    version, numbers, gauss_next = state["python"]
+    random.setstate((version, tuple(numbers), gauss_next))

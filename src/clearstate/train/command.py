@@ -1,0 +1,61 @@
+"""The verb `train`: from a recipe to a finished run."""
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from clearstate.train.recipe import Recipe, RecipeError, load_recipe, nearest
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from clearstate.train.loop import Outcome
+
+
+def run_recipe(recipe: Recipe, *, quiet: bool = False) -> "Outcome":
+    """Build the model, open the audio, train."""
+    import torch
+
+    torch.manual_seed(recipe.seed)
+    model = build_model(recipe)
+
+    from clearstate.train.items import open_items, open_pairs
+    from clearstate.train.loop import Run
+
+    rate = int(model.sample_rate)  # type: ignore[arg-type]  # every model of ours has one
+    return Run(recipe, model, open_items(recipe, rate), open_pairs(recipe, rate), quiet=quiet).run()
+
+
+def build_model(recipe: Recipe) -> "nn.Module":
+    """The model of a recipe, with the start weights if it names some.
+
+    Raises:
+        RecipeError: for an unknown model or an unknown field of its configuration.
+    """
+    from clearstate import models
+
+    name, config = recipe.model.name, recipe.model.config
+    if name not in models.PRESETS:
+        raise RecipeError(f"unknown model model.name={name!r}" + nearest(name, list(models.PRESETS)))
+    known = vars(models.build(name).config)
+    for key in config:
+        if key not in known:
+            raise RecipeError(f"unknown key model.config.{key}" + nearest(key, list(known)))
+    model = models.build(name, **config)
+    if recipe.model.start is not None:
+        model.load_state_dict(models.load_model(recipe.model.start).state_dict())
+    return model
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """`RECIPE [key=value ...]`; returns the exit code: 0 finished, 2 a recipe that cannot run, 128 + n stopped by signal n."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given or given[0] in ("-h", "--help"):
+        print("usage: python -m clearstate.train RECIPE [key=value ...]", file=sys.stderr)
+        return 0 if given else 2
+    try:
+        outcome = run_recipe(load_recipe(given[0], given[1:]))
+    except RecipeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0 if outcome.finished else 128 + outcome.signal

@@ -1,0 +1,347 @@
+"""The training loop: one step after another until the schedule ends, a signal comes, or nothing is finite any more.
+
+A run folder holds `checkpoint.pt` (everything needed to go on), `log.jsonl`, `best.safetensors` with `config.json`
+(averaged weights of the best validation; those of the last step when there is none), and pictures. Starting a run
+whose folder holds a checkpoint resumes it.
+"""
+
+import json
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+from torch import Tensor, nn
+
+from clearstate.train import checkpoint, optim
+from clearstate.train.batches import Items, Positions, loader
+from clearstate.train.objective import Objective
+from clearstate.train.pool import ScorePool
+from clearstate.train.recipe import Recipe, RecipeError, as_tree
+from clearstate.train.report import Report
+from clearstate.train.validate import Pairs, scores, spread, validate
+
+GIVE_UP_AFTER = 100  # steps in a row that were not finite
+
+
+@dataclass
+class Counters:
+    """Where a run stands; kept in its checkpoint."""
+
+    step: int = 0  # optimiser steps, skipped ones included
+    position: int = 0  # items consumed, over all processes
+    minutes: float = 0.0  # spent training, over all resumptions
+    hours: float = 0.0  # of audio
+    skipped: int = 0  # steps whose loss or gradient was not finite
+    skipped_in_a_row: int = 0
+    best: float | None = None  # value of the metric that chooses
+    best_step: int = 0
+    validated_step: int = 0
+    validated_minutes: float = 0.0
+    window: dict[str, float] = field(default_factory=dict)  # sums since the last line of the log
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended."""
+
+    finished: bool  # False: stopped by a signal, to be resumed
+    signal: int  # which one; 0 if finished
+    step: int
+    skipped: int
+    best: float | None
+    weights: Path | None  # best.safetensors, if written
+
+
+def make_fabric(recipe: Recipe) -> Fabric:
+    """Fabric for the recipe's device and precision; under torchrun for the processes it started."""
+    import os
+
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", recipe.devices))
+    world = int(os.environ.get("WORLD_SIZE", local))
+    return Fabric(
+        accelerator=recipe.accelerator,
+        devices=local,
+        num_nodes=max(1, world // local),
+        strategy="ddp" if world > 1 else "auto",
+        precision="bf16-mixed" if recipe.precision == "bfloat16" else "32-true",
+    )
+
+
+class Run:
+    """A model in training: `run()` goes from where the folder's checkpoint stands to the end of the schedule."""
+
+    def __init__(self, recipe: Recipe, model: nn.Module, items: Items, pairs: Pairs | None = None, quiet: bool = False):
+        self.recipe, self.items, self.pairs = recipe, items, pairs
+        if recipe.threads:
+            torch.set_num_threads(recipe.threads)
+        self.fabric = make_fabric(recipe)
+        self.fabric.launch()
+        self.folder = Path(recipe.run)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.sample_rate = int(model.sample_rate)  # type: ignore[arg-type]  # every model of ours has one
+        torch.manual_seed(recipe.seed * 1_000 + self.fabric.global_rank)  # dropout differs between processes
+        self.plain = model  # without Fabric's wrapper
+        self.optimiser_plain = optim.adamw(model, recipe.optimiser)
+        self.model, self.optimiser = self.fabric.setup(model, self.optimiser_plain)
+        self.ema = optim.Ema(model, recipe.optimiser.ema)
+        self.objective = Objective(recipe.loss)
+        self.at = Counters()
+        self.stop_signal = 0
+        self.resume()
+        self.pool = ScorePool(scores, recipe.valid.workers)
+        self.report = Report(self.folder, self.at.step, recipe.tensorboard, quiet) if self.first else None
+        self.chosen = spread(len(pairs), recipe.valid.items) if pairs is not None else []
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes."""
+        return self.fabric.global_rank == 0
+
+    # ------------------------------------------------------------------------------------------------ the loop
+
+    def run(self) -> Outcome:
+        """Train until the schedule ends or a signal comes; a checkpoint is written either way."""
+        previous = self.catch_signals()
+        last = saved = time.monotonic()
+        batches = self.batches()
+        try:
+            while (done := self.done()) < 1 and not self.stop_signal:
+                self.set_rate(done)
+                values = self.step(list(islice(batches, self.recipe.optimiser.accumulate)))
+                now = time.monotonic()
+                minutes, last = (now - last) / 60, now
+                self.count(values, minutes)
+                if self.validation_is_due():
+                    self.validate()
+                if (last - saved) / 60 >= self.recipe.checkpoint_minutes:
+                    saved = last
+                    self.save()
+            if not self.stop_signal:
+                self.finish()
+            self.save()
+        finally:
+            self.pool.close()
+            if self.report is not None:
+                self.report.close()
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+        best = self.folder / "best.safetensors"
+        return Outcome(
+            not self.stop_signal, self.stop_signal, self.at.step, self.at.skipped, self.at.best,
+            best if best.is_file() else None,
+        )  # fmt: skip
+
+    def step(self, batches: list[dict[str, Tensor]]) -> dict[str, float]:
+        """One step of the optimiser over one or more batches; not taken if anything is not finite.
+
+        Returns:
+            loss, its terms, the gradient's norm and how long the data was waited for: means over all processes.
+        """
+        self.model.train()
+        count = len(batches)
+        sums: dict[str, Tensor] = {}
+        for i, batch in enumerate(batches):
+            with self.fabric.no_backward_sync(self.model, enabled=i < count - 1):
+                judged = self.objective(self.model(batch["noisy"]), batch["clean"], batch["noisy"])
+                self.fabric.backward(judged.total / count)
+            for name, value in {"loss": judged.total.detach(), **judged.terms}.items():
+                sums[name] = sums.get(name, torch.zeros_like(value)) + value / count
+        norm = self.fabric.clip_gradients(
+            self.model, self.optimiser, max_norm=self.recipe.optimiser.clip, error_if_nonfinite=False
+        )
+        values = self.agree({**sums, "gradient": norm})
+        if math.isfinite(values["loss"]) and math.isfinite(values["gradient"]):
+            self.optimiser.step()
+            self.ema.update(self.plain)
+            self.at.skipped_in_a_row = 0
+        else:
+            self.skip()
+        self.optimiser.zero_grad(set_to_none=True)
+        return values
+
+    def agree(self, values: dict[str, Tensor | None]) -> dict[str, float]:
+        """Means over the processes of some scalars, so that all of them decide alike; a signal to one stops all."""
+        scalars = [torch.as_tensor(v, dtype=torch.float64, device=self.fabric.device) for v in values.values()]
+        stop = torch.tensor(float(self.stop_signal), dtype=torch.float64, device=self.fabric.device)
+        means = self.fabric.all_reduce(torch.stack([*scalars, stop]), reduce_op="mean").tolist()
+        if means[-1] and not self.stop_signal:
+            self.stop_signal = signal.SIGTERM
+        return dict(zip(values, means[:-1], strict=True))
+
+    def skip(self) -> None:
+        self.at.skipped += 1
+        self.at.skipped_in_a_row += 1
+        if self.at.skipped_in_a_row >= GIVE_UP_AFTER:
+            raise FloatingPointError(
+                f"{GIVE_UP_AFTER} steps in a row had a loss or gradient that is not finite (step {self.at.step}): lower "
+                "optimiser.lr or optimiser.clip, set precision: float32, or look at the data with --preview; the last "
+                f"checkpoint in {self.folder} is from before"
+            )
+
+    def batches(self) -> Iterator[dict[str, Tensor]]:
+        """Batches from the position the run has reached, on the device."""
+        data, fabric = self.recipe.data, self.fabric
+        positions = Positions(
+            len(self.items), data.batch, self.recipe.seed, self.at.position, fabric.global_rank, fabric.world_size
+        )
+        for batch in loader(self.items, positions, data.workers, data.prefetch):
+            yield {name: batch[name].to(fabric.device, non_blocking=True) for name in ("noisy", "clean")}
+
+    # ------------------------------------------------------------------------------------------ time and rate
+
+    def done(self) -> float:
+        return optim.progress(self.recipe.schedule, self.at.step, self.at.minutes)
+
+    def set_rate(self, done: float) -> None:
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.recipe.optimiser.lr * optim.rate(self.recipe.schedule, done)
+
+    def count(self, values: dict[str, float], minutes: float) -> None:
+        """Move the counters past a step; log and show what is due."""
+        at, data = self.at, self.recipe.data
+        items = data.batch * self.recipe.optimiser.accumulate * self.fabric.world_size
+        at.step += 1
+        at.position += items
+        at.minutes += self.agree({"minutes": torch.tensor(minutes)})["minutes"]
+        at.hours += items * data.seconds / 3600
+        if math.isfinite(values["loss"]) and math.isfinite(values["gradient"]):
+            for name, value in {**values, "steps": 1.0}.items():
+                at.window[name] = at.window.get(name, 0.0) + value
+        at.window["minutes"] = at.window.get("minutes", 0.0) + minutes
+        at.window["hours"] = at.window.get("hours", 0.0) + items * data.seconds / 3600
+        if self.report is not None:
+            done = self.done()
+            left = at.minutes / done * (1 - done) if done else math.nan
+            speed = 60 * at.window["hours"] / max(at.window["minutes"], 1e-9)
+            self.report.moved(done, at.step, values["loss"], speed, left)
+        if at.step % self.recipe.log_steps == 0:
+            self.log_window()
+
+    def log_window(self) -> None:
+        """One line of the log: means over the finite steps since the last one."""
+        at, sums = self.at, self.at.window
+        steps = sums.pop("steps", 0.0)
+        speed = 60 * sums.pop("hours") / max(sums.pop("minutes"), 1e-9)
+        line = {name: value / steps for name, value in sums.items()}
+        line |= {
+            "rate": self.optimiser.param_groups[0]["lr"],
+            "epoch": at.position // len(self.items),
+            "position": at.position,
+            "hours": at.hours,
+            "minutes": at.minutes,
+            "audio_hours_per_hour": speed,
+            "skipped": at.skipped,
+        }
+        at.window = {}
+        if self.report is not None:
+            self.report.write("train", at.step, line)
+
+    def catch_signals(self) -> dict[int, Any]:
+        """SIGTERM and Ctrl-C end the run after the step in hand; a second Ctrl-C ends it at once."""
+        if threading.current_thread() is not threading.main_thread():
+            return {}
+
+        def note(number: int, _: Any) -> None:
+            if number == signal.SIGINT and self.stop_signal:
+                raise KeyboardInterrupt
+            self.stop_signal = number
+
+        return {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    # -------------------------------------------------------------------------------------------- validation
+
+    def validation_is_due(self) -> bool:
+        valid, at = self.recipe.valid, self.at
+        if not self.chosen or at.step == at.validated_step:
+            return False
+        by_steps = valid.every_steps is not None and at.step % valid.every_steps == 0
+        by_time = valid.every_minutes is not None and at.minutes - at.validated_minutes >= valid.every_minutes
+        return by_steps or by_time
+
+    def validate(self) -> None:
+        """Score the averaged weights; keep them if they are the best so far."""
+        assert self.pairs is not None
+        at, metric = self.at, self.recipe.valid.best
+        at.validated_step, at.validated_minutes = at.step, at.minutes
+        result = validate(self.fabric, self.ema.model, self.pairs, self.chosen, self.pool, self.sample_rate)
+        better = math.isfinite(result[metric]) and (at.best is None or result[metric] > at.best)
+        if better:
+            at.best, at.best_step = result[metric], at.step
+        if self.report is not None:
+            if better:
+                self.export()
+            self.report.write("valid", at.step, {**result, "minutes": at.minutes, "hours": at.hours, "best": at.best})
+            numbers = "  ".join(f"{name} {result[name]:.3f}" for name in ("pesq", "stoi", "si_sdr", "snr"))
+            self.report.say(f"step {at.step}  validation: {numbers}{'  (best)' if better else ''}")
+        self.save()
+
+    def finish(self) -> None:
+        """At the end of the schedule: a last validation, or without one the last weights as the result."""
+        if self.chosen and self.at.validated_step != self.at.step:
+            self.validate()
+        elif not self.chosen and self.first:
+            self.export()
+
+    def export(self) -> None:
+        """Write the averaged weights and the model's configuration."""
+        from safetensors.torch import save
+
+        weights = {
+            name: value.detach().cpu().contiguous().clone() for name, value in self.ema.model.state_dict().items()
+        }
+        config = {"name": self.recipe.model.name, "config": asdict(self.plain.config)}  # type: ignore[call-overload]
+        text = json.dumps(config, indent=2) + "\n"
+        checkpoint.write_atomically(self.folder / "best.safetensors", lambda file: file.write(save(weights)))
+        checkpoint.write_atomically(self.folder / "config.json", lambda file: file.write(text.encode()))
+
+    # ------------------------------------------------------------------------------------------- checkpoints
+
+    def save(self) -> None:
+        """Write a checkpoint; every process gives its random state, the first one writes."""
+        mine = checkpoint.random_state()
+        states = [mine]
+        if self.fabric.world_size > 1:
+            states = [{}] * self.fabric.world_size
+            torch.distributed.all_gather_object(states, mine)
+        if self.first:
+            state = {
+                "format": 1,
+                "recipe": as_tree(self.recipe),
+                "counters": asdict(self.at),
+                "model": self.plain.state_dict(),
+                "ema": self.ema.state_dict(),
+                "optimiser": self.optimiser_plain.state_dict(),
+                "random": states,
+            }
+            checkpoint.save(self.folder, state)
+        self.fabric.barrier()
+
+    def resume(self) -> None:
+        """Go back to the folder's checkpoint, if it has one.
+
+        Raises:
+            RecipeError: if the checkpoint is of another model than the recipe's.
+        """
+        state = checkpoint.load(self.folder)
+        if state is None:
+            return
+        if state["recipe"]["model"] != as_tree(self.recipe)["model"]:
+            raise RecipeError(
+                f"{self.folder} holds a checkpoint of the model {state['recipe']['model']}, the recipe asks for "
+                f"{as_tree(self.recipe)['model']}: give this run another folder with run=FOLDER, or remove the old one"
+            )
+        self.plain.load_state_dict(state["model"])
+        self.ema.load_state_dict(state["ema"])
+        self.optimiser_plain.load_state_dict(state["optimiser"])
+        self.at = Counters(**state["counters"])
+        ranks = state["random"]
+        if self.fabric.global_rank < len(ranks):
+            checkpoint.restore_random_state(ranks[self.fabric.global_rank])

@@ -1,0 +1,73 @@
+"""The loss of a recipe: its terms weighted and summed, spectra computed once."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from clearstate import losses
+from clearstate.train.recipe import LossRecipe, loss_weights
+
+
+class Judged(NamedTuple):
+    total: Tensor  # scalar: the mean over the items of the weighted sum
+    terms: dict[str, Tensor]  # scalar of each term, unweighted, detached
+
+
+class Objective:
+    """Weighted sum of the terms of `clearstate.losses` whose weight in the recipe is not zero.
+
+    All signals are first brought to the level at which the noisy one has an RMS of 1. Every item counts the same,
+    whatever its level and whatever the batch it came in.
+    """
+
+    def __init__(self, recipe: LossRecipe):
+        self.recipe = recipe
+        self.weights = {name: weight for name, weight in loss_weights(recipe).items() if weight > 0}
+
+    def __call__(
+        self, estimate: Tensor, clean: Tensor, noisy: Tensor, extra: dict[str, Tensor] | None = None
+    ) -> Judged:
+        """Judge a batch: estimate and clean (b, n), or (b, sources, n) with `snr_pit` alone; noisy (b, n).
+
+        Args:
+            extra: per-item values (b,) of terms that are computed elsewhere (metric, distill, consistency), by name;
+                they may be weighted further by the caller.
+        """
+        gain = losses.level(noisy)  # (b, 1)
+        if estimate.ndim == 3:
+            items = self.separation_terms(estimate * gain[:, None], clean * gain[:, None])
+        else:
+            items = self.enhancement_terms(estimate * gain, clean * gain, noisy * gain)
+        items.update(extra or {})
+        total = sum((self.weights[name] * value.mean() for name, value in items.items()), estimate.new_zeros(()))
+        return Judged(total, {name: value.detach().mean() for name, value in items.items()})
+
+    def separation_terms(self, estimates: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        if set(self.weights) != {"snr_pit"}:
+            raise ValueError(
+                f"the model gives several sources, for which the loss is snr_pit; the recipe sets {', '.join(self.weights)}"
+            )
+        return {"snr_pit": losses.permutation_invariant(losses.negative_snr, estimates, targets).loss}
+
+    def enhancement_terms(self, y: Tensor, s: Tensor, x: Tensor) -> dict[str, Tensor]:
+        wanted, recipe = self.weights, self.recipe
+        terms: dict[str, Tensor] = {}
+        if {"magnitude", "complex", "phase"} & set(wanted):
+            ours, theirs = (losses.spectrum(signal, recipe.n_fft, recipe.hop) for signal in (y, s))  # (b, t, f)
+            a, b = losses.compress(ours, recipe.exponent), losses.compress(theirs, recipe.exponent)
+            if "magnitude" in wanted:
+                terms["magnitude"] = losses.magnitude_loss(a, b)
+            if "complex" in wanted:
+                terms["complex"] = losses.complex_loss(a, b)
+            if "phase" in wanted:
+                parts = losses.phase_losses(losses.phase(ours), losses.phase(theirs))
+                terms["phase"] = parts.instantaneous + parts.group_delay + parts.frequency
+        if "multi_resolution" in wanted:
+            terms["multi_resolution"] = losses.multi_resolution_loss(y, s, exponent=recipe.exponent)
+        if "log_error" in wanted:
+            terms["log_error"] = losses.log_error(y, s, x)
+        if "l1" in wanted:
+            terms["l1"] = losses.l1(y, s)
+        if "si_sdr" in wanted:
+            terms["si_sdr"] = losses.negative_si_sdr(y, s)
+        return terms

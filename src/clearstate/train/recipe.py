@@ -1,0 +1,245 @@
+"""Recipes: one YAML file describes a training run, checked in full before anything starts.
+
+    recipe = load_recipe("recipes/live.yaml", ["optimiser.lr=1e-3", "run=runs/second"])
+
+A key that does not exist is an error that names the nearest one that does; so is a value of the wrong type.
+"""
+
+import dataclasses
+import difflib
+import os
+import re
+import typing
+from dataclasses import field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+strict = dataclass(config=ConfigDict(extra="forbid"), frozen=True, kw_only=True)
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be run; the message says which line to change."""
+
+
+@strict
+class ModelRecipe:
+    """Which model, and what differs from its preset."""
+
+    name: str
+    config: dict[str, Any] = field(default_factory=dict)  # fields of the model's config dataclass
+    start: str | None = None  # weights to start from: a shipped name, a folder or a .safetensors file
+
+
+@strict
+class DataRecipe:
+    """Where the audio comes from: `sources` to be mixed, or a paired corpus (`noisy`, `clean`) as it is."""
+
+    sources: dict[str, Any] = field(default_factory=dict)  # fields of clearstate.data.SourceSpec
+    mixture: dict[str, Any] = field(default_factory=dict)  # fields of clearstate.data.MixtureConfig
+    noisy: str | None = None
+    clean: str | None = None
+    seconds: float = Field(default=3.0, gt=0)  # length of a training item
+    items: int = Field(default=8000, gt=0)  # mixtures in an epoch (a paired corpus has the length it has)
+    batch: int = Field(default=8, gt=0)  # items per process and step
+    workers: int = Field(default=1, ge=0)  # decoding processes; 0 decodes between the steps
+    prefetch: int = Field(default=4, gt=0)  # batches kept ready by each worker
+
+
+@strict
+class LossRecipe:
+    """Weights of the terms of the loss; 0 leaves a term out and costs nothing. Formulas: clearstate.losses."""
+
+    magnitude: float = 0.0  # compressed magnitude, squared
+    complex: float = 0.0  # compressed complex spectrum, squared
+    multi_resolution: float = 0.0  # compressed magnitude at several window lengths
+    log_error: float = 0.0  # per dB; keeps the level, defined for silent targets
+    phase: float = 0.0  # anti-wrapping: instantaneous phase + group delay + instantaneous frequency
+    consistency: float = 0.0  # of the predicted spectrum; the model must provide predict_spectrum()
+    l1: float = 0.0  # waveform
+    si_sdr: float = 0.0  # per dB
+    snr_pit: float = 0.0  # per dB; several sources, best assignment
+    metric: float = 0.0  # discriminator that predicts PESQ
+    distill: float = 0.0  # distance from `teacher`'s output
+    teacher: str | None = None  # a shipped name, or a folder with weights and config
+    distill_ramp: float = Field(default=0.1, ge=0, le=1)  # share of the run over which `distill` grows to its weight
+    n_fft: int = Field(default=512, gt=0)  # samples, for all spectral terms but multi_resolution
+    hop: int = Field(default=256, gt=0)
+    exponent: float = Field(default=0.3, gt=0, le=1)
+
+
+@strict
+class OptimiserRecipe:
+    """AdamW; norms, biases and the A_log and D of state-space layers are not decayed."""
+
+    lr: float = Field(default=1e-3, gt=0)
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = Field(default=0.01, ge=0)
+    clip: float = Field(default=5.0, gt=0)  # largest norm of the gradient
+    accumulate: int = Field(default=1, gt=0)  # batches per step
+    ema: float = Field(default=0.999, ge=0, lt=1)  # decay per step of the averaged weights
+
+
+@strict
+class ScheduleRecipe:
+    """How long, and the learning rate on the way: linear warm-up, then a cosine down to `floor` times the peak.
+
+    With both limits the run ends at the first; the schedule follows whichever is further along.
+    """
+
+    max_steps: int | None = Field(default=None, gt=0)
+    max_minutes: float | None = Field(default=None, gt=0)  # time spent in training, over all resumptions
+    warmup: float = Field(default=0.02, ge=0, lt=1)  # share of the run
+    floor: float = Field(default=0.01, ge=0, le=1)  # share of the peak
+
+
+@strict
+class ValidRecipe:
+    """Held-out pairs, scored with the averaged weights. Never the test set."""
+
+    noisy: str | None = None  # no folder: no validation, and the last weights are the result
+    clean: str | None = None
+    items: int | None = Field(default=None, gt=0)  # spread evenly over the folder; default all
+    every_minutes: float | None = Field(default=15.0, gt=0)
+    every_steps: int | None = Field(default=None, gt=0)
+    workers: int = Field(default=2, gt=0)  # scoring processes
+    best: Literal["pesq", "stoi", "si_sdr", "snr"] = "pesq"  # the metric that chooses best.safetensors
+    pictures: bool = True
+    allow_test_set: bool = False
+
+
+@strict
+class Recipe:
+    """A training run."""
+
+    run: str  # folder of checkpoints, logs and weights
+    audio: str = "$CLEARSTATE_DATA"  # folder that the paths in data and valid are relative to
+    model: ModelRecipe
+    data: DataRecipe
+    loss: LossRecipe
+    optimiser: OptimiserRecipe = field(default_factory=OptimiserRecipe)
+    schedule: ScheduleRecipe = field(default_factory=ScheduleRecipe)
+    valid: ValidRecipe = field(default_factory=ValidRecipe)
+    seed: int = 0
+    precision: Literal["float32", "bfloat16"] = "float32"  # bfloat16: autocast; losses and recurrences stay float32
+    accelerator: Literal["auto", "cpu", "cuda"] = "auto"
+    devices: int = Field(default=1, gt=0)  # per machine; under torchrun its process count is taken
+    threads: int | None = Field(default=None, gt=0)  # of each process; default: torch's
+    checkpoint_minutes: float = Field(default=5.0, gt=0)
+    log_steps: int = Field(default=20, gt=0)  # steps averaged in one line of log.jsonl
+    tensorboard: bool = False
+
+
+def load_recipe(path: str | Path, overrides: typing.Sequence[str] = ()) -> Recipe:
+    """Read a recipe and apply `key=value` overrides (dotted keys, YAML values).
+
+    Raises:
+        RecipeError: naming the file or override, the key, and what would be right.
+    """
+    path = Path(path)
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RecipeError(f"no recipe at {path}: give the path of a YAML file such as recipes/live.yaml") from None
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path} is not YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise RecipeError(
+            f"{path} must hold keys and values (run:, model:, data:, loss: ...), found {type(tree).__name__}"
+        )
+    for override in overrides:
+        set_dotted(tree, override)
+    return recipe_from(tree, str(path))
+
+
+def recipe_from(tree: dict[str, Any], origin: str = "recipe") -> Recipe:
+    """Check a tree of plain values and build the recipe; raises RecipeError."""
+    check_keys(tree, Recipe, origin)
+    try:
+        recipe = TypeAdapter(Recipe).validate_python(tree)
+    except ValidationError as error:
+        lines = [f"  {'.'.join(map(str, e['loc']))}: {e['msg']}, got {e['input']!r}" for e in error.errors()]
+        raise RecipeError(f"{origin} does not check:\n" + "\n".join(lines)) from None
+    check_sense(recipe, origin)
+    return recipe
+
+
+def set_dotted(tree: dict[str, Any], override: str) -> None:
+    """Put one `a.b=value` into a tree of plain values; the value is read as YAML, with 1e-3 a number."""
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise RecipeError(f"override {override!r} is not of the form key=value, for instance optimiser.lr=1e-3")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"override {override!r}: the value is not YAML ({error})") from None
+    *sections, last = key.split(".")
+    for section in sections:
+        inner = tree.setdefault(section, {})
+        if inner is None:
+            inner = tree[section] = {}
+        if not isinstance(inner, dict):
+            raise RecipeError(f"override {override!r}: {section} is a value ({inner!r}), not a section")
+        tree = inner
+    tree[last] = value
+
+
+def check_keys(tree: dict[str, Any], cls: type, origin: str, where: str = "") -> None:
+    """Raise RecipeError at the first key that `cls` has no field for, with the nearest that it has."""
+    fields = typing.get_type_hints(cls)
+    for key, value in tree.items():
+        if key not in fields:
+            raise RecipeError(f"{origin}: unknown key {where + str(key)}" + nearest(str(key), list(fields)))
+        if dataclasses.is_dataclass(fields[key]) and isinstance(value, dict):
+            check_keys(value, typing.cast(type, fields[key]), origin, f"{where}{key}.")
+
+
+def nearest(name: str, known: typing.Sequence[str]) -> str:
+    """'; did you mean X?' for the closest known name, else the list of all."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else f"; known are {', '.join(sorted(known))}"
+
+
+def check_sense(recipe: Recipe, origin: str) -> None:
+    """What types cannot say: sections that contradict each other."""
+    schedule, data, loss, valid = recipe.schedule, recipe.data, recipe.loss, recipe.valid
+    if schedule.max_steps is None and schedule.max_minutes is None:
+        raise RecipeError(f"{origin}: the run has no end: set schedule.max_steps or schedule.max_minutes")
+    if bool(data.sources) == bool(data.noisy):
+        raise RecipeError(f"{origin}: set either data.sources (to be mixed) or data.noisy and data.clean")
+    if (data.noisy is None) != (data.clean is None) or (valid.noisy is None) != (valid.clean is None):
+        raise RecipeError(f"{origin}: noisy and clean folders go together; one of the two is missing")
+    if not any(value > 0 for name, value in loss_weights(loss).items()):
+        raise RecipeError(f"{origin}: every weight in loss is 0: set some of {', '.join(loss_weights(loss))}")
+    if (loss.distill > 0) != (loss.teacher is not None):
+        raise RecipeError(f"{origin}: loss.distill and loss.teacher go together; one of the two is missing")
+
+
+def loss_weights(loss: LossRecipe) -> dict[str, float]:
+    """The weights of a loss section by term, without its other settings."""
+    settings = {"teacher", "distill_ramp", "n_fft", "hop", "exponent"}
+    return {f.name: getattr(loss, f.name) for f in dataclasses.fields(loss) if f.name not in settings}
+
+
+def as_tree(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as plain values, for a checkpoint or a YAML file."""
+    return dataclasses.asdict(recipe)
+
+
+def audio_path(recipe: Recipe, path: str) -> Path:
+    """A path of the recipe, `~` and $VARIABLES expanded, relative to its audio folder.
+
+    Raises:
+        RecipeError: if a variable is not set.
+    """
+    own = Path(os.path.expandvars(path)).expanduser()
+    whole = own if own.is_absolute() else Path(os.path.expandvars(recipe.audio)).expanduser() / own
+    if unset := re.search(r"\$\{?(\w+)", str(whole)):
+        raise RecipeError(
+            f"the recipe reads audio from {whole}, but the variable {unset[1]} is not set: export {unset[1]}=FOLDER, or "
+            "say audio=FOLDER"
+        )
+    return whole

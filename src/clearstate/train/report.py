@@ -1,0 +1,106 @@
+"""What a run shows and writes while it trains: a bar or plain lines, a JSON line per interval, TensorBoard."""
+
+import json
+import math
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+PLAIN_SECONDS = 30.0  # between lines when the output is no terminal
+
+
+class Report:
+    """The run's log.jsonl, its progress bar (plain lines away from a terminal) and, if asked for, TensorBoard."""
+
+    def __init__(self, folder: Path, after_step: int, tensorboard: bool = False, quiet: bool = False):
+        """Open the log; lines beyond `after_step`, of steps that a kill undid, are dropped."""
+        self.path = folder / "log.jsonl"
+        kept = [line for line in read_log(self.path) if line["step"] <= after_step]
+        text = "".join(json.dumps(line) + "\n" for line in kept)
+        self.path.write_text(text, encoding="utf-8")
+        self._file = self.path.open("a", encoding="utf-8")
+        self._board = tensorboard_writer(folder, after_step) if tensorboard else None
+        self._console = Console(file=sys.stderr, quiet=quiet)
+        self._last_line = -math.inf
+        self._bar: Progress | None = None
+        if self._console.is_terminal and not quiet:
+            self._bar = Progress(
+                TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[text]}"),
+                console=self._console,
+            )  # fmt: skip
+            self._task = self._bar.add_task("training", total=1.0, text="")
+            self._bar.start()
+
+    def moved(self, done: float, step: int, loss: float, speed: float, minutes_left: float) -> None:
+        """Show progress: `done` 0 to 1, speed in hours of audio per hour."""
+        text = f"step {step}  loss {loss:.4f}  {speed:.0f} h/h  {clock(minutes_left)} left"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, text=text)
+        elif time.monotonic() - self._last_line >= PLAIN_SECONDS:
+            self._last_line = time.monotonic()
+            self.say(f"{100 * done:5.1f} %  {text}")
+
+    def say(self, text: str) -> None:
+        """Print one line above the bar."""
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
+        """Append one line to the log; what is not finite becomes null, which JSON can say."""
+        line = {"kind": kind, "step": step, **{name: plain(value) for name, value in values.items()}}
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        if self._board is not None:
+            for name, value in values.items():
+                if isinstance(value, (int, float)):
+                    self._board.add_scalar(f"{kind}/{name}", value, step)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        if self._board is not None:
+            self._board.close()
+        self._file.close()
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The lines of a log.jsonl; a last line that a kill cut short is left out."""
+    lines = []
+    if path.is_file():
+        for text in path.read_text(encoding="utf-8").splitlines():
+            try:
+                lines.append(json.loads(text))
+            except json.JSONDecodeError:
+                continue
+    return lines
+
+
+def plain(value: Any) -> Any:
+    """A number JSON can hold: six significant digits would hide a difference, so floats stay as they are."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def clock(minutes: float) -> str:
+    """'1:05 h' or '12 min'."""
+    if not math.isfinite(minutes):
+        return "?"
+    return f"{int(minutes // 60)}:{int(minutes % 60):02d} h" if minutes >= 60 else f"{math.ceil(minutes)} min"
+
+
+def tensorboard_writer(folder: Path, after_step: int) -> Any:
+    """A SummaryWriter in the run folder; events beyond `after_step` are hidden.
+
+    Raises:
+        ImportError: naming the extra, when TensorBoard is not installed.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ImportError(
+            "tensorboard: true in the recipe needs TensorBoard: pip install 'clearstate[tensorboard]', or leave it out; "
+            "log.jsonl holds the same numbers"
+        ) from error
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=after_step + 1)

@@ -1,0 +1,79 @@
+"""Scores of held-out pairs, with the averaged weights and in full length."""
+
+import math
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from lightning.fabric import Fabric
+from torch import Tensor, nn
+
+from clearstate.train.pool import ScorePool
+
+METRICS = ("pesq", "stoi", "si_sdr", "snr")
+
+
+class Pairs(Protocol):
+    """Held-out pairs in full length, at the model's rate."""
+
+    def __len__(self) -> int: ...
+
+    def pair(self, i: int) -> tuple[Tensor, Tensor]:
+        """Noisy and clean waveform of pair i, (n,) each."""
+        ...
+
+
+def scores(clean: np.ndarray, estimate: np.ndarray, sample_rate: int) -> dict[str, float]:
+    """PESQ (wide band at 16 kHz, narrow at 8, none at other rates), STOI, SI-SDR and SNR of one pair.
+
+    SNR stands beside SI-SDR because it sees the level: when the two part, the output's level drifts.
+    """
+    from clearstate.metrics.intrusive import si_sdr, snr
+    from clearstate.metrics.perceptual import pesq_nb, pesq_wb, stoi
+
+    pesq = {16_000: pesq_wb, 8_000: pesq_nb}.get(sample_rate)
+    return {
+        "pesq": pesq(clean, estimate, sample_rate) if pesq else math.nan,
+        "stoi": stoi(clean, estimate, sample_rate),
+        "si_sdr": si_sdr(clean, estimate),
+        "snr": snr(clean, estimate),
+    }
+
+
+@torch.no_grad()
+def validate(
+    fabric: Fabric, model: nn.Module, pairs: Pairs, chosen: Sequence[int], pool: ScorePool, sample_rate: int
+) -> dict[str, float]:
+    """Mean of each metric over the chosen pairs, shared out over the processes; same result on every rank.
+
+    Returns:
+        The means, `items` (how many pairs) and `unscored` (pairs for which some metric is undefined or failed; they
+        are left out of that metric's mean).
+    """
+    futures = []
+    for i in chosen[fabric.global_rank :: fabric.world_size]:
+        noisy, clean = pairs.pair(i)
+        estimate = model(noisy[None].to(fabric.device))[0].float().cpu()
+        futures += pool.submit([clean], [estimate], sample_rate)
+    missing = dict.fromkeys(METRICS, math.nan)
+    table = torch.tensor([[row[m] for m in METRICS] for row in (r or missing for r in pool.collect(futures))])
+    table = table.reshape(-1, len(METRICS)).double()
+    defined = table.isfinite()
+    sums = torch.stack([table.nan_to_num(0.0, 0.0, 0.0).sum(0), defined.sum(0).double()])  # (2, metrics)
+    unscored = (~defined).any(1).sum().double()
+    total = fabric.all_reduce(torch.cat([sums.flatten(), unscored[None]]), reduce_op="sum")
+    means = total[: len(METRICS)] / total[len(METRICS) : -1]  # nan for a metric nothing could be scored with
+    result = dict(zip(METRICS, means.tolist(), strict=True))
+    return {**result, "items": len(chosen), "unscored": int(total[-1])}
+
+
+def spread(count: int, wanted: int | None) -> list[int]:
+    """`wanted` of `count` indices at even distances, always the same ones.
+
+    >>> spread(10, 4), spread(3, None)
+    ([0, 2, 5, 7], [0, 1, 2])
+    """
+    if wanted is None or wanted >= count:
+        return list(range(count))
+    return [i * count // wanted for i in range(wanted)]
