@@ -83,8 +83,7 @@ def apply_sections(sections: np.ndarray, x: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Room:
-    """A room response that starts `lead` samples before its direct path, cut into an early and a late part that
-    overlap smoothly."""
+    """A room response from `lead` samples before its direct path on, cut into an early and a late part that overlap."""
 
     name: str
     early: np.ndarray  # (m,) float32: direct path and the reflections of the next 50 ms
@@ -100,10 +99,8 @@ class Room:
         n = len(speech)
         direct = signal.fftconvolve(speech, self.early)[self.lead : self.lead + n] * np.float32(decibels(closeness_db))
         tail = signal.fftconvolve(speech, self.late)[self.lead : self.lead + n]
-        energy = float(np.dot(self.early, self.early)) * decibels(2 * closeness_db) + float(
-            np.dot(self.late, self.late)
-        )
-        gain = np.float32(1 / np.sqrt(energy + 1e-20))
+        early, late = float(np.dot(self.early, self.early)), float(np.dot(self.late, self.late))
+        gain = np.float32(1 / np.sqrt(early * decibels(2 * closeness_db) + late + 1e-20))
         return (direct + tail) * gain, direct * gain
 
 

@@ -1,5 +1,4 @@
-"""Mixtures for enhancement, made on the fly: (noisy, clean) pairs that are a function of (seed, epoch, item) and nothing
-else.
+"""Mixtures for enhancement, made on the fly: (noisy, clean) pairs, each a function of (seed, epoch, item) alone.
 
     speech of one voice -> equaliser -> room (the target keeps the early reflections)
     noises              -> equaliser -> wandering gain -> scaled to the SNR
@@ -16,7 +15,7 @@ too: an enhancer is not asked to invent speech. Overload and codecs are left for
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -102,6 +101,9 @@ class MixtureDataset:
         """Indices of what is left of an epoch, every `world`-th of them from `rank`: a sampler for a DataLoader."""
         first = epoch * self.items_per_epoch
         return range(first + start_item + rank, first + self.items_per_epoch, world)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return (self[i] for i in range(len(self)))
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         epoch, item = divmod(index, self.items_per_epoch)

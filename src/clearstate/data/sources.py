@@ -21,7 +21,9 @@ import numpy as np
 from clearstate.data.shards import Clip, Progress, open_shards, read_index, read_tar_audio
 
 # Of VoiceBank: its published test set, and the two training speakers kept for validation. Both also appear in other
-# corpora made from VCTK. TEST_SPEAKERS = ("p232", "p257") VALID_SPEAKERS = ("p226", "p287")
+# corpora made from VCTK.
+TEST_SPEAKERS = ("p232", "p257")
+VALID_SPEAKERS = ("p226", "p287")
 
 
 class ClipSet(Protocol):
