@@ -36,7 +36,7 @@ class Positions(Sampler[list[Key]]):
     def __init__(self, items: int, batch: int, seed: int, start: int = 0, rank: int = 0, world: int = 1):
         if items < 1:
             raise ValueError(
-                "the training set is empty: no item was found under the paths of the recipe's data section"
+                "the training set is empty: nothing was found under the paths of the recipe's data section"
             )
         self.items, self.batch, self.seed, self.start, self.rank, self.world = items, batch, seed, start, rank, world
 
@@ -72,7 +72,7 @@ def loader(items: Items, positions: Positions, workers: int, prefetch: int) -> D
     """An endless loader; its workers live as long as it is iterated, and leave Ctrl-C to the main process."""
     return DataLoader(
         Keyed(items),
-        batch_sampler=positions,  # type: ignore[arg-type]  # the stubs ask for integer keys
+        batch_sampler=positions,
         num_workers=workers,
         prefetch_factor=prefetch if workers else None,
         worker_init_fn=quiet_worker if workers else None,

@@ -48,7 +48,7 @@ def build_model(recipe: Recipe) -> "nn.Module":
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """`RECIPE [key=value ...]`; returns the exit code: 0 finished, 2 a recipe that cannot run, 128 + n stopped by signal n."""
+    """`RECIPE [key=value ...]`; the exit code is 0 if finished, 2 for a bad recipe, 128 + n if signal n stopped it."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or given[0] in ("-h", "--help"):
         print("usage: python -m clearstate.train RECIPE [key=value ...]", file=sys.stderr)

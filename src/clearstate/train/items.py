@@ -82,7 +82,7 @@ def open_items(recipe: Recipe, sample_rate: int) -> Items:
         return Mixtures(MixtureDataset(open_sources(SourceSpec(**spec)), config, recipe.seed, data.items))
     except FileNotFoundError as error:
         raise RecipeError(
-            f"training audio is missing: {error}. docs/training.md says what to fetch and where it goes"
+            f"training audio is missing: {error}. docs/training.md: what to fetch, and where it goes"
         ) from error
 
 

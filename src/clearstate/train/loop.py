@@ -26,7 +26,7 @@ from clearstate.train.objective import Objective
 from clearstate.train.pool import ScorePool
 from clearstate.train.recipe import Recipe, RecipeError, as_tree
 from clearstate.train.report import Report
-from clearstate.train.validate import Pairs, scores, spread, validate
+from clearstate.train.validate import Pairs, spread, validate
 
 GIVE_UP_AFTER = 100  # steps in a row that were not finite
 
@@ -96,7 +96,7 @@ class Run:
         self.at = Counters()
         self.stop_signal = 0
         self.resume()
-        self.pool = ScorePool(scores, recipe.valid.workers)
+        self.pool = ScorePool("clearstate.train.scoring:scores", recipe.valid.workers)
         self.report = Report(self.folder, self.at.step, recipe.tensorboard, quiet) if self.first else None
         self.chosen = spread(len(pairs), recipe.valid.items) if pairs is not None else []
 
@@ -171,7 +171,9 @@ class Run:
         """Means over the processes of some scalars, so that all of them decide alike; a signal to one stops all."""
         scalars = [torch.as_tensor(v, dtype=torch.float64, device=self.fabric.device) for v in values.values()]
         stop = torch.tensor(float(self.stop_signal), dtype=torch.float64, device=self.fabric.device)
-        means = self.fabric.all_reduce(torch.stack([*scalars, stop]), reduce_op="mean").tolist()
+        reduced = self.fabric.all_reduce(torch.stack([*scalars, stop]), reduce_op="mean")
+        assert isinstance(reduced, Tensor)
+        means = reduced.tolist()
         if means[-1] and not self.stop_signal:
             self.stop_signal = signal.SIGTERM
         return dict(zip(values, means[:-1], strict=True))
@@ -181,9 +183,9 @@ class Run:
         self.at.skipped_in_a_row += 1
         if self.at.skipped_in_a_row >= GIVE_UP_AFTER:
             raise FloatingPointError(
-                f"{GIVE_UP_AFTER} steps in a row had a loss or gradient that is not finite (step {self.at.step}): lower "
-                "optimiser.lr or optimiser.clip, set precision: float32, or look at the data with --preview; the last "
-                f"checkpoint in {self.folder} is from before"
+                f"{GIVE_UP_AFTER} steps in a row had a loss or gradient that is not finite (step {self.at.step}): "
+                "lower optimiser.lr or optimiser.clip, set precision: float32, or listen to the data with --preview; "
+                f"the last checkpoint in {self.folder} is from before"
             )
 
     def batches(self) -> Iterator[dict[str, Tensor]]:

@@ -45,7 +45,7 @@ class Objective:
     def separation_terms(self, estimates: Tensor, targets: Tensor) -> dict[str, Tensor]:
         if set(self.weights) != {"snr_pit"}:
             raise ValueError(
-                f"the model gives several sources, for which the loss is snr_pit; the recipe sets {', '.join(self.weights)}"
+                f"the model gives several sources, whose loss is snr_pit; the recipe sets {', '.join(self.weights)}"
             )
         return {"snr_pit": losses.permutation_invariant(losses.negative_snr, estimates, targets).loss}
 

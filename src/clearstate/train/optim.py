@@ -15,7 +15,8 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     Not decayed: one-dimensional parameters (norm gains, biases, PReLU slopes, D) and A_log, whose decay would pull
     every time constant of a recurrence towards one value (Gu & Dao 2023 mark A_log and D in the same way).
     """
-    decayed, free = [], []
+    decayed: list[nn.Parameter] = []
+    free: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue

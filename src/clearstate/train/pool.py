@@ -1,13 +1,12 @@
 """Scoring in processes of its own: bounded, and no single item can stop a training run."""
 
 import os
-import signal
+import pickle
+import subprocess
+import sys
 import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures import TimeoutError as FutureTimeout
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context, parent_process
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -15,71 +14,78 @@ from torch import Tensor
 
 
 class ScorePool:
-    """Runs `score(clean, estimate, sample_rate)` over pairs of waveforms in `workers` processes.
+    """Runs a function of (clean, estimate, sample_rate) over pairs of waveforms in `workers` processes.
 
     Scores come back in order. An item whose scoring raised, took longer than `timeout` seconds or took its process
-    down is None, and `failures` counts it: the others are not lost. The processes start at the first call, and end
-    with this one even if it is killed.
+    down is None, and `failures` counts it; the others are not lost. The processes start at the first call and end with
+    this one, even if it is killed.
+
+    They are plain programs fed through pipes. Those of `multiprocessing` import the main script once more (which a
+    notebook or a script without a guard does not survive), and stay behind when their parent is killed.
+
+    Args:
+        function: where to find it, "package.module:name". The module should import quickly.
     """
 
-    def __init__(self, score: Callable[..., Any], workers: int, timeout: float = 60.0):
-        self.score, self.workers, self.timeout = score, workers, timeout
+    def __init__(self, function: str, workers: int, timeout: float = 60.0):
+        self.function, self.workers, self.timeout = function, workers, timeout
         self.failures = 0
-        self._pool: ProcessPoolExecutor | None = None
+        self._threads: ThreadPoolExecutor | None = None
+        self._own = threading.local()  # each thread drives one process
+        self._processes: list[subprocess.Popen] = []
 
     def submit(self, clean: Sequence[Tensor], estimate: Sequence[Tensor], sample_rate: int) -> list[Future]:
         """Queue pairs of (n,) waveforms; they are copied."""
-        if self._pool is None:
-            # spawn: a fork of a process with running threads may deadlock
-            self._pool = ProcessPoolExecutor(self.workers, get_context("spawn"), initializer=_start)
-        try:
-            return [
-                self._pool.submit(self.score, _array(c), _array(e), sample_rate)
-                for c, e in zip(clean, estimate, strict=True)
-            ]
-        except BrokenProcessPool:
-            self.close()
-            return self.submit(clean, estimate, sample_rate)
+        if self._threads is None:
+            self._threads = ThreadPoolExecutor(self.workers, thread_name_prefix="scores")
+        pairs = [(_copy(c), _copy(e), sample_rate) for c, e in zip(clean, estimate, strict=True)]
+        return [self._threads.submit(self._ask, pair) for pair in pairs]
 
     def collect(self, futures: Sequence[Future]) -> list[Any]:
         """The scores of `submit`'s futures, None where one failed."""
-        scores = [self._result(future) for future in futures]
+        scores = [future.result() for future in futures]
         self.failures += sum(score is None for score in scores)
         return scores
 
-    def _result(self, future: Future) -> Any:
-        try:
-            return future.result(timeout=self.timeout)
-        except (FutureTimeout, BrokenProcessPool):
-            self.close()  # a process hangs or died: the next call starts fresh ones
-            return None
-        except Exception:
-            return None
-
     def close(self) -> None:
         """End the processes at once, whatever they are doing."""
-        pool, self._pool = self._pool, None
-        if pool is None:
-            return
-        processes = list((pool._processes or {}).values())
-        pool.shutdown(wait=False, cancel_futures=True)
-        for process in processes:
-            process.terminate()
+        if self._threads is not None:
+            self._threads.shutdown(wait=False, cancel_futures=True)
+            self._threads = None
+        for process in self._processes:
+            process.kill()
+            process.wait()
+        self._processes = []
+        self._own = threading.local()
+
+    def _ask(self, pair: tuple) -> Any:
+        """One question to this thread's process; a process that hangs or died is replaced at the next."""
+        process = self._process()
+        assert process.stdin is not None and process.stdout is not None
+        clock = threading.Timer(self.timeout, process.kill)
+        clock.start()
+        try:
+            pickle.dump(pair, process.stdin)
+            process.stdin.flush()
+            return pickle.load(process.stdout)
+        except (EOFError, OSError, pickle.UnpicklingError):
+            process.kill()
+            return None
+        finally:
+            clock.cancel()
+
+    def _process(self) -> subprocess.Popen:
+        process = getattr(self._own, "process", None)
+        if process is None or process.poll() is not None:
+            environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+            process = subprocess.Popen(
+                [sys.executable, "-m", "clearstate.train.scoring", self.function],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment,
+            )  # fmt: skip
+            self._own.process = process
+            self._processes.append(process)
+        return process
 
 
-def _array(x: Tensor) -> np.ndarray:
-    return x.detach().float().cpu().numpy()
-
-
-def _start() -> None:
-    """In a fresh scoring process: leave signals to the parent, and end when it ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    parent = parent_process()
-
-    def follow() -> None:
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
+def _copy(x: Tensor) -> np.ndarray:
+    return x.detach().float().cpu().numpy().copy()

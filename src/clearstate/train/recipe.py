@@ -10,22 +10,24 @@ import difflib
 import os
 import re
 import typing
-from dataclasses import field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
-from pydantic.dataclasses import dataclass
+from pydantic import Field, TypeAdapter, ValidationError
 
-strict = dataclass(config=ConfigDict(extra="forbid"), frozen=True, kw_only=True)
+Above0 = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(gt=0)]
+Weight = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class RecipeError(ValueError):
     """A recipe that cannot be run; the message says which line to change."""
 
 
-@strict
+@dataclass(frozen=True, kw_only=True)
 class ModelRecipe:
     """Which model, and what differs from its preset."""
 
@@ -34,7 +36,7 @@ class ModelRecipe:
     start: str | None = None  # weights to start from: a shipped name, a folder or a .safetensors file
 
 
-@strict
+@dataclass(frozen=True, kw_only=True)
 class DataRecipe:
     """Where the audio comes from: `sources` to be mixed, or a paired corpus (`noisy`, `clean`) as it is."""
 
@@ -42,76 +44,76 @@ class DataRecipe:
     mixture: dict[str, Any] = field(default_factory=dict)  # fields of clearstate.data.MixtureConfig
     noisy: str | None = None
     clean: str | None = None
-    seconds: float = Field(default=3.0, gt=0)  # length of a training item
-    items: int = Field(default=8000, gt=0)  # mixtures in an epoch (a paired corpus has the length it has)
-    batch: int = Field(default=8, gt=0)  # items per process and step
-    workers: int = Field(default=1, ge=0)  # decoding processes; 0 decodes between the steps
-    prefetch: int = Field(default=4, gt=0)  # batches kept ready by each worker
+    seconds: Above0 = 3.0  # length of a training item
+    items: Count = 8000  # mixtures in an epoch (a paired corpus has the length it has)
+    batch: Count = 8  # items per process and step
+    workers: Annotated[int, Field(ge=0)] = 1  # decoding processes; 0 decodes between the steps
+    prefetch: Count = 4  # batches kept ready by each worker
 
 
-@strict
+@dataclass(frozen=True, kw_only=True)
 class LossRecipe:
     """Weights of the terms of the loss; 0 leaves a term out and costs nothing. Formulas: clearstate.losses."""
 
-    magnitude: float = 0.0  # compressed magnitude, squared
-    complex: float = 0.0  # compressed complex spectrum, squared
-    multi_resolution: float = 0.0  # compressed magnitude at several window lengths
-    log_error: float = 0.0  # per dB; keeps the level, defined for silent targets
-    phase: float = 0.0  # anti-wrapping: instantaneous phase + group delay + instantaneous frequency
-    consistency: float = 0.0  # of the predicted spectrum; the model must provide predict_spectrum()
-    l1: float = 0.0  # waveform
-    si_sdr: float = 0.0  # per dB
-    snr_pit: float = 0.0  # per dB; several sources, best assignment
-    metric: float = 0.0  # discriminator that predicts PESQ
-    distill: float = 0.0  # distance from `teacher`'s output
+    magnitude: Weight = 0.0  # compressed magnitude, squared
+    complex: Weight = 0.0  # compressed complex spectrum, squared
+    multi_resolution: Weight = 0.0  # compressed magnitude at several window lengths
+    log_error: Weight = 0.0  # per dB; keeps the level, defined for silent targets
+    phase: Weight = 0.0  # anti-wrapping: instantaneous phase + group delay + instantaneous frequency
+    consistency: Weight = 0.0  # of the predicted spectrum; the model must provide predict_spectrum()
+    l1: Weight = 0.0  # waveform
+    si_sdr: Weight = 0.0  # per dB
+    snr_pit: Weight = 0.0  # per dB; several sources, best assignment
+    metric: Weight = 0.0  # discriminator that predicts PESQ
+    distill: Weight = 0.0  # distance from `teacher`'s output
     teacher: str | None = None  # a shipped name, or a folder with weights and config
-    distill_ramp: float = Field(default=0.1, ge=0, le=1)  # share of the run over which `distill` grows to its weight
-    n_fft: int = Field(default=512, gt=0)  # samples, for all spectral terms but multi_resolution
-    hop: int = Field(default=256, gt=0)
-    exponent: float = Field(default=0.3, gt=0, le=1)
+    distill_ramp: Share = 0.1  # share of the run over which `distill` grows to its weight
+    n_fft: Count = 512  # samples, for all spectral terms but multi_resolution
+    hop: Count = 256
+    exponent: Annotated[float, Field(gt=0, le=1)] = 0.3
 
 
-@strict
+@dataclass(frozen=True, kw_only=True)
 class OptimiserRecipe:
     """AdamW; norms, biases and the A_log and D of state-space layers are not decayed."""
 
-    lr: float = Field(default=1e-3, gt=0)
+    lr: Above0 = 1e-3
     betas: tuple[float, float] = (0.9, 0.99)
-    weight_decay: float = Field(default=0.01, ge=0)
-    clip: float = Field(default=5.0, gt=0)  # largest norm of the gradient
-    accumulate: int = Field(default=1, gt=0)  # batches per step
-    ema: float = Field(default=0.999, ge=0, lt=1)  # decay per step of the averaged weights
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    clip: Above0 = 5.0  # largest norm of the gradient
+    accumulate: Count = 1  # batches per step
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.999  # decay per step of the averaged weights
 
 
-@strict
+@dataclass(frozen=True, kw_only=True)
 class ScheduleRecipe:
     """How long, and the learning rate on the way: linear warm-up, then a cosine down to `floor` times the peak.
 
     With both limits the run ends at the first; the schedule follows whichever is further along.
     """
 
-    max_steps: int | None = Field(default=None, gt=0)
-    max_minutes: float | None = Field(default=None, gt=0)  # time spent in training, over all resumptions
-    warmup: float = Field(default=0.02, ge=0, lt=1)  # share of the run
-    floor: float = Field(default=0.01, ge=0, le=1)  # share of the peak
+    max_steps: Count | None = None
+    max_minutes: Above0 | None = None  # time spent in training, over all resumptions
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.02  # share of the run
+    floor: Share = 0.01  # share of the peak
 
 
-@strict
+@dataclass(frozen=True, kw_only=True)
 class ValidRecipe:
     """Held-out pairs, scored with the averaged weights. Never the test set."""
 
     noisy: str | None = None  # no folder: no validation, and the last weights are the result
     clean: str | None = None
-    items: int | None = Field(default=None, gt=0)  # spread evenly over the folder; default all
-    every_minutes: float | None = Field(default=15.0, gt=0)
-    every_steps: int | None = Field(default=None, gt=0)
-    workers: int = Field(default=2, gt=0)  # scoring processes
+    items: Count | None = None  # spread evenly over the folder; default all
+    every_minutes: Above0 | None = 15.0
+    every_steps: Count | None = None
+    workers: Count = 2  # scoring processes
     best: Literal["pesq", "stoi", "si_sdr", "snr"] = "pesq"  # the metric that chooses best.safetensors
     pictures: bool = True
     allow_test_set: bool = False
 
 
-@strict
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """A training run."""
 
@@ -126,10 +128,10 @@ class Recipe:
     seed: int = 0
     precision: Literal["float32", "bfloat16"] = "float32"  # bfloat16: autocast; losses and recurrences stay float32
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
-    devices: int = Field(default=1, gt=0)  # per machine; under torchrun its process count is taken
-    threads: int | None = Field(default=None, gt=0)  # of each process; default: torch's
-    checkpoint_minutes: float = Field(default=5.0, gt=0)
-    log_steps: int = Field(default=20, gt=0)  # steps averaged in one line of log.jsonl
+    devices: Count = 1  # per machine; under torchrun its process count is taken
+    threads: Count | None = None  # of each process; default: torch's
+    checkpoint_minutes: Above0 = 5.0
+    log_steps: Count = 20  # steps averaged in one line of log.jsonl
     tensorboard: bool = False
 
 
@@ -176,6 +178,8 @@ def set_dotted(tree: dict[str, Any], override: str) -> None:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise RecipeError(f"override {override!r}: the value is not YAML ({error})") from None
+    if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value):
+        value = float(value)  # YAML 1.1 takes 1e-3 for a word
     *sections, last = key.split(".")
     for section in sections:
         inner = tree.setdefault(section, {})
@@ -239,7 +243,7 @@ def audio_path(recipe: Recipe, path: str) -> Path:
     whole = own if own.is_absolute() else Path(os.path.expandvars(recipe.audio)).expanduser() / own
     if unset := re.search(r"\$\{?(\w+)", str(whole)):
         raise RecipeError(
-            f"the recipe reads audio from {whole}, but the variable {unset[1]} is not set: export {unset[1]}=FOLDER, or "
-            "say audio=FOLDER"
+            f"the recipe reads audio from {whole}, but the variable {unset[1]} is not set: "
+            f"export {unset[1]}=FOLDER, or say audio=FOLDER"
         )
     return whole

@@ -100,7 +100,7 @@ def tensorboard_writer(folder: Path, after_step: int) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise ImportError(
-            "tensorboard: true in the recipe needs TensorBoard: pip install 'clearstate[tensorboard]', or leave it out; "
+            "tensorboard: true needs TensorBoard: pip install 'clearstate[tensorboard]', or leave it out; "
             "log.jsonl holds the same numbers"
         ) from error
     return SummaryWriter(str(folder / "tensorboard"), purge_step=after_step + 1)

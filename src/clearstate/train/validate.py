@@ -4,14 +4,12 @@ import math
 from collections.abc import Sequence
 from typing import Protocol
 
-import numpy as np
 import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 
 from clearstate.train.pool import ScorePool
-
-METRICS = ("pesq", "stoi", "si_sdr", "snr")
+from clearstate.train.scoring import METRICS
 
 
 class Pairs(Protocol):
@@ -22,23 +20,6 @@ class Pairs(Protocol):
     def pair(self, i: int) -> tuple[Tensor, Tensor]:
         """Noisy and clean waveform of pair i, (n,) each."""
         ...
-
-
-def scores(clean: np.ndarray, estimate: np.ndarray, sample_rate: int) -> dict[str, float]:
-    """PESQ (wide band at 16 kHz, narrow at 8, none at other rates), STOI, SI-SDR and SNR of one pair.
-
-    SNR stands beside SI-SDR because it sees the level: when the two part, the output's level drifts.
-    """
-    from clearstate.metrics.intrusive import si_sdr, snr
-    from clearstate.metrics.perceptual import pesq_nb, pesq_wb, stoi
-
-    pesq = {16_000: pesq_wb, 8_000: pesq_nb}.get(sample_rate)
-    return {
-        "pesq": pesq(clean, estimate, sample_rate) if pesq else math.nan,
-        "stoi": stoi(clean, estimate, sample_rate),
-        "si_sdr": si_sdr(clean, estimate),
-        "snr": snr(clean, estimate),
-    }
 
 
 @torch.no_grad()
@@ -63,6 +44,7 @@ def validate(
     sums = torch.stack([table.nan_to_num(0.0, 0.0, 0.0).sum(0), defined.sum(0).double()])  # (2, metrics)
     unscored = (~defined).any(1).sum().double()
     total = fabric.all_reduce(torch.cat([sums.flatten(), unscored[None]]), reduce_op="sum")
+    assert isinstance(total, Tensor)
     means = total[: len(METRICS)] / total[len(METRICS) : -1]  # nan for a metric nothing could be scored with
     result = dict(zip(METRICS, means.tolist(), strict=True))
     return {**result, "items": len(chosen), "unscored": int(total[-1])}

@@ -1,0 +1,64 @@
+"""Scores of one pair of waveforms, for processes that import nothing heavy; also the program those processes run."""
+
+import importlib
+import math
+import os
+import pickle
+import signal
+import sys
+
+import numpy as np
+
+METRICS = ("pesq", "stoi", "si_sdr", "snr")
+
+
+def scores(clean: np.ndarray, estimate: np.ndarray, sample_rate: int) -> dict[str, float]:
+    """PESQ (wide band at 16 kHz, narrow at 8, none at other rates), STOI, SI-SDR and SNR of one pair, (n,) each.
+
+    SNR stands beside SI-SDR because it sees the level: when the two part, the output's level drifts.
+    """
+    from clearstate.metrics.intrusive import si_sdr, snr
+    from clearstate.metrics.perceptual import pesq_nb, pesq_wb, stoi
+
+    pesq = {16_000: pesq_wb, 8_000: pesq_nb}.get(sample_rate)
+    return {
+        "pesq": pesq(clean, estimate, sample_rate) if pesq else math.nan,
+        "stoi": stoi(clean, estimate, sample_rate),
+        "si_sdr": si_sdr(clean, estimate),
+        "snr": snr(clean, estimate),
+    }
+
+
+def pesq_target(clean: np.ndarray, estimate: np.ndarray, sample_rate: int) -> float:
+    """(PESQ - 1) / 3.5: what a metric discriminator learns to predict, about 0 to 1."""
+    from clearstate.metrics.perceptual import pesq_wb
+
+    return (pesq_wb(clean, estimate, sample_rate) - 1) / 3.5
+
+
+def serve(function: str) -> None:
+    """Answer pickled argument tuples on stdin with pickled results on stdout, None for one that raised.
+
+    Ends when stdin closes, which the system does when the parent ends, in whatever way.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when this ends
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what a library prints must not come between the answers
+    module, _, name = function.partition(":")
+    score = getattr(importlib.import_module(module), name)
+    while True:
+        try:
+            arguments = pickle.load(sys.stdin.buffer)
+        except EOFError:
+            return
+        try:
+            answer = score(*arguments)
+        except Exception as error:
+            print(f"{name} failed: {error}", file=sys.stderr)
+            answer = None
+        pickle.dump(answer, answers)
+        answers.flush()
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1])
