@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         fail("interrupted", 130)
     except BrokenPipeError:
         # The reader of our stdout left (`| head`): not our failure, but the interpreter would complain at exit.
-        sys.stdout = None  # type: ignore[assignment]  # documented way to stop the flush at exit
+        sys.stdout = None
         sys.exit(1)
     except (ValueError, OSError, ImportError) as error:
         fail(explain(error), 1)

@@ -109,9 +109,10 @@ class Display:
         names = " ".join(os.path.basename(name) for name in self.running)
         count = f"{self.finished_files + 1}/{self.files} " if self.files > 1 else ""
         speed = seconds / max(time.perf_counter() - self.started, 1e-6)
-        only = {"total": total} if self.files == 1 and total > 0 else {}  # a length that only the reader knew
+        if self.files == 1 and total > 0:  # a length that only the reader knew
+            self.bar.update(self.task, total=total)
         self.bar.update(
-            self.task, completed=seconds, description=f"{count}{names}"[:40], speed=f"{speed:.3g} x real time", **only
+            self.task, completed=seconds, description=f"{count}{names}"[:40], speed=f"{speed:.3g} x real time"
         )
 
     def finish(self, outcome: Outcome, expected: float) -> None:
@@ -139,7 +140,7 @@ def _attempt(work: Worker, job: Job, progress: Progress) -> Outcome:
 def _in_this_process(jobs: list[Job], open_worker: Callable[[], Worker], _: int, display: Display) -> Iterator[Outcome]:
     work = open_worker()
     for job in jobs:
-        yield _attempt(work, job, lambda done, total, job=job: display.advance(job.source, done, total))
+        yield _attempt(work, job, functools.partial(display.advance, job.source))
 
 
 def _in_processes(

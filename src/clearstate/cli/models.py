@@ -77,4 +77,4 @@ def has_weights(name: str) -> bool:
     """Whether the package holds trained weights of this preset."""
     from importlib.resources import files
 
-    return files("clearstate").joinpath("weights", name, "model.safetensors").is_file()
+    return (files("clearstate") / "weights" / name / "model.safetensors").is_file()

@@ -1,0 +1,11 @@
+"""Clean up an array: any rate, one channel or several."""
+
+import sys
+
+import clearstate
+import soundfile
+
+noisy, rate = soundfile.read(sys.argv[1], always_2d=True)  # (samples, channels)
+enhancer = clearstate.load("live")
+clean = enhancer.enhance(noisy.T, rate)  # (channels, samples), the same shape back
+soundfile.write(sys.argv[2], clean.T, rate)
