@@ -149,15 +149,15 @@ def scan_op(
     from . import scan_cpu as kernels
 
     (b, t, d), n = u.shape, A.shape[1]
-    arrays, strides = _flat(u, delta, B, C, z)
+    arrays, strides = flat_arrays(u, delta, B, C, z)
     y, last = torch.empty_like(u, memory_format=torch.contiguous_format), u.new_empty(b, d, n)
     kept = u.new_empty(b, -(-t // kernels.CHUNK), n, d) if keep else u.new_empty(0, 0, 0, 0)
     u_, delta_, B_, C_, z_ = arrays
     tasks = kernels.tasks_forward(b, d)
     kernel = kernels.forward_parallel if threads_for(tasks, b * t * d * n) > 1 else kernels.forward_serial
     kernel(
-        tasks, (b, t, d, n), strides, u_, delta_, _array(A, 2), B_, C_, _array(D, 1, u), z_, _array(delta_bias, 1, u),
-        delta_softplus, _array(state, 3, like=u), reverse, y.numpy(), last.numpy(), kept.numpy(),
+        tasks, (b, t, d, n), strides, u_, delta_, optional_array(A, 2, u), B_, C_, optional_array(D, 1, u), z_, optional_array(delta_bias, 1, u),
+        delta_softplus, optional_array(state, 3, u), reverse, y.numpy(), last.numpy(), kept.numpy(),
     )  # fmt: skip
     return y, last, kept
 
@@ -178,7 +178,7 @@ def scan_backward_op(
     from . import scan_cpu as kernels
 
     (b, t, d), n = u.shape, A.shape[1]
-    (u_, delta_, B_, C_, z_), strides = _flat(u, delta, B, C, z)
+    (u_, delta_, B_, C_, z_), strides = flat_arrays(u, delta, B, C, z)
     groups, blocks = min(b, kernels.GROUPS), -(-d // kernels.BLOCK)
     du, ddelta = u.new_empty(b, t, d), u.new_empty(b, t, d)
     dz = u.new_empty(b, t, d) if z is not None else u.new_empty(0, 0, 0)
@@ -187,8 +187,8 @@ def scan_backward_op(
     tasks = kernels.tasks_backward(b, d)
     kernel = kernels.backward_parallel if threads_for(tasks, b * t * d * n) > 1 else kernels.backward_serial
     kernel(
-        tasks, (b, t, d, n), strides, u_, delta_, _array(A, 2), B_, C_, _array(D, 1, u), z_, _array(delta_bias, 1, u),
-        delta_softplus, reverse, kept.numpy(), _array(dy, 3), _array(dh_last, 3),
+        tasks, (b, t, d, n), strides, u_, delta_, optional_array(A, 2, u), B_, C_, optional_array(D, 1, u), z_, optional_array(delta_bias, 1, u),
+        delta_softplus, reverse, kept.numpy(), optional_array(dy, 3, u), optional_array(dh_last, 3, u),
         du.numpy(), ddelta.numpy(), da.numpy(), db.view(-1).numpy(), dc.view(-1).numpy(), dd.numpy(), dz.numpy(),
         dh0.numpy(),
     )  # fmt: skip
@@ -228,7 +228,7 @@ def _backward(ctx, dy, dh_last, _):
 scan_op.register_autograd(_backward, setup_context=_save_for_backward)
 
 
-def _flat(*tensors: Tensor | None) -> tuple[list[np.ndarray], np.ndarray]:
+def flat_arrays(*tensors: Tensor | None) -> tuple[list[np.ndarray], np.ndarray]:
     """Each (b, t, d) tensor as a flat array over its storage, and the (batch, time) strides; channels have stride 1."""
     arrays, strides = [], np.zeros((len(tensors), 2), np.int64)
     for k, x in enumerate(tensors):
@@ -245,10 +245,10 @@ def _flat(*tensors: Tensor | None) -> tuple[list[np.ndarray], np.ndarray]:
     return arrays, strides
 
 
-def _array(x: Tensor | None, dims: int, like: Tensor | None = None) -> np.ndarray:
+def optional_array(x: Tensor | None, dims: int, like: Tensor) -> np.ndarray:
     """A contiguous array of an optional tensor; an empty one for None."""
     if x is None:
-        return np.empty((0,) * dims, np.float32 if like is None else _NUMPY[like.dtype])
+        return np.empty((0,) * dims, _NUMPY[like.dtype])
     return x.detach().contiguous().numpy()
 
 

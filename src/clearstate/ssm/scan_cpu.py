@@ -72,7 +72,7 @@ def _forward_task(task, size, strides, u, delta, a, b, c, d, z, bias, use_softpl
     w = min(BLOCK, channels - d0)
     at = 2
     a_row = at + STEP_ROWS
-    h_row = a_row + states
+    h_row = a_row + states + 1
     s = np.zeros((h_row + states, BLOCK), u.dtype)
     rows = s.reshape(-1)
     _load_block(s, w, d0, a_row, a, d, bias)
@@ -111,13 +111,13 @@ def _backward_task(
     w = min(BLOCK, channels - d0)
     steps_at = 2
     a_row = steps_at + CHUNK * STEP_ROWS
-    lam_row = a_row + states
-    da_row = lam_row + states
-    db_row = da_row + states
-    dc_row = db_row + states
-    dskip_row = dc_row + states
+    lam_row = a_row + states + 1
+    da_row = lam_row + states + 1
+    db_row = da_row + states + 1
+    dc_row = db_row + states + 1
+    dskip_row = dc_row + states + 1
     h_row = dskip_row + 1  # states before each step of the chunk, and after the last
-    decay_row = h_row + (CHUNK + 1) * states
+    decay_row = h_row + (CHUNK + 1) * states + 3
     s = np.zeros((decay_row + CHUNK * states, BLOCK), u.dtype)
     rows = s.reshape(-1)
     _load_block(s, w, d0, a_row, a, d, bias)

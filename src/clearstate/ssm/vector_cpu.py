@@ -313,3 +313,55 @@ def sum_lanes(typingctx, scratch, row, states, out, position):
         return context.get_dummy_value()
 
     return types.void(scratch, row, states, out, position), codegen
+
+
+# The causal depthwise convolution uses scratch rows of its own: row 0 the bias, then one row a tap.
+TAP_ROWS = 1
+
+
+@intrinsic
+def convolve(typingctx, scratch, x_row, pre_row, out_row, width, taps):
+    """One output of the convolution: pre = bias + sum_j w[j] x[j], out = SiLU(pre).
+
+    `x_row` is the row of the oldest input that the output sees; the `taps` inputs lie one row after another.
+    """
+
+    def codegen(context, builder, signature, args):
+        _, x_row, pre_row, out_row, width, taps = args
+        v = _Vectors(context, builder, signature.args[0], args[0])
+        with _each_vector(v, width) as (column, _):
+            pre = cgutils.alloca_once_value(builder, v.load(v.row(0, column)))
+            with cgutils.for_range(builder, taps, intp=v.index) as loop:
+                w = v.load(v.row(builder.add(loop.index, ir.Constant(v.index, TAP_ROWS)), column))
+                x = v.load(v.row(builder.add(loop.index, x_row), column))
+                builder.store(v.fma(w, x, builder.load(pre)), pre)
+            value = builder.load(pre)
+            v.store(value, v.row(pre_row, column))
+            v.store(v.mul(value, v.sigmoid(value)), v.row(out_row, column))
+        return context.get_dummy_value()
+
+    return types.void(scratch, x_row, pre_row, out_row, width, taps), codegen
+
+
+@intrinsic
+def convolve_back(typingctx, scratch, x_row, pre_row, dy_row, dx_row, dw_row, width, taps):
+    """Gradient of `convolve`: dx[j] += w[j] dpre, dw[j] += dpre x[j], and the bias's at dw_row + taps."""
+
+    def codegen(context, builder, signature, args):
+        _, x_row, pre_row, dy_row, dx_row, dw_row, width, taps = args
+        v = _Vectors(context, builder, signature.args[0], args[0])
+        with _each_vector(v, width) as (column, _):
+            pre, one = v.load(v.row(pre_row, column)), v.number(1.0)
+            sigmoid = v.sigmoid(pre)
+            slope = v.mul(sigmoid, v.fma(pre, builder.fsub(one, sigmoid), one))
+            dpre = v.mul(v.load(v.row(dy_row, column)), slope)
+            with cgutils.for_range(builder, taps, intp=v.index) as loop:
+                w = v.load(v.row(builder.add(loop.index, ir.Constant(v.index, TAP_ROWS)), column))
+                dx_at, dw_at = (v.row(builder.add(loop.index, row), column) for row in (dx_row, dw_row))
+                v.store(v.fma(w, dpre, v.load(dx_at)), dx_at)
+                v.store(v.fma(dpre, v.load(v.row(builder.add(loop.index, x_row), column)), v.load(dw_at)), dw_at)
+            bias_at = v.row(builder.add(dw_row, taps), column)
+            v.store(builder.fadd(v.load(bias_at), dpre), bias_at)
+        return context.get_dummy_value()
+
+    return types.void(scratch, x_row, pre_row, dy_row, dx_row, dw_row, width, taps), codegen
