@@ -1,3 +1,30 @@
-"""clearstate clears up speech with state-space models."""
+"""clearstate clears up speech with state-space models: what is named here is what we promise to keep.
+
+    clearstate.enhance("talk.mp3", "clean.mp3")        a file of any kind and length
+    clearstate.load("live").enhance(array, 48_000)     a signal in memory
+    clearstate.Stream("live", sample_rate=48_000)      live sound, chunk by chunk
+
+Each is imported when it is first used: `import clearstate` alone does not load PyTorch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from clearstate.restore import Enhancer, enhance, load
+    from clearstate.streaming import Stream
 
 __version__ = "0.1.0"
+__all__ = ["Enhancer", "Stream", "__version__", "enhance", "load"]
+
+_HOMES = {"Enhancer": "restore", "Stream": "streaming", "enhance": "restore", "load": "restore"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f"clearstate.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'clearstate' has no attribute {name!r}; it has {', '.join(__all__)}")
+
+
+def __dir__() -> list[str]:
+    return __all__

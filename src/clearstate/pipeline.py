@@ -52,11 +52,24 @@ class Chain:
         model: an enhancement model (see `clearstate.models`); causal ones run as one stream, others in blocks.
         sample_rate: of the signal, in Hz.
         channels: rows of every chunk.
-        strength: the most by which anything is attenuated, in dB; None for all that the model removes.
+        strength: the most by which anything is attenuated, in dB; 0 changes nothing, None takes all the model removes.
+        residual: give what was removed, input - output, instead of the output.
+    Raises:
+        ValueError: for a rate, channel count or strength that cannot be, or a model that does not enhance.
     """
 
-    def __init__(self, model: torch.nn.Module, sample_rate: int, channels: int, strength: float | None = None) -> None:
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        sample_rate: int,
+        channels: int,
+        strength: float | None = None,
+        residual: bool = False,
+    ) -> None:
+        check_settings(model, sample_rate, channels, strength)
+        sample_rate = int(sample_rate)
         self.wet = 1.0 if strength is None else 1.0 - 10 ** (-strength / 20)
+        self.residual = residual
         self.channels = channels
         model_rate = int(model.sample_rate)
         self.piece = max(1, int(PIECE_SECONDS * sample_rate))
@@ -140,6 +153,8 @@ class Chain:
             y = change[:, :count]
         else:
             y = x + self.wet * (change[:, :count] - x)
+        if self.residual:
+            y = x - y
         return y.astype(x.dtype, copy=False)
 
 
@@ -235,7 +250,9 @@ class Link:
 
     def __init__(self, channels: int, hop: int) -> None:
         self.hop = self.delay = hop
-        self.window = np.sin(np.pi * np.arange(2 * hop) / (2 * hop)).astype(np.float32)  # periodic: the squares add to 1
+        self.window = np.sin(np.pi * np.arange(2 * hop) / (2 * hop)).astype(
+            np.float32
+        )  # periodic: the squares add to 1
         self._held = np.zeros((2, channels, hop), dtype=np.float32)
         self._tail = np.zeros((2, channels, hop), dtype=np.float32)  # the second half of the last frame
 
@@ -317,3 +334,15 @@ class HighGain:
 def device_of(model: torch.nn.Module) -> torch.device:
     """Where the model's parameters are; the CPU for a model without any."""
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
+def check_settings(model: torch.nn.Module, sample_rate: int, channels: int, strength: float | None) -> None:
+    """Raise a ValueError for what no signal can have."""
+    if not all(hasattr(model, name) for name in ("sample_rate", "causal")):
+        raise ValueError(f"{type(model).__name__} is not an enhancement model; expected one, such as 'live'")
+    if sample_rate != int(sample_rate) or sample_rate < 1:
+        raise ValueError(f"sample rate {sample_rate}: expected a whole number of Hz, such as 16000 or 48000")
+    if channels < 1:
+        raise ValueError(f"{channels} channels: expected at least 1")
+    if strength is not None and not strength >= 0:
+        raise ValueError(f"strength {strength}: expected decibels of attenuation, 0 (no change) or more, such as 12")

@@ -1,0 +1,324 @@
+"""Audio files of any length, read and written block by block.
+
+    with open_reader(path) as source, open_writer(target, source.info) as sink:
+        for block in source.blocks():          # (channels, n) float64, full scale = 1
+            sink.write(block)
+
+soundfile (libsndfile) reads and writes WAV, FLAC, OGG Vorbis, Opus, MP3, AIFF, CAF and more; PyAV, an extra, reads the
+rest (m4a, video). "-" and named pipes are WAV streams (`audio/wavpipe.py`). Blocks are float64, so every integer
+format up to 32 bits comes back bit for bit when nothing was changed.
+
+A file is written under a temporary name in its folder and takes its own name when it is complete: after an error, a full
+disk or Ctrl-C, nothing half-written is left, and an existing file is as it was.
+"""
+
+import os
+import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+import numpy as np
+import soundfile
+from numpy.typing import NDArray
+
+Block = NDArray[np.float64]  # (channels, n)
+
+STDIO = "-"
+BLOCK_SECONDS = 2.0
+WAV_LIMIT = 2**32 - 2**20  # bytes: sizes in a WAV header have 32 bits
+OPUS_RATES = (8_000, 12_000, 16_000, 24_000, 48_000)
+CONTAINERS = {  # by extension, where the extension is not the name of the container itself
+    ".aif": "AIFF",
+    ".aifc": "AIFF",
+    ".oga": "OGG",
+    ".opus": "OGG",
+    ".snd": "AU",
+    ".wave": "WAV",
+}
+BYTES = {"PCM_S8": 1, "PCM_U8": 1, "PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4, "DOUBLE": 8, "ULAW": 1, "ALAW": 1}
+LIBSNDFILE_MARK = " (libsndfile-"  # what it appends to the name of the software in the tags
+
+
+class AudioError(ValueError):
+    """A file that is not what it should be; the message names it, what was expected and the remedy."""
+
+
+@dataclass(frozen=True)
+class AudioInfo:
+    """What a file says about itself."""
+
+    name: str
+    sample_rate: int  # Hz
+    channels: int
+    frames: int | None  # samples per channel; None where only reading to the end will tell
+    seconds: float | None  # the length, at least roughly; None where nothing is known
+    container: str = "WAV"  # as libsndfile names it
+    subtype: str = "PCM_16"
+    endian: str = "FILE"
+    tags: dict[str, str] = field(default_factory=dict)
+
+
+class Reader(Protocol):
+    info: AudioInfo
+
+    def blocks(self) -> Iterator[Block]: ...
+    def __enter__(self) -> "Reader": ...
+    def __exit__(self, *error: Any) -> None: ...
+
+
+class Writer(Protocol):
+    def write(self, block: Block) -> None: ...
+    def __enter__(self) -> "Writer": ...
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None: ...
+
+
+def open_reader(path: str | os.PathLike[str]) -> Reader:
+    """Open any audio file, a WAV pipe, or "-" (stdin).
+
+    Raises:
+        FileNotFoundError, IsADirectoryError, PermissionError: from the file system, with the path.
+        AudioError: for what is not audio, is empty or broken, or needs the PyAV extra.
+    """
+    name = os.fspath(path)
+    if name == STDIO or (os.path.exists(name) and stat.S_ISFIFO(os.stat(name).st_mode)):
+        from clearstate.audio.wavpipe import PipeReader
+
+        return PipeReader(name)
+    if not os.path.exists(name):
+        raise FileNotFoundError(f"{name}: no such file (looked in {Path(name).absolute().parent})")
+    if os.path.isdir(name):
+        raise IsADirectoryError(f"{name}: is a folder; name an audio file in it")
+    if not os.access(name, os.R_OK):
+        raise PermissionError(f"{name}: may not be read; check its permissions")
+    if os.path.getsize(name) == 0:
+        raise AudioError(f"{name}: is empty (0 bytes); expected an audio file")
+    try:
+        return FileReader(name)
+    except soundfile.LibsndfileError as error:
+        if "not recognised" not in error.error_string and "unimplemented" not in error.error_string.lower():
+            reason = error.error_string.rstrip(".")
+            raise AudioError(f"{name}: its header is broken ({reason}); export or convert the file again") from None
+    from clearstate.audio.av import open_with_av
+
+    return open_with_av(name)
+
+
+class FileReader:
+    """A file that libsndfile knows."""
+
+    def __init__(self, name: str) -> None:
+        self._file = soundfile.SoundFile(name)
+        file = self._file
+        self.info = AudioInfo(
+            name=name,
+            sample_rate=file.samplerate,
+            channels=file.channels,
+            frames=file.frames,
+            seconds=file.frames / file.samplerate,
+            container=file.format,
+            subtype=file.subtype,
+            endian=file.endian,
+            tags={key: clean_tag(text) for key, text in file.copy_metadata().items()},
+        )
+        if file.frames == 0:
+            file.close()
+            raise AudioError(f"{name}: holds no samples (empty or cut off); expected at least one")
+
+    def blocks(self) -> Iterator[Block]:
+        """Blocks of BLOCK_SECONDS, (channels, n) float64, to the end.
+
+        Raises:
+            AudioError: at a NaN or infinite sample, and when the data ends before the length in the header.
+        """
+        size, done, total = max(1, int(BLOCK_SECONDS * self.info.sample_rate)), 0, self.info.frames or 0
+        while done < total:
+            try:
+                block = self._file.read(size, dtype="float64", always_2d=True)
+            except soundfile.LibsndfileError as error:
+                raise self._broken(done, error.error_string.rstrip(".")) from None
+            if not len(block):
+                raise self._broken(done, "the data ends there")
+            yield checked(block.T, self.info, done)
+            done += len(block)
+
+    def _broken(self, done: int, reason: str) -> AudioError:
+        at, all_ = (f"{samples / self.info.sample_rate:.3f} s" for samples in (done, self.info.frames or 0))
+        return AudioError(
+            f"{self.info.name}: broken after {at} of {all_} ({reason}); fetch it again, "
+            "or save what is left of it with `ffmpeg -i BROKEN RESCUED.wav`"
+        )
+
+    def __enter__(self) -> "FileReader":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._file.close()
+
+
+def open_writer(path: str | os.PathLike[str], like: AudioInfo, *, overwrite: bool = False) -> Writer:
+    """Open a file to write what `like` describes: its rate, channels, tags, and bit depth where the format can hold it.
+
+    The extension of `path` chooses the format; "-" is a WAV stream on stdout.
+
+    Raises:
+        FileExistsError: without `overwrite`; and in any case if it is the file that `like` came from.
+        FileNotFoundError, NotADirectoryError, PermissionError: for a folder that is not there or not writable.
+        AudioError: for an extension that is no audio format, or a rate or channel count that the format cannot hold.
+    """
+    name = os.fspath(path)
+    if name == STDIO:
+        from clearstate.audio.wavpipe import PipeWriter
+
+        return PipeWriter(like)
+    return FileWriter(name, like, overwrite)
+
+
+class FileWriter:
+    """Writes under a temporary name beside `name`; leaving the `with` block without an error gives it its own."""
+
+    def __init__(self, name: str, like: AudioInfo, overwrite: bool) -> None:
+        self.name, self._like, self._overwrite = name, like, overwrite
+        folder = Path(name).absolute().parent
+        check_target(name, like.name, overwrite)
+        container, subtype = choose_format(name, like)
+        try:
+            handle, self._temporary = tempfile.mkstemp(prefix=f".{Path(name).name}.", suffix=".part", dir=folder)
+        except PermissionError:
+            raise PermissionError(f"{name}: cannot write into {folder}; choose another place") from None
+        os.close(handle)
+        endian = like.endian if container == like.container else "FILE"
+        # LAME's V2, some 190 kbit/s in stereo, loses nothing audible a second time; libsndfile's default is lower.
+        quality = {"compression_level": 0.2} if container == "MP3" else {}
+        try:
+            self._file = soundfile.SoundFile(
+                self._temporary, "w", like.sample_rate, like.channels, subtype, endian, container, **quality
+            )
+        except (soundfile.LibsndfileError, ValueError) as error:
+            os.unlink(self._temporary)
+            reason = getattr(error, "error_string", str(error)).rstrip(".")
+            raise AudioError(
+                f"{name}: {container} ({subtype}) cannot hold {like.sample_rate} Hz with {like.channels} channels "
+                f"({reason}); write to .wav or .flac"
+            ) from None
+        self._write_tags(like.tags)
+
+    def write(self, block: Block) -> None:
+        """Append (channels, n) samples; beyond full scale, integer formats clip."""
+        try:
+            self._file.write(block.T)
+        except (soundfile.LibsndfileError, AssertionError, OSError):
+            # soundfile asserts that all frames were written; libsndfile says no more than "System error".
+            raise OSError(f"{self.name}: could not be written on (is the disk full?); free some space") from None
+
+    def _write_tags(self, tags: dict[str, str]) -> None:
+        for key, text in tags.items():
+            with suppress(soundfile.LibsndfileError):  # a format without tags, or without this one
+                setattr(self._file, key, _Latin1(text) if self._file.format == "MP3" else text)
+
+    def __enter__(self) -> "FileWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            try:
+                self._file.close()
+            except soundfile.LibsndfileError:
+                raise OSError(f"{self.name}: could not be finished (is the disk full?); free some space") from None
+            if kind is None:
+                check_target(self.name, self._like.name, self._overwrite)  # it may have appeared meanwhile
+                os.chmod(self._temporary, 0o666 & ~_umask())  # mkstemp's files are for the owner alone
+                os.replace(self._temporary, self.name)
+        finally:
+            with suppress(FileNotFoundError):
+                os.unlink(self._temporary)
+
+
+def check_target(name: str, source: str, overwrite: bool) -> None:
+    """Refuse a place that cannot or must not be written to."""
+    folder = Path(name).absolute().parent
+    if not folder.exists():
+        raise FileNotFoundError(f"{name}: there is no folder {folder}; make it first")
+    if not folder.is_dir():
+        raise NotADirectoryError(f"{name}: {folder} is not a folder; choose another place")
+    if not os.path.exists(name):
+        return
+    if source != STDIO and os.path.exists(source) and os.path.samefile(source, name):
+        raise FileExistsError(f"{name}: is the input itself, which is never overwritten; choose another name")
+    if not os.path.isfile(name):
+        raise FileExistsError(f"{name}: exists and is not a regular file; choose another name")
+    if not overwrite:
+        raise FileExistsError(f"{name}: exists already; choose another name, or allow it to be overwritten")
+
+
+def choose_format(name: str, like: AudioInfo) -> tuple[str, str]:
+    """Container by the extension; the subtype of the source, or the nearest the container can hold."""
+    suffix = Path(name).suffix.lower()
+    container = CONTAINERS.get(suffix, suffix[1:].upper())
+    if suffix and suffix == Path(like.name).suffix.lower() and like.container in soundfile.available_formats():
+        container = like.container  # a .wav may be WAVEX, RF64 or Sphere inside
+    if container not in soundfile.available_formats() or container == "RAW":
+        ending = f"ends in {suffix!r}" if suffix else "has no extension"
+        raise AudioError(
+            f"{name}: {ending}; expected a format that can be written: .wav .flac .ogg .opus .mp3 .aiff .caf"
+        )
+    if suffix == ".opus" or (container == "OGG" and like.subtype == "OPUS"):
+        if like.sample_rate not in OPUS_RATES:
+            raise AudioError(
+                f"{name}: Opus cannot hold {like.sample_rate} Hz, only {', '.join(map(str, OPUS_RATES))}; write to .flac"
+            )
+        return "OGG", "OPUS"
+    subtypes = soundfile.available_subtypes(container)
+    if like.subtype in subtypes:
+        subtype = like.subtype
+    elif like.subtype in ("FLOAT", "DOUBLE", "PCM_32", "ALAC_24", "ALAC_32", "ALAC_20") and "PCM_24" in subtypes:
+        subtype = "PCM_24"
+    else:
+        subtype = "PCM_16" if "PCM_16" in subtypes else soundfile.default_subtype(container)
+    size = (like.frames or 0) * like.channels * BYTES.get(subtype, 2)
+    return ("RF64" if container in ("WAV", "WAVEX") and size > WAV_LIMIT else container), subtype
+
+
+def checked(block: Block, info: AudioInfo, start: int) -> Block:
+    """The block, or an error that says where its first NaN or infinite sample is."""
+    finite = np.isfinite(block)
+    if finite.all():
+        return block
+    sample = int(np.argmin(finite.all(axis=0)))
+    channel = int(np.argmin(finite[:, sample]))
+    at = start + sample
+    raise AudioError(
+        f"{info.name}: sample {at} of channel {channel} ({at / info.sample_rate:.3f} s) is {block[channel, sample]}, "
+        "expected a number; export the file again, as 24-bit integers if need be"
+    )
+
+
+def clean_tag(text: str) -> str:
+    """A tag as it was meant: libsndfile marks the software it writes, and reads the UTF-8 of many MP3s as Latin-1."""
+    text = text.split(LIBSNDFILE_MARK)[0]
+    try:
+        return text.encode("latin-1").decode("utf-8")
+    except UnicodeError:
+        return text
+
+
+class _Latin1(str):
+    """Text for an ID3 tag. LAME's tag writer declares Latin-1 whatever it is given, but soundfile gives it UTF-8."""
+
+    def encode(self, encoding: str = "utf-8", errors: str = "strict") -> bytes:
+        try:
+            return super().encode("latin-1")
+        except UnicodeError:  # better readable by those who guess UTF-8 than lost
+            return super().encode(encoding, errors)
+
+
+def _umask() -> int:
+    mask = os.umask(0o077)  # there is no way to read it without setting it
+    os.umask(mask)
+    return mask
