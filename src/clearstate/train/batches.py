@@ -76,6 +76,7 @@ def loader(items: Items, positions: Positions, workers: int, prefetch: int) -> D
         num_workers=workers,
         prefetch_factor=prefetch if workers else None,
         worker_init_fn=quiet_worker if workers else None,
+        generator=torch.Generator(),  # or it draws from the one that dropout uses, whenever a run is resumed
         pin_memory=torch.cuda.is_available(),
     )
 
