@@ -37,11 +37,14 @@ def test_silence_is_dark_and_finite(tmp_path):
 
 def test_a_long_recording_is_averaged_down_without_losing_power(tmp_path):
     noise = 0.1 * np.random.default_rng(0).normal(size=400_000)
+    noise[:100_000] *= 3  # in the first quarter of the columns, too
     file = write(tmp_path / "noise.wav", noise)
-    fine, coarse = spectrogram(file, columns=10**9), spectrogram(file, columns=50)
-    assert coarse.level.shape[1] <= 50 < fine.level.shape[1]
-    mean = [10 * np.log10((10 ** (s.level / 10)).mean()) for s in (fine, coarse)]
-    assert abs(mean[0] - mean[1]) < 0.05
+    fine, coarse = (10 ** (spectrogram(file, columns=n).level / 10) for n in (10**9, 50))
+    assert 25 < coarse.shape[1] <= 50 < fine.shape[1]
+    together = -(-fine.shape[1] // coarse.shape[1])
+    for column in (0, 7, 20, coarse.shape[1] - 2):
+        np.testing.assert_allclose(coarse[:, column], fine[:, column * 64 : column * 64 + 64].mean(1))
+    assert together == 64
 
 
 def test_reading_in_pieces_gives_what_reading_at_once_does(tmp_path):
@@ -50,7 +53,8 @@ def test_reading_in_pieces_gives_what_reading_at_once_does(tmp_path):
     shown = spectrogram(write(tmp_path / "noise.wav", noise.astype("f4")), columns=10**9)
     window = np.hanning(513)[:-1]
     padded = np.concatenate([noise.astype("f4").astype(float), np.zeros(512)])
-    for frame in (0, 511, 512, 513, 1024, shown.level.shape[1] - 1):
+    assert shown.level.shape[1] == 1 + -(-(200_003 - 512) // 128)  # as many frames as it takes to show every sample
+    for frame in (0, 249, 250, 251, 1024, shown.level.shape[1] - 1):  # a block of the reader has 32 000 samples
         power = np.abs(np.fft.rfft(window * padded[128 * frame : 128 * frame + 512])) ** 2 * (2 / window.sum()) ** 2
         np.testing.assert_allclose(shown.level[:, frame], 10 * np.log10(power), atol=1e-6)
 
@@ -61,7 +65,7 @@ def test_channels_are_averaged_in_power_so_opposite_phases_do_not_vanish(tmp_pat
     assert shown.level.max() > -1.5
 
 
-@pytest.mark.parametrize("samples", [1, 100, 511, 512, 513])
+@pytest.mark.parametrize("samples", [1, 512, 513])
 def test_very_short_recordings_have_a_picture(tmp_path, samples):
     file = write(tmp_path / "short.wav", np.ones(samples))
     before_and_after(file, file, tmp_path / "short.png")
@@ -80,14 +84,14 @@ def test_two_rates_share_one_axis(tmp_path):
 @pytest.mark.parametrize("content", [b"", b"this is text, whatever its name says"])
 def test_what_is_not_audio_is_named(tmp_path, content):
     (tmp_path / "text.wav").write_bytes(content)
-    with pytest.raises(ValueError, match=r"text.wav: cannot be read as audio"):
+    with pytest.raises(ValueError, match=r"text.wav: .* expected an audio file"):
         spectrogram(tmp_path / "text.wav")
 
 
 def test_no_samples_and_broken_samples_are_named(tmp_path):
     with pytest.raises(ValueError, match="holds no samples"):
         spectrogram(write(tmp_path / "none.wav", np.zeros(0)))
-    with pytest.raises(ValueError, match="NaN or infinite"):
+    with pytest.raises(ValueError, match="is nan"):
         spectrogram(write(tmp_path / "nan.wav", np.array([0, np.nan])))
 
 

@@ -1,7 +1,6 @@
 """Pictures of sound: the spectrogram before and after, on one scale.
 
-Only numpy and soundfile do arithmetic here; matplotlib (extra `demo`) is imported when a picture is drawn, with the Agg
-canvas, so that no screen is needed.
+matplotlib (extra `demo`) is imported when a picture is drawn, with the Agg canvas, so that no screen is needed.
 """
 
 import os
@@ -11,7 +10,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
+from numpy.typing import NDArray
+
+from clearstate.audio.io import open_reader
+
+Array = NDArray[np.float64]
 
 WINDOW = 0.032  # seconds: about two pitch periods of a low voice
 HOP = 0.008  # seconds
@@ -23,7 +26,7 @@ FLOOR = 1e-14  # power of what is drawn as digital silence: -140 dB
 class Spectrogram(NamedTuple):
     """Levels in dB relative to a full-scale sine; the first bin is 0 Hz, the last half the rate."""
 
-    level: npt.NDArray[np.float64]  # (f, t) dB
+    level: Array  # (f, t) dB
     seconds: float  # length of the recording
     rate: int  # Hz
 
@@ -32,53 +35,56 @@ def spectrogram(path: str | Path, *, columns: int = COLUMNS) -> Spectrogram:
     """The levels of a recording of any length, read in pieces; channels are averaged in power.
 
     Args:
-        columns: at most so many frames come back: neighbours are averaged (in power) until they fit.
+        columns: at most so many columns come back: neighbouring frames are averaged (in power) until they fit.
     Raises:
-        ValueError: if the file cannot be read as audio, or holds no samples.
+        ValueError: if the file is not audio, is broken, or holds no samples or samples that are not numbers.
     """
-    import soundfile
+    with open_reader(path) as sound:
+        rate, samples = sound.info.sample_rate, 0
+        n_fft, hop = max(2, round(WINDOW * rate)), max(1, round(HOP * rate))
+        done = rest = np.zeros((0, n_fft // 2 + 1))  # columns, and frames that do not fill one yet
+        together = 1  # frames a column; doubles whenever there are too many columns, so the length need not be known
+        for power, fresh in _frames(sound.blocks(), n_fft, hop):
+            samples += fresh
+            rest = np.concatenate([rest, power])
+            whole = len(rest) // together * together
+            done = np.concatenate([done, rest[:whole].reshape(-1, together, rest.shape[1]).mean(axis=1)])
+            rest = rest[whole:]
+            while len(done) > columns:
+                if len(done) % 2:  # an odd column goes back to the frames: as many of its mean leave the mean as it is
+                    done, rest = done[:-1], np.concatenate([np.repeat(done[-1:], together, axis=0), rest])
+                done, together = (done[0::2] + done[1::2]) / 2, 2 * together
+    if len(rest):
+        done = np.concatenate([done, rest.mean(axis=0, keepdims=True)])
+    return Spectrogram(10 * np.log10(np.maximum(done.T, FLOOR)), samples / rate, rate)
 
-    try:
-        with soundfile.SoundFile(str(path)) as sound:
-            rate, samples = sound.samplerate, len(sound)
-            n_fft, hop = max(2, round(WINDOW * rate)), max(1, round(HOP * rate))
-            frames = 1 + max(0, samples - n_fft + hop - 1) // hop
-            together = -(-frames // columns)  # frames averaged into one column
-            power = np.array(list(_columns(sound, n_fft, hop, together)))  # (t, f)
-    except soundfile.SoundFileError as error:
-        raise ValueError(f"{path}: cannot be read as audio ({error}); expected WAV, FLAC, OGG, Opus or MP3") from error
-    if not samples:
-        raise ValueError(f"{path}: holds no samples, so there is nothing to draw")
-    if not np.isfinite(power).all():
-        raise ValueError(f"{path}: holds NaN or infinite samples; expected finite ones, write the file again")
-    return Spectrogram(10 * np.log10(np.maximum(power.T, FLOOR)), samples / rate, rate)
 
+def _frames(blocks: Iterator[Array], n_fft: int, hop: int) -> Iterator[tuple[Array, int]]:
+    """Power spectra (t, f) of blocks (channels, n) as they come, with the number of new samples behind them.
 
-def _columns(sound, n_fft: int, hop: int, together: int) -> Iterator[npt.NDArray[np.float64]]:
-    """Mean power (f,) of each group of `together` frames, in order; the last group may be smaller."""
+    A full-scale sine has power 1. Zeros complete the last frame, so that even one sample gives a frame.
+    """
     window = np.hanning(n_fft + 1)[:-1]
-    scale = (2 / window.sum()) ** 2  # a full-scale sine comes out as 1
-    held = np.zeros((0, sound.channels))
-    block = (together * hop) * max(1, (1 << 16) // (together * hop))
-    last = False
-    while not last:
-        fresh = sound.read(block, dtype="float64", always_2d=True)  # (samples, channels)
-        last = len(fresh) < block
-        held = np.concatenate([held, fresh])
-        if last:  # zeros complete the last frame; a recording shorter than a window still gives one
-            held = np.concatenate(
-                [held, np.zeros((max(n_fft - len(held), -(len(held) - n_fft) % hop), sound.channels))]
-            )
-        count = (len(held) - n_fft) // hop + 1
-        if not last:
-            count -= count % together
-        if count <= 0:
-            continue
-        cut = np.lib.stride_tricks.sliding_window_view(held, n_fft, axis=0)[: count * hop : hop]  # (t, channels, n_fft)
-        power = scale * (np.abs(np.fft.rfft(cut * window)) ** 2).mean(axis=1)  # (t, f)
-        for start in range(0, count, together):
-            yield power[start : start + together].mean(axis=0)
-        held = held[count * hop :]
+    scale = (2 / window.sum()) ** 2
+    held: Array | None = None
+    covered = 0  # samples at the start of `held` that a frame has shown
+    for block in blocks:
+        held = block if held is None else np.concatenate([held, block], axis=1)
+        count = max(0, (held.shape[1] - n_fft) // hop + 1)
+        if count:
+            yield _power(held, window, hop, count) * scale, block.shape[1]
+            held, covered = held[:, count * hop :], n_fft - hop
+        else:
+            yield np.zeros((0, len(window) // 2 + 1)), block.shape[1]
+    if held is not None and held.shape[1] > covered:
+        last = np.concatenate([held, np.zeros((len(held), n_fft - held.shape[1]))], axis=1)
+        yield _power(last, window, hop, 1) * scale, 0
+
+
+def _power(x: Array, window: Array, hop: int, count: int) -> Array:
+    """The first `count` frames of x (channels, n): power (count, f), averaged over channels."""
+    cut = np.lib.stride_tricks.sliding_window_view(x, len(window), axis=1)[:, : count * hop : hop][:, :count]
+    return (np.abs(np.fft.rfft(cut * window)) ** 2).mean(axis=0)
 
 
 def before_and_after(before: str | Path, after: str | Path, picture: str | Path) -> None:

@@ -146,3 +146,12 @@ def test_two_inputs_that_would_share_an_output_are_refused(here):
     (here / "two/talk.wav").touch()
     with pytest.raises(UsageError, match=r"talk.wav and .*talk.wav would both be written"):
         plan(["talk.wav", "two/talk.wav"], "out")
+
+
+def test_the_formats_named_here_are_those_that_can_be_written(tmp_path):
+    from clearstate.audio.io import AudioInfo, choose_format
+    from clearstate.cli.inputs import WRITABLE
+
+    like = AudioInfo(name="x.wav", sample_rate=48_000, channels=1, frames=100, seconds=0.1)
+    for suffix in WRITABLE:
+        assert choose_format(f"x{suffix}", like)

@@ -21,7 +21,7 @@ import typer
 
 from clearstate import __version__
 from clearstate.cli import doctor, enhance, models, plot, stream
-from clearstate.cli.terminal import CommandError, explain, fail
+from clearstate.cli.terminal import CommandError, abandon_stdout, explain, fail
 
 VERBS: dict[str, Callable[..., None]] = {
     "enhance": enhance.run,
@@ -72,9 +72,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         fail(str(error), error.exit_code)
     except KeyboardInterrupt:
         fail("interrupted", 130)
-    except BrokenPipeError:
-        # The reader of our stdout left (`| head`): not our failure, but the interpreter would complain at exit.
-        sys.stdout = None
+    except BrokenPipeError:  # whoever read our stdout left, as `| head` does
+        abandon_stdout()
         sys.exit(1)
     except (ValueError, OSError, ImportError) as error:
         fail(explain(error), 1)

@@ -12,10 +12,10 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from clearstate.cli.inputs import Job
+from clearstate.cli.inputs import STDIO, Job
 from clearstate.cli.terminal import clock, explain, note
 
 Progress = Callable[[float, float], None]  # seconds of audio done, seconds in all
@@ -33,15 +33,21 @@ class Outcome:
     report: dict[str, Any] = field(default_factory=dict)
 
     @property
+    def name(self) -> str:
+        """The input as people call it."""
+        return "stdin" if self.source == STDIO else self.source
+
+    @property
     def speed(self) -> float:
         """Seconds of audio a second of work; 0 where it is not known."""
         return self.report.get("seconds", 0.0) / self.wall if self.wall else 0.0
 
     def line(self) -> str:
         if self.error:
-            return f"{self.source}: failed: {self.error}"
+            return f"{self.name}: failed: {self.error}"
         length = clock(self.report.get("seconds", 0.0))
-        return f"{self.source} -> {self.target}  {length} of audio in {clock(self.wall)}, {self.speed:.3g} x real time"
+        target = "stdout" if self.target == STDIO else self.target
+        return f"{self.name} -> {target}  {length} of audio in {clock(self.wall)}, {self.speed:.3g} x real time"
 
     def as_json(self) -> dict[str, Any]:
         known = {"input": self.source, "output": None if self.error else self.target, "ok": self.error is None}
@@ -133,7 +139,8 @@ def _attempt(work: Worker, job: Job, progress: Progress) -> Outcome:
     try:
         report = work(job, progress)
     except Exception as error:
-        return Outcome(job.source, job.target, error=explain(error))
+        named = Outcome(job.source, job.target)
+        return replace(named, error=explain(error).removeprefix(f"{named.name}: "))
     return Outcome(job.source, job.target, wall=time.perf_counter() - started, report=report)
 
 

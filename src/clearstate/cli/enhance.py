@@ -2,12 +2,8 @@
 
 import functools
 import json
-import os
-import shutil
 import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,8 +11,8 @@ import typer
 
 from clearstate import __version__
 from clearstate.cli.batch import Outcome, Progress, Worker, run_batch
-from clearstate.cli.inputs import STDIO, Job, plan
-from clearstate.cli.terminal import UsageError, explain, nearest, note
+from clearstate.cli.inputs import STDIO, Job, make_room, plan
+from clearstate.cli.terminal import UsageError, abandon_stdout, explain, nearest, note
 
 
 def run(
@@ -91,12 +87,12 @@ def open_worker(model: str, strength: float | None, residual: bool, overwrite: b
         raise UsageError(f"--model {model}: {explain(error)}") from error
 
     def work(job: Job, progress: Progress) -> dict[str, Any]:
-        with _as_files(job) as (source, target):
-            Path(target).parent.mkdir(parents=True, exist_ok=True)
-            report = enhancer.enhance_file(
-                source, target, strength=strength, residual=residual, overwrite=overwrite, progress=progress
-            )
-        return dict(report)
+        if job.target != STDIO:
+            make_room(job.target)
+        report = enhancer.enhance_file(
+            job.source, job.target, strength=strength, residual=residual, overwrite=overwrite, progress=progress
+        )
+        return {"seconds": report.seconds, "sample_rate": report.sample_rate, "channels": report.channels}
 
     return work
 
@@ -125,31 +121,6 @@ def _check_model(name: str) -> None:
         )
 
 
-@contextmanager
-def _as_files(job: Job) -> Iterator[tuple[str, str]]:
-    """Real files for stdin and stdout: a pipe cannot be sought in, and a WAV header is known only at the end."""
-    if STDIO not in (job.source, job.target):
-        yield job.source, job.target
-        return
-    with tempfile.TemporaryDirectory(prefix="clearstate-") as folder:
-        source, target = job.source, job.target
-        if source == STDIO:
-            source = os.path.join(folder, "stdin")
-            with open(source, "wb") as spool:
-                shutil.copyfileobj(sys.stdin.buffer, spool, 1 << 20)
-        if target == STDIO:
-            target = os.path.join(folder, "stdout.wav")
-        try:
-            yield source, target
-        except Exception as error:
-            named = explain(error).replace(os.path.join(folder, ""), "")
-            raise ValueError(named) from error
-        if job.target == STDIO:
-            with open(target, "rb") as result:
-                shutil.copyfileobj(result, sys.stdout.buffer, 1 << 20)
-            sys.stdout.buffer.flush()
-
-
 def _lengths(jobs: list[Job]) -> dict[str, float]:
     """Seconds of audio in each file that says so; what cannot be read fails later, where it is reported."""
     import soundfile
@@ -171,6 +142,8 @@ def _close(outcomes: list[Outcome], model: str, as_json: bool) -> None:
     if len(outcomes) > 1 and failed:
         note(f"clearstate: {len(failed)} of {len(outcomes)} inputs failed:")
     for outcome in failed:
-        note(f"clearstate: {outcome.source}: {outcome.error}")
+        note(f"clearstate: {outcome.name}: {outcome.error}")
+    if any(outcome.target == STDIO for outcome in failed):
+        abandon_stdout()
     if failed:
         raise typer.Exit(1)

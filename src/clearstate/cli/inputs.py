@@ -113,6 +113,19 @@ def plan(inputs: list[str], output: str | None, *, tag: str = "clear", overwrite
     return result
 
 
+def make_room(target: str) -> None:
+    """Make the folder that `target` is to lie in.
+
+    Raises:
+        OSError: naming the folder, where it cannot be made.
+    """
+    folder = Path(target).absolute().parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"the folder {folder} cannot be made ({error.strerror}); give another -o") from error
+
+
 def _single(source: str, target: str, tag: str, overwrite: bool) -> Plan:
     if target != STDIO and _means_folder(target):
         name = Path(f"stdin.{tag}.wav") if source == STDIO else _writable(Path(Path(source).name))

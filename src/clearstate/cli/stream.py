@@ -29,8 +29,8 @@ def run(
 ) -> None:
     """Clean up raw PCM from stdin to stdout, as it comes.
 
-    What has arrived is answered at once; stderr says by how much the output trails the input. At the end of the input
-    the rest is flushed, so that the output holds every sample of the input after that delay.
+    Every sample is answered at once, a constant delay later: the output begins with that much silence, stderr says how
+    much it is, and at the end of the input the rest follows. So the output is longer than the input by the delay.
 
     **Examples**
 
@@ -48,8 +48,8 @@ def run(
         stream = clearstate.Stream(model, rate, channels=channels, strength=strength)
     except (ValueError, OSError) as error:
         raise UsageError(explain(error)) from error
-    latency = 1000 * stream.latency_seconds
-    note(f"clearstate: {model}, {rate} Hz, {channels} ch, {sample_format.value}; latency {latency:.1f} ms")
+    latency = f"{1000 * stream.latency_seconds:.1f} ms ({stream.latency_samples} samples)"
+    note(f"clearstate: {model}, {rate} Hz, {channels} ch, {sample_format.value}; latency {latency}")
     pump(stream, sys.stdin.buffer, sys.stdout.buffer, channels, sample_format)
 
 

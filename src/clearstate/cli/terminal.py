@@ -1,6 +1,7 @@
 """What every verb says and how: errors in one line, notes on stderr, never a surprise on stdout."""
 
 import difflib
+import os
 import sys
 import traceback
 from collections.abc import Iterable
@@ -28,6 +29,17 @@ def fail(message: str, exit_code: int) -> NoReturn:
     """Print `clearstate: message` on stderr and leave with `exit_code`."""
     note(f"clearstate: {message}")
     sys.exit(exit_code)
+
+
+def abandon_stdout() -> None:
+    """Let what is still buffered for stdout vanish: its reader left or its disk is full, which has been reported."""
+    try:
+        descriptor = sys.stdout.fileno()
+    except (OSError, ValueError):
+        return  # not a real file: nothing will be flushed at exit
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, descriptor)
+    os.close(nowhere)
 
 
 def explain(error: BaseException) -> str:
