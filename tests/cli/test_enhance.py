@@ -1,0 +1,362 @@
+"""clearstate enhance, end to end: what people type, what they get, and what they are told when it cannot be."""
+
+import json
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+RATE = 16_000
+
+
+def clearstate(*args, **options):
+    """Run the command line in a process of its own, in the current folder."""
+    options = {"capture_output": True, "timeout": 120} | options
+    code = "import sys; from clearstate.cli import main; main(sys.argv[1:])"
+    return subprocess.run([sys.executable, "-c", code, *map(str, args)], **options)
+
+
+def enhance(*args, model, **options):
+    return clearstate("enhance", *args, "--model", model, **options)
+
+
+def sound(seconds=0.5, channels=1, rate=RATE):
+    """A tone in noise, (samples, channels)."""
+    time_axis = np.arange(int(seconds * rate)) / rate
+    noise = np.random.default_rng(0).normal(0, 0.05, (len(time_axis), channels))
+    return 0.2 * np.sin(2 * np.pi * 300 * time_axis)[:, None] + noise
+
+
+def write(name, seconds=0.5, channels=1, rate=RATE, **options):
+    os.makedirs(os.path.dirname(name) or ".", exist_ok=True)
+    soundfile.write(name, sound(seconds, channels, rate), rate, **options)
+    return Path(name)
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    """Every test stands in an empty folder of its own."""
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    return folder
+
+
+def listing():
+    return sorted(os.path.join(folder, name)[2:] for folder, _, names in os.walk(".") for name in names)
+
+
+def one_line(result, code, *words):
+    """The command left with `code` and one line on stderr that holds the words; it returns that line."""
+    told = result.stderr.decode()
+    assert result.returncode == code, told
+    assert "Traceback" not in told
+    lines = told.strip().splitlines()
+    assert len(lines) == 1, told
+    assert lines[0].startswith("clearstate: ")
+    for word in words:
+        assert word in lines[0], f"{word!r} is not in {lines[0]!r}"
+    return lines[0]
+
+
+# ---------------------------------------------------------------- what is asked for
+
+
+def test_a_file_is_enhanced_beside_itself_with_its_length_rate_channels_and_depth(tiny):
+    write("talk.wav", 0.7, channels=2, rate=44_100, subtype="PCM_24")
+    result = enhance("talk.wav", model=tiny)
+    assert result.returncode == 0, result.stderr
+    assert not result.stdout
+    assert b"talk.wav -> talk.clear.wav" in result.stderr
+    assert listing() == ["talk.clear.wav", "talk.wav"]
+    before, after = soundfile.info("talk.wav"), soundfile.info("talk.clear.wav")
+    assert (after.frames, after.samplerate, after.channels, after.subtype) == (30_870, 44_100, 2, "PCM_24")
+    assert before.format == after.format
+    assert not np.array_equal(soundfile.read("talk.wav")[0], soundfile.read("talk.clear.wav")[0])
+
+
+def test_folders_patterns_and_files_in_one_go_with_two_processes(tiny):
+    write("day/a.wav")
+    write("day/two/b.flac")
+    write("x1.ogg")
+    write("x2.wav")
+    result = enhance("day", "x*", "-o", "out", "--jobs", 2, model=tiny)
+    assert result.returncode == 0, result.stderr
+    assert [name for name in listing() if name.startswith("out")] == [
+        "out/a.wav",
+        "out/two/b.flac",
+        "out/x1.ogg",
+        "out/x2.wav",
+    ]
+    assert result.stderr.count(b" x real time") == 4
+
+
+def test_strength_zero_changes_nothing_and_residual_is_what_was_taken(tiny):
+    write("talk.wav", subtype="FLOAT")
+    noisy, _ = soundfile.read("talk.wav")
+    assert enhance("talk.wav", "-o", "same.wav", "--strength", 0, model=tiny).returncode == 0
+    np.testing.assert_array_equal(soundfile.read("same.wav")[0], noisy)
+    assert enhance("talk.wav", model=tiny).returncode == 0
+    assert enhance("talk.wav", "--residual", model=tiny).returncode == 0
+    clear, residual = soundfile.read("talk.clear.wav")[0], soundfile.read("talk.residual.wav")[0]
+    np.testing.assert_allclose(clear + residual, noisy, atol=1e-6)
+    assert np.abs(residual).max() > 1e-3
+
+
+def test_the_report_is_json_on_stdout(tiny):
+    write("good.wav", 0.5)
+    Path("bad.wav").write_text("text")
+    result = enhance("good.wav", "bad.wav", "-o", "out", "--json", model=tiny)
+    report = json.loads(result.stdout)
+    assert result.returncode == 1
+    assert (report["done"], report["failed"]) == (1, 1)
+    good, bad = sorted(report["files"], key=lambda file: not file["ok"])
+    assert good["input"] == "good.wav" and good["output"] == os.path.join("out", "good.wav")
+    assert good["seconds"] == pytest.approx(0.5) and good["speed"] > 0
+    assert bad["input"] == "bad.wav" and bad["output"] is None and bad["error"]
+
+
+def test_stdin_to_stdout(tiny):
+    data = write("talk.wav").read_bytes()
+    assert enhance("talk.wav", model=tiny).returncode == 0
+    piped = enhance("-", model=tiny, input=data)
+    assert piped.returncode == 0, piped.stderr
+    Path("piped.wav").write_bytes(piped.stdout)
+    np.testing.assert_array_equal(soundfile.read("piped.wav")[0], soundfile.read("talk.clear.wav")[0])
+
+
+@pytest.mark.parametrize("length", [b"\xff\xff\xff\xff", b"\x00\xf0\xff\x7f"], ids=["ffmpeg", "sox"])
+def test_a_header_written_before_the_length_was_known_is_read_to_the_end(tiny, length):
+    data = bytearray(write("talk.wav").read_bytes())
+    data[4:8] = length
+    at = data.index(b"data") + 4
+    data[at : at + 4] = length
+    piped = enhance("-", "-o", "out.wav", model=tiny, input=bytes(data))
+    assert piped.returncode == 0, piped.stderr
+    assert soundfile.info("out.wav").frames == 8000
+
+
+# ---------------------------------------------------------------- what is never done
+
+
+def test_an_existing_file_stays_until_overwrite_is_given(tiny):
+    write("talk.wav")
+    Path("talk.clear.wav").write_text("precious")
+    one_line(enhance("talk.wav", model=tiny), 1, "talk.clear.wav exists already", "--overwrite")
+    assert Path("talk.clear.wav").read_text() == "precious"
+    assert enhance("talk.wav", "--overwrite", model=tiny).returncode == 0
+    assert soundfile.info("talk.clear.wav").frames == 8000
+
+
+def test_the_input_is_never_overwritten(tiny):
+    before = write("talk.wav").read_bytes()
+    one_line(enhance("talk.wav", "-o", "talk.wav", "--overwrite", model=tiny), 2, "is the input itself", "-o")
+    assert Path("talk.wav").read_bytes() == before
+
+
+def test_json_and_audio_do_not_share_stdout(tiny):
+    write("talk.wav")
+    one_line(enhance("talk.wav", "-o", "-", "--json", model=tiny), 2, "--json", "-o")
+
+
+# ---------------------------------------------------------------- bad input, one line each
+
+
+def test_a_missing_file(tiny):
+    one_line(enhance("gone.wav", model=tiny), 1, "gone.wav", "no such file")
+
+
+def test_a_folder_without_audio(tiny):
+    os.mkdir("empty")
+    Path("empty/notes.txt").write_text("x")
+    one_line(enhance("empty", model=tiny), 1, "empty", "no audio in this folder", ".wav")
+
+
+def test_an_unknown_model_suggests_the_nearest():
+    write("talk.wav")
+    one_line(enhance("talk.wav", model="lvie"), 2, "'lvie'", "Did you mean 'live'?", "clearstate models")
+
+
+def test_a_model_folder_without_a_model():
+    write("talk.wav")
+    os.mkdir("nothing")
+    line = one_line(enhance("talk.wav", model="./nothing"), 2, "nothing")
+    assert re.search("config.json|model.safetensors", line)
+
+
+def spoilt_empty(name):
+    Path(name).touch()
+
+
+def spoilt_text(name):
+    Path(name).write_text("This is not audio, whatever the name says.\n" * 20)
+
+
+def spoilt_flac(name):
+    data = write("whole.flac", 3.0).read_bytes()
+    Path(name).write_bytes(data[: len(data) // 2])
+    os.unlink("whole.flac")
+
+
+def spoilt_by(value):
+    def spoil(name):
+        samples = sound()
+        samples[4000] = value
+        soundfile.write(name, samples, RATE, subtype="FLOAT")
+
+    return spoil
+
+
+def spoilt_channels(name):
+    data = bytearray(write("whole.wav").read_bytes())
+    data[22:24] = b"\0\0"  # the channel count of the fmt chunk
+    Path(name).write_bytes(data)
+    os.unlink("whole.wav")
+
+
+SPOILT = {
+    "empty.wav": (spoilt_empty, "empty"),
+    "text.wav": (spoilt_text, "audio"),
+    "cut.flac": (spoilt_flac, ""),
+    "nan.wav": (spoilt_by(np.nan), "NaN"),
+    "infinite.wav": (spoilt_by(np.inf), "infinite"),
+    "channels.wav": (spoilt_channels, ""),
+}
+
+
+@pytest.mark.parametrize("name", SPOILT)
+def test_a_spoilt_file_is_named_and_leaves_nothing_behind(tiny, name):
+    spoil, word = SPOILT[name]
+    spoil(name)
+    one_line(enhance(name, model=tiny), 1, name, word)
+    assert listing() == [name]
+
+
+def test_in_a_batch_the_others_are_finished_and_the_failures_listed_at_the_end(tiny):
+    for name, (spoil, _) in SPOILT.items():
+        spoil(name)
+    write("good.wav")
+    write("sub/fine.flac")
+    result = enhance(".", "gone.wav", "-o", "out", model=tiny)
+    told = result.stderr.decode()
+    assert result.returncode == 1
+    assert "Traceback" not in told
+    assert [name for name in listing() if name.startswith("out")] == ["out/good.wav", "out/sub/fine.flac"]
+    summary = told[told.index(f"{len(SPOILT) + 1} of {len(SPOILT) + 3} inputs failed:") :]
+    for name in [*SPOILT, "gone.wav"]:
+        assert re.search(rf"^clearstate: (\./)?{re.escape(name)}: .+", summary, re.MULTILINE)
+
+
+@pytest.mark.parametrize("option", [("--strength", "-3"), ("--strength", "loud"), ("--jobs", "0"), ("--model",)])
+def test_options_out_of_range_are_wrong_use(tiny, option):
+    write("talk.wav")
+    result = clearstate("enhance", "talk.wav", *option)
+    assert result.returncode == 2
+    assert option[0].encode() in result.stderr
+    assert listing() == ["talk.wav"]
+
+
+# ---------------------------------------------------------------- bad places
+
+
+def test_a_place_that_cannot_be_written(tiny):
+    write("talk.wav")
+    Path("file").touch()
+    result = enhance("talk.wav", "-o", "file/out.wav", model=tiny)
+    assert "file" in one_line(result, 1, "talk.wav")
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs a file system that refuses files even to root")
+def test_a_folder_that_refuses_files(tiny):
+    write("talk.wav")
+    one_line(enhance("talk.wav", "-o", "/proc/self/", model=tiny), 1, "/proc/self")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_without_write_permission(tiny):
+    write("talk.wav")
+    os.mkdir("locked", 0o555)
+    one_line(enhance("talk.wav", "-o", "locked/", model=tiny), 1, "locked", "ermission")
+
+
+def test_a_full_disk_is_said_and_leaves_no_part(tiny):
+    """A limit on file size stands for a full disk: writing beyond it fails in the same way."""
+    write("talk.wav", 8.0)
+    limit = 100_000  # bytes; the result is 256 kB
+
+    def small():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    one_line(enhance("talk.wav", model=tiny, preexec_fn=small), 1, "talk.clear.wav")
+    assert listing() == ["talk.wav"]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_pipe_is_said(tiny):
+    write("talk.wav")
+    with open("/dev/full", "wb") as full:
+        result = enhance("talk.wav", "-o", "-", model=tiny, capture_output=False, stdout=full, stderr=subprocess.PIPE)
+    one_line(result, 1, "o space left")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_device_is_never_replaced(tiny):
+    write("talk.wav")
+    os.symlink("/dev/full", "full.wav")
+    one_line(enhance("talk.wav", "-o", "full.wav", "--overwrite", model=tiny), 1, "not a regular file")
+    assert os.path.islink("full.wav")
+
+
+# ---------------------------------------------------------------- being stopped
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_being_stopped_leaves_nothing_half_written(tiny, signum, code, jobs):
+    """Two files far too long to finish; the signal comes as soon as something is being written."""
+    write("a.wav", 1.0)
+    samples = np.tile(soundfile.read("a.wav")[0], 1800)
+    os.unlink("a.wav")
+    for name in ("a.wav", "b.wav"):
+        soundfile.write(name, samples, RATE)
+    code_text = "import sys; from clearstate.cli import main; main(sys.argv[1:])"
+    child = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            code_text,
+            "enhance",
+            "a.wav",
+            "b.wav",
+            "-o",
+            "out",
+            "--model",
+            str(tiny),
+            "-j",
+            str(jobs),
+        ],
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 60
+    while not (os.path.isdir("out") and len(os.listdir("out")) == jobs) and time.monotonic() < deadline:
+        assert child.poll() is None, child.stderr.read()
+        time.sleep(0.02)
+    assert not any(name in os.listdir("out") for name in ("a.wav", "b.wav"))
+    if signum == signal.SIGINT:
+        os.killpg(child.pid, signum)  # a terminal tells the whole group
+    else:
+        child.send_signal(signum)
+    _, told = child.communicate(timeout=60)
+    assert child.returncode == code, told
+    assert b"Traceback" not in told
+    assert os.listdir("out") == []
