@@ -17,8 +17,8 @@ class DoubleState(NamedTuple):
 class CausalDouble(nn.Module):
     """An STFT enhancer without weights: 512-sample square-root Hann frames, hop 256, at 16 kHz.
 
-    gain: a number, the same for all of the spectrum (1 changes nothing); or None for a Wiener-like gain against a slowly
-    moving mean of the power, which depends on all of the past and not on the level.
+    gain: a number, the same for all of the spectrum (1 changes nothing); or None for a Wiener-like gain against a
+    slowly moving mean of the power, which depends on all of the past and not on the level.
     """
 
     sample_rate = 16_000

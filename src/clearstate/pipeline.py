@@ -60,7 +60,7 @@ class Chain:
 
     def __init__(
         self,
-        model: torch.nn.Module,
+        model: Any,
         sample_rate: int,
         channels: int,
         strength: float | None = None,
@@ -89,7 +89,7 @@ class Chain:
 
     @property
     def latency(self) -> int | None:
-        """Samples after an input sample that must be known before its output is, whatever the chunks; None: unbounded."""
+        """Samples after an input sample that its output may have to wait for, whatever the chunks; None: unbounded."""
         if not isinstance(self.runner, CausalRunner):
             return None
         late = self.delay + (self.link.hop if self.link else self.runner.grid) - 1
@@ -161,7 +161,7 @@ class Chain:
 class CausalRunner:
     """A causal model as one endless stream: the state is carried, so chunking changes nothing."""
 
-    def __init__(self, model: torch.nn.Module, channels: int) -> None:
+    def __init__(self, model: Any, channels: int) -> None:
         self.model, self.delay = model, int(model.latency)
         self.hop = self.grid = int(model.hop)
         self.device = device_of(model)
@@ -196,7 +196,7 @@ class BlockRunner:
 
     delay = 0
 
-    def __init__(self, model: torch.nn.Module, channels: int) -> None:
+    def __init__(self, model: Any, channels: int) -> None:
         self.model = model
         self.device = device_of(model)
         self.grid = max(1, int(model.sample_rate) // 20)
@@ -242,8 +242,8 @@ class Link:
 
         G = sum_c Y_c X_c* / sum_c |X_c|^2,   output G X_c,
 
-    so it is weighted towards the loud channels, differences of level and phase between channels stay, and channels that
-    are equal come out as the model's own output. |G|^2 sum |X|^2 <= sum |Y|^2: it never adds power to what the model gave.
+    so it is weighted towards the loud channels, differences of level and phase between channels stay, and channels
+    that are equal come out as the model's own output. |G|^2 sum |X|^2 <= sum |Y|^2: no power is added to the model's.
 
     Spectra have a square-root Hann window of 2 hop; the output trails by `delay` = hop samples.
     """
@@ -281,9 +281,9 @@ class Link:
 class HighGain:
     """What happens above the model's band: a smooth gain that follows what the model does to its top octave.
 
-    Every hop, the energies of both signals between a quarter and half of the model's rate are compared, over all channels
-    together; the root of their ratio, at most 1, is the gain that the next hop moves to. It rises within milliseconds
-    (an "s" starts at once) and falls slowly.
+    Every hop, the energies of both signals between a quarter and half of the model's rate are compared, over all
+    channels together; the root of their ratio, at most 1, is the gain that the next hop moves to. It rises within
+    milliseconds (an "s" starts at once) and falls slowly.
     """
 
     def __init__(self, rate: int, grid: int, start: int) -> None:
@@ -322,7 +322,7 @@ class HighGain:
         return before + (self._now - before) * np.arange(1, self.hop + 1) / self.hop
 
     def at(self, start: int, end: int, up: int, down: int) -> Array:
-        """The gain at output samples start .. end, which lie `up / down` model samples apart; forgets what lies before."""
+        """The gain at output samples start .. end, `up / down` model samples apart; forgets what lies before."""
         instants = np.arange(start, end) * up / down
         known = np.arange(self._curve_from, self._curve_from + len(self._curve))
         gain = np.interp(instants, known, self._curve) if len(known) else np.ones(len(instants))
@@ -336,7 +336,7 @@ def device_of(model: torch.nn.Module) -> torch.device:
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
-def check_settings(model: torch.nn.Module, sample_rate: int, channels: int, strength: float | None) -> None:
+def check_settings(model: Any, sample_rate: int, channels: int, strength: float | None) -> None:
     """Raise a ValueError for what no signal can have."""
     if not all(hasattr(model, name) for name in ("sample_rate", "causal")):
         raise ValueError(f"{type(model).__name__} is not an enhancement model; expected one, such as 'live'")

@@ -171,9 +171,7 @@ def as_floats(signal: NDArray[Any]) -> NDArray[np.floating]:
             f"signal of shape {signal.shape}: expected (n,), (channels, n) or (batch, channels, n), none of them 0"
         )
     if signal.ndim > 1 and signal.shape[-1] == 1 and signal.shape[-2] > 64:
-        raise ValueError(
-            f"signal of shape {signal.shape}: that is {signal.shape[-2]} channels of 1 sample; transpose it"
-        )
+        raise ValueError(f"signal of shape {signal.shape}: {signal.shape[-2]} channels of one sample; transpose it")
     if signal.dtype in FULL_SCALE:
         return signal / FULL_SCALE[signal.dtype]
     if signal.dtype.kind != "f":

@@ -92,9 +92,9 @@ class Stream:
     def _checked(self, chunk: NDArray[Any]) -> NDArray[np.float32]:
         x = chunk[None] if chunk.ndim == 1 and self.channels == 1 else chunk
         if x.ndim != 2 or x.shape[0] != self.channels:
-            expected = "(n,) or (1, n)" if self.channels == 1 else f"({self.channels}, n)"
+            expected = f"{'(n,) or ' if self.channels == 1 else ''}({self.channels}, n)"
             raise ValueError(
-                f"chunk of shape {chunk.shape}: expected {expected}; the stream has channels={self.channels}"
+                f"chunk of shape {chunk.shape}: expected {expected}, as channels={self.channels} was given"
             )
         if chunk.dtype.kind != "f":
             raise ValueError(f"chunk of type {chunk.dtype}: expected floating point; divide int16 samples by 32768")

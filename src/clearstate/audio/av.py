@@ -11,6 +11,7 @@ import numpy as np
 from clearstate.audio.io import BLOCK_SECONDS, AudioError, AudioInfo, Block, Reader, checked
 
 SUBTYPES = {"s16": "PCM_16", "s32": "PCM_32", "flt": "FLOAT", "dbl": "DOUBLE", "u8": "PCM_U8"}
+LOSSLESS = ("alac", "flac", "pcm_s16le", "pcm_s24le", "pcm_s32le", "wavpack", "ape")
 TAGS = ("title", "artist", "album", "comment", "date", "genre", "copyright")
 
 
@@ -48,15 +49,7 @@ class AvReader:
         seconds = stream.duration * stream.time_base if stream.duration else None
         if seconds is None and container.duration:
             seconds = container.duration / 1e6
-        lossless = stream.codec_context.name in (
-            "alac",
-            "flac",
-            "pcm_s24le",
-            "pcm_s16le",
-            "pcm_s32le",
-            "wavpack",
-            "ape",
-        )
+        lossless = stream.codec_context.name in LOSSLESS
         sample = stream.format.name.removesuffix("p")
         self.info = AudioInfo(
             name=name,

@@ -8,8 +8,8 @@ soundfile (libsndfile) reads and writes WAV, FLAC, OGG Vorbis, Opus, MP3, AIFF, 
 rest (m4a, video). "-" and named pipes are WAV streams (`audio/wavpipe.py`). Blocks are float64, so every integer
 format up to 32 bits comes back bit for bit when nothing was changed.
 
-A file is written under a temporary name in its folder and takes its own name when it is complete: after an error, a full
-disk or Ctrl-C, nothing half-written is left, and an existing file is as it was.
+A file is written under a temporary name in its folder and takes its own name when it is complete: after an error, a
+full disk or Ctrl-C, nothing half-written is left, and an existing file is as it was.
 """
 
 import os
@@ -270,9 +270,8 @@ def choose_format(name: str, like: AudioInfo) -> tuple[str, str]:
         )
     if suffix == ".opus" or (container == "OGG" and like.subtype == "OPUS"):
         if like.sample_rate not in OPUS_RATES:
-            raise AudioError(
-                f"{name}: Opus cannot hold {like.sample_rate} Hz, only {', '.join(map(str, OPUS_RATES))}; write to .flac"
-            )
+            rates = ", ".join(map(str, OPUS_RATES))
+            raise AudioError(f"{name}: Opus cannot hold {like.sample_rate} Hz, only {rates}; write to .flac")
         return "OGG", "OPUS"
     subtypes = soundfile.available_subtypes(container)
     if like.subtype in subtypes:

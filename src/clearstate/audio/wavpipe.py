@@ -20,6 +20,7 @@ from clearstate.audio.io import BLOCK_SECONDS, BYTES, STDIO, AudioError, AudioIn
 PCM, IEEE_FLOAT, EXTENSIBLE = 1, 3, 0xFFFE
 UNKNOWN = 0xFFFFFFFF
 ENDLESS = 0x7FFF0000  # sizes from here on are a placeholder for "not known" (sox writes 0x7FFFF000 and more)
+RECIPE = "`ffmpeg -i INPUT -f wav -` makes one"
 SUBTYPES = {(PCM, 8): "PCM_U8", (PCM, 16): "PCM_16", (PCM, 24): "PCM_24", (PCM, 32): "PCM_32"}
 SUBTYPES |= {(IEEE_FLOAT, 32): "FLOAT", (IEEE_FLOAT, 64): "DOUBLE"}
 CODES = {subtype: code for code, subtype in SUBTYPES.items()}
@@ -34,9 +35,7 @@ class PipeReader:
         self._close = name != STDIO
         rate, channels, code, bits, size = self._header(label)
         if (code, bits) not in SUBTYPES:
-            raise AudioError(
-                f"{label}: WAV of kind {code} with {bits} bits; expected PCM or float: `ffmpeg -i … -f wav -`"
-            )
+            raise AudioError(f"{label}: WAV of kind {code} with {bits} bits; expected PCM or float: {RECIPE}")
         if not channels or not rate:
             raise AudioError(
                 f"{label}: a WAV header with {channels} channels at {rate} Hz; expected at least 1 of each"
@@ -57,9 +56,9 @@ class PipeReader:
         """Up to the first sample: rate, channels, code, bits, bytes of data."""
         start = self._stream.read(12)
         if not start:
-            raise AudioError(f"{label}: is empty; expected a WAV stream: `ffmpeg -i … -f wav -`")
+            raise AudioError(f"{label}: is empty; expected a WAV stream: {RECIPE}")
         if start[:4] not in (b"RIFF", b"RF64") or start[8:] != b"WAVE":
-            raise AudioError(f"{label}: begins with {start[:12]!r}; expected a WAV stream: `ffmpeg -i … -f wav -`")
+            raise AudioError(f"{label}: begins with {start[:12]!r}; expected a WAV stream: {RECIPE}")
         layout: tuple[int, int, int, int] | None = None
         while len(head := self._stream.read(8)) == 8:
             name, size = struct.unpack("<4sI", head)
