@@ -15,7 +15,7 @@ def test_a_delay_is_found_to_the_sample(pair, samples):
     shifted = np.roll(noisy, samples)
     found = delay(clean, shifted)
     assert found.samples == samples
-    assert found.aligned == pytest.approx(metrics.si_sdr(clean, noisy), abs=0.3)
+    assert found.aligned == pytest.approx(metrics.si_sdr(clean, noisy), abs=0.5)  # the shifted part is cut off
 
 
 def test_one_late_sample_costs_si_sdr_and_leaves_pesq(make_pair):

@@ -20,13 +20,14 @@ from typing import Annotated, Any
 import typer
 
 from clearstate import __version__
-from clearstate.cli import doctor, enhance, models, plot, stream
+from clearstate.cli import doctor, enhance, models, plot, score, stream
 from clearstate.cli.terminal import CommandError, abandon_stdout, explain, fail
 
 VERBS: dict[str, Callable[..., None]] = {
     "enhance": enhance.run,
     "stream": stream.run,
     "plot": plot.run,
+    "score": score.run,
     "models": models.run,
     "doctor": doctor.run,
 }

@@ -60,10 +60,14 @@ def composite(
     if pesq is None:
         pesq = pesq_wb(r, d, sample_rate)
     distance, slope = llr(r, d, sample_rate), wss(r, d, sample_rate, divided=divided)
-    segmental = segmental_snr(r, d, sample_rate)
-    csig = 3.093 - 1.029 * distance + 0.603 * pesq - 0.009 * slope
-    cbak = 1.634 + 0.478 * pesq - 0.007 * slope + 0.063 * segmental
-    covl = 1.594 + 0.805 * pesq - 0.512 * distance - 0.007 * slope
+    return regression(pesq, distance, slope, segmental_snr(r, d, sample_rate))
+
+
+def regression(pesq: float, llr: float, wss: float, ssnr: float) -> Composite:
+    """The three opinions from the four scores they are regressed on, each cut to [1, 5]; equations in `composite`."""
+    csig = 3.093 - 1.029 * llr + 0.603 * pesq - 0.009 * wss
+    cbak = 1.634 + 0.478 * pesq - 0.007 * wss + 0.063 * ssnr
+    covl = 1.594 + 0.805 * pesq - 0.512 * llr - 0.007 * wss
     return Composite(*(float(np.clip(score, 1, 5)) for score in (csig, cbak, covl)))
 
 

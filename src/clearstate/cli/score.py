@@ -1,0 +1,242 @@
+"""clearstate score: how near the enhanced files come to the clean ones."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from clearstate.cli.terminal import CommandError, UsageError, note
+
+if TYPE_CHECKING:
+    from clearstate.metrics.files import Matches
+    from clearstate.metrics.results import Results
+    from clearstate.metrics.scoring import FileScores, Options
+
+WARNINGS_SHOWN = 10
+
+
+def run(
+    clean: Annotated[Path, typer.Option(metavar="DIR", help="The clean references: a folder, or one file.")],
+    enhanced: Annotated[Path, typer.Option(metavar="DIR", help="The files to score.")],
+    noisy: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="What was enhanced: adds the improvements SI-SDRi and SDRi.")
+    ] = None,
+    metrics: Annotated[
+        str,
+        typer.Option(
+            "--metrics", "-s", metavar="LIST", help="Scores or groups, with commas: default, divided, dnsmos, nisqa, …"
+        ),
+    ] = "default",
+    weights: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=FILE", help="Weights of nisqa, utmos, scoreq or dnsmos. Nothing is downloaded."),
+    ] = None,
+    high_band: Annotated[
+        float | None, typer.Option(min=0, metavar="HZ", help="Where LSD-high begins. Without it: half of the band.")
+    ] = None,
+    asr: Annotated[
+        str | None,
+        typer.Option(metavar="RECOGNISER", help="Word error rates with pocketsphinx, or whisper:MODELFILE."),
+    ] = None,
+    transcripts: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="For --asr: lines of `name words`, or .json, .jsonl.")
+    ] = None,
+    meta: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="JSON list of objects with a `file`: tables per group.")
+    ] = None,
+    by: Annotated[str, typer.Option(metavar="LIST", help="Fields of --meta to group by.")] = "snr_db,noise",
+    name: Annotated[str, typer.Option(metavar="NAME", help="Of the system, for `clearstate leaderboard`.")] = "",
+    test_set: Annotated[
+        str, typer.Option("--set", metavar="NAME", help="Of the test set, for `clearstate leaderboard`.")
+    ] = "",
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write means and files as JSON.")
+    ] = None,
+    csv_file: Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Write a line a file as CSV.")] = None,
+    report: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a page (.html or .md) with the best, median, worst file.")
+    ] = None,
+    jobs: Annotated[
+        int, typer.Option("--jobs", "-j", min=0, help="Files at a time, each in a process of its own; 0 is all cores.")
+    ] = 0,
+) -> None:
+    """Score enhanced speech against clean speech.
+
+    Files belong together by name, whatever their extension; what tools add (`x.clear.wav`, `x_enhanced.flac`) does not
+    matter. What has no partner is listed. Rates that differ are resampled, lengths cut to the shorter, and an output
+    that is late is said to be. The table gives the mean, its 95 % interval (bootstrap over files) and the number of
+    files.
+
+    **Examples**
+
+    `clearstate score --clean clean/ --enhanced out/`
+
+    `clearstate score --clean clean/ --noisy noisy/ --enhanced out/ --json live.json --report live.html`
+
+    `clearstate score --clean clean/ --enhanced out/ --metrics default,dnsmos --meta valid.json --by snr_db`
+
+    `clearstate score --clean clean/ --enhanced out/ --asr pocketsphinx --transcripts text.txt`
+
+    Exit code: 0 all scored, 1 some file could not be scored, 2 wrong use, 130 interrupted.
+    """
+    from clearstate.metrics.files import match
+    from clearstate.metrics.results import Results, read_records, to_json_text, write
+
+    _check_outputs(json_file, csv_file, report)
+    options, unavailable = _options(metrics, noisy, _named_files(weights or []), high_band, asr, transcripts)
+    try:
+        matches = match(clean, enhanced, noisy)
+        records = read_records(meta, clean) if meta else {}
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    if not matches.pairs:
+        raise CommandError(_no_pairs(matches, clean, enhanced))
+
+    results = Results(
+        files=_score(matches, options, jobs or os.cpu_count() or 1),
+        name=name,
+        test_set=test_set,
+        unmatched=matches.unmatched,
+        unavailable=unavailable,
+        records=records,
+        by=[field.strip() for field in by.split(",")] if records else (),
+        settings=_settings(clean, enhanced, noisy, options),
+    )
+    _show(results)
+    if json_file:
+        write(json_file, to_json_text(results))
+    if csv_file:
+        write(csv_file, results.as_csv())
+    if report:
+        from clearstate.metrics.report import write_report
+
+        write_report(report, results, matches.pairs)
+    for written in (json_file, csv_file, report):
+        if written:
+            note(f"wrote {written}")
+    if results.failed:
+        raise CommandError(f"{len(results.failed)} of {len(results.files)} files could not be scored (listed above)")
+
+
+def _check_outputs(json_file: Path | None, csv_file: Path | None, report: Path | None) -> None:
+    if report and report.suffix not in (".html", ".md"):
+        raise UsageError(f"--report {report} ends in {report.suffix!r}; expected .html or .md")
+    for path in (json_file, csv_file, report):
+        if path and path.is_dir():
+            raise UsageError(f"{path} is a folder; give a file to write")
+
+
+def _named_files(words: list[str]) -> dict[str, Path]:
+    from clearstate.metrics.learned import FILES
+
+    named = {}
+    for word in words:
+        key, equals, path = word.partition("=")
+        if not equals or key not in FILES:
+            raise UsageError(f"--weights {word}: expected NAME=FILE with NAME one of {', '.join(FILES)}")
+        named[key] = Path(path)
+    return named
+
+
+def _options(
+    metrics: str,
+    noisy: Path | None,
+    named: dict[str, Path],
+    high_band: float | None,
+    asr: str | None,
+    text: Path | None,
+) -> tuple["Options", dict[str, str]]:
+    """What to score, and for each score that cannot be had the reason."""
+    from clearstate.metrics.asr import check_recogniser, read_transcripts
+    from clearstate.metrics.scoring import Options, available
+    from clearstate.metrics.table import choose
+
+    if (asr is None) != (text is None):
+        raise UsageError("--asr and --transcripts go together: the recogniser, and what was really said")
+    words = [word.strip() for word in metrics.split(",") if word.strip()]
+    words += [group for group in named if group not in words and not any(w.startswith(f"{group}_") for w in words)]
+    try:
+        keys = choose(words, noisy=noisy is not None)
+        spoken = read_transcripts(text) if text else {}
+        if asr:
+            check_recogniser(asr)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    have, weights, missing = available(keys, named)
+    return Options(tuple(have), high_band, weights, asr, spoken), missing
+
+
+def _no_pairs(matches: "Matches", clean: Path, enhanced: Path) -> str:
+    shown = "\n  ".join(matches.unmatched[:WARNINGS_SHOWN])
+    return f"no file of {enhanced} has a partner in {clean}; names must agree but for extension and suffix\n  {shown}"
+
+
+def _score(matches: "Matches", options: "Options", jobs: int) -> list["FileScores"]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from clearstate.metrics.scoring import score_pairs
+
+    console = Console(stderr=True)
+    columns = (TextColumn("scoring"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(compact=True))
+    found = {}
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=len(matches.pairs))
+        for file in score_pairs(matches.pairs, options, jobs):
+            found[file.name] = file
+            bar.advance(task)
+    return [found[pair.name] for pair in matches.pairs]
+
+
+def _settings(clean: Path, enhanced: Path, noisy: Path | None, options: "Options") -> dict[str, Any]:
+    from clearstate import __version__
+
+    return {
+        "clearstate": __version__,
+        "clean": str(clean),
+        "enhanced": str(enhanced),
+        "noisy": str(noisy) if noisy else None,
+        "high_band_hz": options.high_band,
+        "asr": options.asr,
+    }
+
+
+def _show(results: "Results") -> None:
+    """Tables to stdout, warnings to stderr."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from clearstate.metrics.report import headlines
+    from clearstate.metrics.results import group_table, lines_of_table
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 160  # a pipe has no width; rows should stay on one line
+    head = ["score", "mean", "95 % interval", "files", ""]
+    tables = [[head, *map(list, lines_of_table(results))]]
+    tables += [group_table(results, by, headlines(results)) for by in results.groups()]
+    for rows in tables:
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        for i, heading in enumerate(rows[0]):
+            table.add_column(heading, justify="right" if i and heading else "left")
+        for row in rows[1:]:
+            table.add_row(*row)
+        console.print(table)
+
+    silent = [file.name for file in results.scored if file.silent]
+    _warn(f"{len(silent)} outputs are all zeros (they count as the worst score)", silent)
+    _warn(f"{len(results.unmatched)} files have no partner and are not scored", results.unmatched)
+    noted = [f"{file.name}: {text}" for file in results.scored for text in file.notes]
+    _warn(f"{len({line.partition(':')[0] for line in noted})} files with a note", noted)
+    _warn(f"{len(results.failed)} files could not be scored", [f"{f.name}: {f.error}" for f in results.failed])
+
+
+def _warn(title: str, lines: list[str]) -> None:
+    if lines:
+        note(f"{title}:")
+        for line in lines[:WARNINGS_SHOWN]:
+            note(f"  {line}")
+        if len(lines) > WARNINGS_SHOWN:
+            note(f"  … and {len(lines) - WARNINGS_SHOWN} more (all of them are in the JSON and the report)")

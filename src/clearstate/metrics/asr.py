@@ -1,0 +1,153 @@
+"""Does it help recognition? Word error rates of a recogniser on the enhanced, the noisy and the clean signal.
+
+Recognisers never download: pocketsphinx carries its US English model in the wheel; Whisper takes a model file by path.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from clearstate.metrics.extras import need
+from clearstate.metrics.files import Loaded, resample
+
+RATE = 16_000  # Hz, of both recognisers
+
+
+class WordErrors(NamedTuple):
+    """Counts of an alignment with the fewest errors."""
+
+    substitutions: int
+    deletions: int
+    insertions: int
+    words: int  # of the reference
+
+    @property
+    def rate(self) -> float:
+        """(S + D + I) / N in percent; NaN without reference words. It can exceed 100."""
+        errors = self.substitutions + self.deletions + self.insertions
+        return 100 * errors / self.words if self.words else float("nan")
+
+
+def words(text: str) -> list[str]:
+    """Lower-case words, punctuation dropped, apostrophes inside words kept.
+
+    >>> words("It's 5 o'clock -- said Mr. O'Neil!")
+    ["it's", '5', "o'clock", 'said', 'mr', "o'neil"]
+    """
+    return re.findall(r"[^\W_]+(?:'[^\W_]+)*", text.lower().replace("’", "'"))
+
+
+def wer(reference: str, hypothesis: str) -> WordErrors:
+    """Word errors by edit distance (Levenshtein 1966), all three kinds at cost 1.
+
+    >>> wer("the cat sat on the mat", "the cat sit on mat today")
+    WordErrors(substitutions=1, deletions=1, insertions=1, words=6)
+    """
+    r, h = words(reference), words(hypothesis)
+    # best[j] = (errors, substitutions, deletions, insertions) of r[:i] against h[:j]
+    best = [(j, 0, 0, j) for j in range(len(h) + 1)]
+    for i, word in enumerate(r, start=1):
+        row = [(i, 0, i, 0)]
+        for j, heard in enumerate(h, start=1):
+            if word == heard:
+                row.append(best[j - 1])
+                continue
+            e, s, d, n = best[j - 1]
+            substituted = (e + 1, s + 1, d, n)
+            e, s, d, n = best[j]
+            deleted = (e + 1, s, d + 1, n)
+            e, s, d, n = row[j - 1]
+            row.append(min(substituted, deleted, (e + 1, s, d, n + 1), key=lambda c: c[0]))
+        best = row
+    _, substitutions, deletions, insertions = best[-1]
+    return WordErrors(substitutions, deletions, insertions, len(r))
+
+
+def read_transcripts(path: Path) -> dict[str, str]:
+    """File name -> text, from JSON (an object), JSON lines (`file` and `text`), or lines `name<tab or space>text`.
+
+    Raises:
+        ValueError: naming the line that is none of these.
+    """
+    content = path.read_text(encoding="utf-8")
+    if path.suffix == ".json":
+        data = json.loads(content)
+        if not isinstance(data, dict):
+            raise ValueError(f"{path} holds a {type(data).__name__}, expected an object of file name: text")
+        return {str(name): str(text) for name, text in data.items()}
+    result = {}
+    for number, line in enumerate(content.splitlines(), start=1):
+        if not line.strip():
+            continue
+        if path.suffix == ".jsonl":
+            record = json.loads(line)
+            if not {"file", "text"} <= set(record):
+                raise ValueError(f"{path}, line {number}: expected the keys 'file' and 'text', got {sorted(record)}")
+            result[str(record["file"])] = str(record["text"])
+            continue
+        name, _, text = line.strip().partition("\t" if "\t" in line else " ")
+        if not text.strip():
+            raise ValueError(f"{path}, line {number}: expected a file name and its words, got {line.strip()!r}")
+        result[name] = text.strip()
+    return result
+
+
+def word_errors(loaded: Loaded, transcript: str, recogniser: str) -> tuple[dict[str, float], int]:
+    """`wer`, `wer_noisy` and `wer_clean` in percent, and how many words the transcript has."""
+    signals = {"wer": loaded.enhanced, "wer_noisy": loaded.noisy, "wer_clean": loaded.clean}
+    rates = {
+        key: wer(transcript, transcribe(x, loaded.rate, recogniser)).rate for key, x in signals.items() if x is not None
+    }
+    return rates, len(words(transcript))
+
+
+def transcribe(signal: np.ndarray, sample_rate: int, recogniser: str) -> str:
+    """What a recogniser hears.
+
+    Args:
+        signal: (samples,) in [-1, 1].
+        recogniser: "pocketsphinx", or "whisper:FILE" with a model file of openai-whisper.
+    Raises:
+        ValueError: for another recogniser.   MissingExtra: when its library is not installed.
+    """
+    x = resample(np.asarray(signal, dtype=np.float64), sample_rate, RATE)
+    check_recogniser(recogniser)
+    if recogniser == "pocketsphinx":
+        decoder = _pocketsphinx()
+        decoder.start_utt()
+        decoder.process_raw((np.clip(x, -1, 1) * 32767).astype("<i2").tobytes(), full_utt=True)
+        decoder.end_utt()
+        heard = decoder.hyp()
+        return heard.hypstr if heard else ""
+    model = _whisper(recogniser.partition(":")[2])
+    return str(model.transcribe(x.astype(np.float32), language="en", temperature=0.0, fp16=False)["text"])
+
+
+def check_recogniser(recogniser: str) -> None:
+    """Raise unless `recogniser` can be used here: known, installed, its model at hand."""
+    name, _, model = recogniser.partition(":")
+    if name == "pocketsphinx" and not model:
+        need("pocketsphinx", "asr", "--asr pocketsphinx")
+    elif name == "whisper":
+        if not Path(model).is_file():
+            what = f"{model} does not exist" if model else "no model named"
+            raise ValueError(f"--asr whisper: {what}; name a model file that you have: --asr whisper:base.en.pt")
+        need("whisper", "asr", "--asr whisper")
+    else:
+        raise ValueError(f"no recogniser is called {recogniser!r}: there are pocketsphinx and whisper:FILE")
+
+
+@lru_cache(maxsize=1)
+def _pocketsphinx() -> Any:
+    return need("pocketsphinx", "asr", "--asr pocketsphinx").Decoder(samprate=RATE, loglevel="FATAL")
+
+
+@lru_cache(maxsize=1)
+def _whisper(model: str) -> Any:
+    return need("whisper", "asr", "--asr whisper").load_model(model)

@@ -1,0 +1,195 @@
+"""Which enhanced file belongs to which clean one, and reading them so that they can be compared."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+AUDIO = frozenset({".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".au", ".caf", ".w64", ".rf64"})
+
+_WORDS = (
+    "clear clearstate clean enhanced enh noisy noise denoised dn processed proc restored est estimate estimated pred "
+    "output out mix mixture reference ref target degraded residual"
+)
+_WORD = "|".join(_WORDS.split())
+_SUFFIX, _PREFIX = re.compile(rf"[-_. ]+({_WORD})$"), re.compile(rf"^({_WORD})[-_. ]+")
+_FILE_ID = re.compile(r"fileid_\d+")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One comparison. `name` is the clean file's place under its folder, without extension."""
+
+    name: str
+    clean: Path
+    enhanced: Path
+    noisy: Path | None = None
+
+
+@dataclass
+class Matches:
+    """Pairs in the order of their names, and what stayed alone, each with the reason."""
+
+    pairs: list[Pair] = field(default_factory=list)
+    unmatched: list[str] = field(default_factory=list)
+
+
+def match(clean: Path, enhanced: Path, noisy: Path | None = None) -> Matches:
+    """Pair the files of two or three folders by name; three single files are a pair whatever their names.
+
+    Names agree if they are equal but for the extension; failing that, but for what tools add (`x.clear.wav`,
+    `x_enhanced.flac`, `noisy_x.wav`); failing that, if they carry the same `fileid_N`, as the DNS-Challenge names its
+    files. A file of either side is used once; one that could go to several is left alone and listed.
+
+    Raises:
+        ValueError: if a folder does not exist or holds no audio.
+    """
+    if clean.is_file() and enhanced.is_file():
+        return Matches([Pair(clean.stem, clean, enhanced, noisy)])
+    references, estimates = _audio_under(clean, "clean"), _audio_under(enhanced, "enhanced")
+    found, alone = _pair_up(references, clean, estimates, enhanced)
+    result = Matches(unmatched=alone)
+    inputs: dict[Path, Path] = {}
+    if noisy:
+        inputs, lonely = _pair_up(references, clean, _audio_under(noisy, "noisy"), noisy)
+        result.unmatched += lonely
+    for reference in references:
+        if reference in found and (not noisy or reference in inputs):
+            name = reference.relative_to(clean).with_suffix("").as_posix()
+            result.pairs.append(Pair(name, reference, found[reference], inputs.get(reference)))
+    return result
+
+
+def _audio_under(folder: Path, what: str) -> list[Path]:
+    if not folder.exists():
+        raise ValueError(f"--{what} {folder} does not exist (looked in {folder.absolute().parent})")
+    if folder.is_file():
+        raise ValueError(f"--{what} {folder} is a file: give folders on both sides, or files on both sides")
+    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in AUDIO and not file.name.startswith("."))
+    if not files:
+        raise ValueError(f"--{what} {folder} holds no audio: looked for {' '.join(sorted(AUDIO))} in it and below it")
+    return files
+
+
+def _pair_up(
+    left: list[Path], left_root: Path, right: list[Path], right_root: Path
+) -> tuple[dict[Path, Path], list[str]]:
+    """Pairs left -> right, and a line for every file that found no partner."""
+    pairs: dict[Path, Path] = {}
+    reasons: dict[Path, str] = {}
+    for key in (_place, _bare_place, _bare_name, _file_id):
+        groups: dict[str, tuple[list[Path], list[Path]]] = defaultdict(lambda: ([], []))
+        used = set(pairs.values())
+        for side, (files, root, taken) in enumerate(((left, left_root, pairs.keys()), (right, right_root, used))):
+            for file in files:
+                if file not in taken and (word := key(file.relative_to(root))):
+                    groups[word][side].append(file)
+        for ours, theirs in groups.values():
+            if len(ours) == len(theirs) == 1:
+                pairs[ours[0]] = theirs[0]
+            elif ours and theirs:
+                reasons |= {f: f"could go with {len(theirs)} files of {right_root}" for f in ours}
+                reasons |= {f: f"could go with {len(ours)} files of {left_root}" for f in theirs}
+    used = set(pairs.values())
+    lines = [f"{f}: {reasons.get(f, f'no file of that name in {right_root}')}" for f in left if f not in pairs]
+    lines += [f"{f}: {reasons.get(f, f'no file of that name in {left_root}')}" for f in right if f not in used]
+    return pairs, lines
+
+
+def _place(path: Path) -> str:
+    return path.with_suffix("").as_posix()
+
+
+def _bare_place(path: Path) -> str:
+    return (path.parent / bare(path.stem)).as_posix()
+
+
+def _bare_name(path: Path) -> str:
+    return bare(path.stem)
+
+
+def _file_id(path: Path) -> str:
+    found = _FILE_ID.search(path.stem.lower())
+    return found.group() if found else ""
+
+
+def bare(stem: str) -> str:
+    """A file's stem without what tools add to it, in lower case.
+
+    >>> bare("p232_001.clear"), bare("noisy_talk_enhanced"), bare("clean")
+    ('p232_001', 'talk', 'clean')
+    """
+    stem, before = stem.lower(), ""
+    strip: tuple[Callable[[str], str], ...] = (lambda s: _SUFFIX.sub("", s), lambda s: _PREFIX.sub("", s))
+    while stem != before:
+        before = stem
+        for step in strip:
+            stem = step(stem) or stem
+    return stem
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The signals of a pair at one rate and length, (samples,) each, and what had to be done to get there."""
+
+    clean: npt.NDArray[np.float64]
+    enhanced: npt.NDArray[np.float64]
+    noisy: npt.NDArray[np.float64] | None
+    rate: int  # Hz, the clean file's
+    notes: tuple[str, ...]
+
+
+def load(pair: Pair) -> Loaded:
+    """Read a pair: several channels mixed down, the others resampled to the clean file's rate, all cut to the shortest.
+
+    Raises:
+        ValueError: for a file that cannot be read, is empty, or holds values that are not numbers.
+    """
+    notes: list[str] = []
+    clean, rate = _read(pair.clean, "clean", notes)
+    signals = [clean]
+    for path, what in ((pair.enhanced, "enhanced"), (pair.noisy, "noisy")):
+        if path is not None:
+            x, own_rate = _read(path, what, notes)
+            if own_rate != rate:
+                notes.append(f"{what} resampled from {own_rate} to {rate} Hz")
+                x = resample(x, own_rate, rate)
+            if len(x) != len(clean):
+                notes.append(
+                    f"{what} is {abs(len(x) - len(clean))} samples {'longer' if len(x) > len(clean) else 'shorter'}"
+                )
+            signals.append(x)
+    shortest = min(len(x) for x in signals)
+    signals = [x[:shortest] for x in signals]
+    return Loaded(signals[0], signals[1], signals[2] if pair.noisy else None, rate, tuple(notes))
+
+
+def _read(path: Path, what: str, notes: list[str]) -> tuple[npt.NDArray[np.float64], int]:
+    import soundfile
+
+    try:
+        x, rate = soundfile.read(path, always_2d=True)  # (samples, channels)
+    except soundfile.SoundFileError as error:
+        raise ValueError(f"{path}: cannot be read as audio ({error})") from error
+    if not len(x):
+        raise ValueError(f"{path}: holds no samples")
+    if not np.isfinite(x).all():
+        raise ValueError(f"{path}: holds samples that are NaN or infinite")
+    if x.shape[1] > 1:
+        notes.append(f"{what} has {x.shape[1]} channels, mixed down")
+    return x.mean(1), rate
+
+
+def resample(x: npt.NDArray[np.float64], rate: int, to: int) -> npt.NDArray[np.float64]:
+    """`x` (samples,) at another rate, through libsoxr at its highest quality."""
+    if rate == to:
+        return x
+    import soxr
+
+    return soxr.resample(x, rate, to, quality="VHQ")

@@ -1,0 +1,188 @@
+"""A scored set of files: means with intervals, groups, what went wrong; as JSON, CSV and a table on the terminal."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from clearstate.metrics.scoring import FileScores
+from clearstate.metrics.summary import Summary, groups, summarise
+from clearstate.metrics.table import SCORES
+
+
+@dataclass
+class Results:
+    """Everything one run of `clearstate score` found out."""
+
+    files: list[FileScores]  # in the order of their names, failed ones included
+    name: str = ""  # of the system, for the leaderboard
+    test_set: str = ""  # rows of one leaderboard share it
+    unmatched: list[str] = field(default_factory=list)
+    unavailable: dict[str, str] = field(default_factory=dict)  # score -> why there is none
+    records: Mapping[str, Mapping[str, object]] = field(default_factory=dict)  # metadata by file name
+    by: Sequence[str] = ()  # fields of the records to make groups of
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def scored(self) -> list[FileScores]:
+        return [file for file in self.files if file.error is None]
+
+    @property
+    def failed(self) -> list[FileScores]:
+        return [file for file in self.files if file.error is not None]
+
+    @property
+    def keys(self) -> list[str]:
+        present = {key for file in self.files for key in file.scores}
+        return [key for key in SCORES if key in present]
+
+    def summary(self, key: str, names: Sequence[str] | None = None) -> Summary:
+        """Mean, interval and count of one score, over all files or the named ones. Word error rates weigh by words."""
+        chosen = self.scored if names is None else [file for file in self.scored if file.name in set(names)]
+        chosen = [file for file in chosen if key in file.scores]
+        weights = [file.words for file in chosen] if key.startswith("wer") else None
+        return summarise([file.scores[key] for file in chosen], weights)
+
+    def undefined(self, key: str) -> int:
+        """How many files have no value, though they were scored."""
+        return sum(math.isnan(file.scores[key]) for file in self.scored if key in file.scores)
+
+    def groups(self) -> dict[str, dict[str, list[str]]]:
+        """Field -> value -> names of the files."""
+        names = [file.name for file in self.scored]
+        return {by: found for by in self.by if (found := groups(self.records, names, by))}
+
+    def as_json(self) -> dict[str, Any]:
+        """The layout of the JSON file; what is undefined is null."""
+
+        def means(names: Sequence[str] | None) -> dict[str, Any]:
+            found = {key: self.summary(key, names) for key in self.keys}
+            return {
+                "mean": {key: _number(s.mean) for key, s in found.items()},
+                "ci95": {key: [_number(s.low), _number(s.high)] for key, s in found.items()},
+                "count": {key: s.files for key, s in found.items()},
+            }
+
+        return {
+            "name": self.name,
+            "test_set": self.test_set,
+            **means(None),
+            "undefined": {key: n for key in self.keys if (n := self.undefined(key))},
+            "silent_outputs": [file.name for file in self.scored if file.silent],
+            "unavailable": self.unavailable,
+            "unmatched": self.unmatched,
+            "failed": {file.name: file.error for file in self.failed},
+            "groups": {by: {value: means(names) for value, names in g.items()} for by, g in self.groups().items()},
+            "settings": self.settings,
+            "files": {
+                file.name: {key: _number(value) for key, value in file.scores.items()}
+                | ({"words": file.words} if file.words else {})
+                | ({"notes": list(file.notes)} if file.notes else {})
+                for file in self.scored
+            },
+        }
+
+    def as_csv(self) -> str:
+        """One line a file; undefined scores are empty cells."""
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(["file", *self.keys, "notes", "error"])
+        for file in self.files:
+            row = [file.scores.get(key, math.nan) for key in self.keys]
+            cells = ["" if math.isnan(value) else f"{value:.6g}" for value in row]
+            writer.writerow([file.name, *cells, "; ".join(file.notes), file.error or ""])
+        return out.getvalue()
+
+    def ranked(self, key: str) -> list[FileScores]:
+        """Scored files from the best to the worst."""
+        have = [file for file in self.scored if not math.isnan(file.scores.get(key, math.nan))]
+        return sorted(have, key=lambda file: -SCORES[key].better * file.scores[key])
+
+
+def _number(value: float) -> float | None:
+    return round(value, 6) if math.isfinite(value) else None
+
+
+def write(path: Path, text: str) -> None:
+    """Write a whole file or none: to a temporary name beside it, then moved over."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def to_json_text(results: Results) -> str:
+    return json.dumps(results.as_json(), indent=1, ensure_ascii=False) + "\n"
+
+
+def lines_of_table(results: Results) -> list[tuple[str, str, str, str, str]]:
+    """Label, mean, interval, count and remark of every score, for the terminal and the report."""
+    lines = []
+    for key in results.keys:
+        score, s = SCORES[key], results.summary(key)
+        label = f"{score.label} ({score.unit})" if score.unit else score.label
+        if not s.files:
+            lines.append((label, "n/a", "", "0", "undefined for every file"))
+            continue
+        missing = results.undefined(key)
+        remark = f"undefined for {missing}" if missing else ""
+        d = score.digits
+        lines.append((label, f"{s.mean:.{d}f}", f"{s.low:.{d}f} … {s.high:.{d}f}", str(s.files), remark))
+    lines += [(SCORES[key].label, "n/a", "", "0", why) for key, why in results.unavailable.items()]
+    return lines
+
+
+def group_table(results: Results, by: str, keys: Sequence[str]) -> list[list[str]]:
+    """Header and one row a value of the field: files and means."""
+    rows = [[by, "files", *(SCORES[key].label for key in keys)]]
+    for value, names in results.groups()[by].items():
+        means = [results.summary(key, names) for key in keys]
+        cells = [f"{s.mean:.{SCORES[key].digits}f}" if s.files else "n/a" for key, s in zip(keys, means, strict=True)]
+        rows.append([value, str(len(names)), *cells])
+    return rows
+
+
+def read_records(path: Path, clean: Path) -> dict[str, dict[str, object]]:
+    """Metadata by file name, from a JSON list (or JSON lines) of objects with a `file` or `name`.
+
+    Several sets may share one list: where objects of one name differ in their `task`, the one whose task is a folder on
+    the way to the clean files is taken.
+
+    Raises:
+        ValueError: if the list has another form, or a name stays ambiguous.
+    """
+    text = path.read_text(encoding="utf-8")
+    data = (
+        [json.loads(line) for line in text.splitlines() if line.strip()]
+        if path.suffix == ".jsonl"
+        else json.loads(text)
+    )
+    if not isinstance(data, list) or not all(isinstance(item, dict) for item in data):
+        raise ValueError(f"{path}: expected a list of objects, each with a 'file'")
+    folders = set(clean.absolute().parts)
+    result: dict[str, dict[str, object]] = {}
+    for item in data:
+        named = item.get("file", item.get("name"))
+        if named is None:
+            raise ValueError(f"{path}: an object has neither 'file' nor 'name': {json.dumps(item)[:120]}")
+        if "task" in item and len({i.get("task") for i in data}) > 1 and item["task"] not in folders:
+            continue
+        name = Path(str(named)).with_suffix("").as_posix() if Path(str(named)).suffix else str(named)
+        if name in result:
+            raise ValueError(f"{path}: two objects are called {name!r}")
+        result[name] = item
+    return result
