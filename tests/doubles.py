@@ -65,6 +65,8 @@ class Identity(CausalDouble):
     """Gives its input back bit for bit, `latency` late, as a perfect model on a clean recording would."""
 
     def step(self, x: Tensor, state: DoubleState) -> tuple[Tensor, DoubleState]:
+        if extra := x.shape[-1] % self.hop:
+            raise ValueError(f"step() got {x.shape[-1]} samples: hold the last {extra} back")
         late = torch.cat([state.before, x], dim=-1)
         return late[:, : x.shape[-1]], state._replace(before=late[:, x.shape[-1] :])
 
