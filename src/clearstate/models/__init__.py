@@ -1,1 +1,143 @@
 """The models, one file each, and the names under which they are built and loaded."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from difflib import get_close_matches
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
+
+WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A model under a name. Nothing is imported until it is built."""
+
+    name: str
+    task: str  # enhance, separate or extend
+    model: str  # "module:Class" in clearstate.models
+    summary: str
+    values: tuple[tuple[str, Any], ...] = ()  # of the model's config, where they differ from its defaults
+    licence: str = "CC BY 4.0"  # of the weights
+
+    @property
+    def weights(self) -> Path | None:
+        """The folder of the shipped weights, if there are any."""
+        folder = WEIGHTS / self.name
+        return folder if (folder / "model.safetensors").is_file() else None
+
+
+def _preset(name: str, task: str, model: str, summary: str, licence: str = "CC BY 4.0", **values: Any) -> Preset:
+    return Preset(name, task, model, summary, tuple(values.items()), licence)
+
+
+PRESETS: dict[str, Preset] = {
+    preset.name: preset
+    for preset in (
+        _preset("live", "enhance", "live:Live", "the default: small, causal, real time on a CPU"),
+    )
+}
+
+
+def build(name: str, **overrides: Any) -> "nn.Module":
+    """The model of a preset with fresh weights.
+
+    Args:
+        overrides: values of its config that differ from the preset's.
+    Raises:
+        ValueError: for an unknown name or config value; the nearest right one is suggested.
+    """
+    preset = find(name)
+    module, _, class_name = preset.model.partition(":")
+    model_class = getattr(import_module(f"{__name__}.{module}"), class_name)
+    return model_class(_config(model_class, {**dict(preset.values), **overrides}))
+
+
+def find(name: str) -> Preset:
+    """The preset of a name.
+
+    Raises:
+        ValueError: for an unknown name; the nearest right one is suggested.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"no model is called {name!r}: {_nearest(name, PRESETS)}")
+    return PRESETS[name]
+
+
+def load_model(name_or_path: str = "live") -> "nn.Module":
+    """A trained model in evaluation mode: a shipped one by name, or the one in a folder.
+
+    A folder holds `model.safetensors` and `config.json` ({"preset": name, "config": {...}}), as `save_model` writes it.
+
+    Raises:
+        ValueError: for an unknown name, a preset without shipped weights, or weights that do not fit.
+        FileNotFoundError: for a folder without weights.
+    """
+    folder = Path(name_or_path)
+    if name_or_path in PRESETS or not folder.is_dir():
+        shipped = find(name_or_path).weights
+        if shipped is None:
+            have = ", ".join(name for name, preset in PRESETS.items() if preset.weights)
+            raise ValueError(
+                f"no weights of {name_or_path!r} are shipped: train it (clearstate train), name a folder with its "
+                f"weights, or take one of: {have or 'none yet'}"
+            )
+        folder = shipped
+    return _load_folder(folder)
+
+
+def _load_folder(folder: Path) -> "nn.Module":
+    from safetensors.torch import load_file
+
+    for name in ("config.json", "model.safetensors"):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder} holds no {name}: expected a folder with config.json and model.safetensors")
+    described = json.loads((folder / "config.json").read_text())
+    model = build(described["preset"], **described["config"])
+    try:
+        model.load_state_dict(load_file(folder / "model.safetensors"))
+    except RuntimeError as error:
+        raise ValueError(f"the weights in {folder} do not fit a {described['preset']} model: {error}") from error
+    return model.eval()
+
+
+def save_model(model: "nn.Module", preset: str, folder: Path) -> None:
+    """Write the weights and config of a model to a folder that `load_model` reads."""
+    from safetensors.torch import save_file
+
+    find(preset)
+    folder.mkdir(parents=True, exist_ok=True)
+    described = {"preset": preset, "config": asdict(model.config)}  # type: ignore[call-overload]  # a dataclass
+    weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    partial = folder / "model.safetensors.partial"
+    save_file(weights, partial)
+    partial.replace(folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(described, indent=2) + "\n")
+
+
+def _config(model_class: type, values: dict[str, Any]) -> Any:
+    from typing import get_type_hints
+
+    hints = get_type_hints(model_class.__init__)
+    config_class: Callable[..., Any] = next(t for t in _alternatives(hints["config"]) if t is not type(None))
+    known = list(config_class.__dataclass_fields__)  # type: ignore[attr-defined]
+    for key in values:
+        if key not in known:
+            raise ValueError(f"{model_class.__name__} has no config value {key!r}: {_nearest(key, known)}")
+    return config_class(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
+
+
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    from typing import get_args
+
+    return get_args(hint) or (hint,)
+
+
+def _nearest(name: str, known: Any) -> str:
+    close = get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(known)}"

@@ -1,0 +1,218 @@
+"""live: the default model, a small causal enhancer for speech at 16 kHz. Our own design.
+
+    noisy -- STFT -- / level -- compress -- encode -- [time, frequency] x blocks -- decode -- complex mask -- iSTFT
+                                                |          + whole band                 |
+                                                +---------------- skip -----------------+
+
+Time is mixed by Mamba, one sequence a band, and once by a Mamba over the whole band; it carries all the memory that
+the model has, and looks only back. Frequency is mixed within a frame, by convolution and by attention over bands.
+The mask acts on the power-compressed spectrum, so a mask of one changes nothing, and a moderate one is a deep cut.
+
+The spectrum is divided by a running level before the network sees it: the output scales exactly with the input.
+
+b batch, t frames, f bins, k bands (fine: f / 4, coarse: config.bands), c channels.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from clearstate.audio.stft import analyse, compress, expand, sqrt_hann, synthesise
+from clearstate.ssm import Mamba, MambaState, RMSNorm, selective_scan
+
+
+@dataclass(frozen=True)
+class LiveConfig:
+    sample_rate: int = 16_000  # Hz
+    n_fft: int = 512  # samples: 32 ms, the algorithmic latency
+    hop: int = 256  # samples: 16 ms
+    exponent: float = 0.3  # of the magnitudes the network sees and masks
+    level_seconds: float = 1.0  # time constant of the running level
+    fine_channels: int = 32  # at f / 4 bands
+    channels: int = 48  # at the coarse bands
+    bands: int = 32  # coarse bands
+    blocks: int = 3  # pairs of time and frequency mixing
+    states: int = 8  # of Mamba, a channel
+    heads: int = 3  # of the attention over bands
+    wide: int = 96  # width of the Mamba over the whole band
+
+
+class LiveState(NamedTuple):
+    """What the model carries from one chunk to the next."""
+
+    past: Tensor  # the last n_fft - hop samples (b, n_fft - hop)
+    level: Tensor  # running power and its weight (b, 2, 1)
+    bands: tuple[MambaState, ...]  # of each block, b * bands sequences
+    wide: MambaState  # of the whole band
+    tail: Tensor  # samples that later frames still add to (b, n_fft - hop)
+
+
+class FineBlock(nn.Module):
+    """Residual convolution over neighbouring fine bands of one frame."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = RMSNorm(channels)
+        self.spread = nn.Conv2d(channels, channels, (1, 3), padding=(0, 1))
+        self.mix = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:  # (b, t, k, c)
+        y = self.spread(self.norm(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # channels last throughout
+        return x + self.mix(F.silu(y))
+
+
+class BandAttention(nn.Module):
+    """Residual self-attention over the bands of one frame."""
+
+    def __init__(self, channels: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = RMSNorm(channels)
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.out = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:  # (b, t, k, c)
+        b, t, k, c = x.shape
+        q, key, v = self.qkv(self.norm(x)).view(b * t, k, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
+        y = F.scaled_dot_product_attention(q, key, v)  # (b t, heads, k, c / heads)
+        return x + self.out(y.transpose(1, 2).reshape(b, t, k, c))
+
+
+class Live(nn.Module):
+    """See the module's drawing. Maps noisy (b, n) to enhanced (b, n); `step` does the same hop by hop."""
+
+    causal = True
+
+    def __init__(self, config: LiveConfig | None = None) -> None:
+        super().__init__()
+        self.config = config = LiveConfig() if config is None else config
+        fine, c, bands = config.fine_channels, config.channels, config.bands
+        self.fine_bands = config.n_fft // 8
+        self.sample_rate, self.hop = config.sample_rate, config.hop
+        self.latency = config.n_fft - config.hop  # samples by which step() trails forward()
+        self.register_buffer("window", sqrt_hann(config.n_fft), persistent=False)
+        # Encoder: 8 bins, half of them shared with the next band, to one fine band; fine bands to coarse ones.
+        self.bins_to_fine = nn.Linear(8 * 2, fine)
+        self.encoder = nn.ModuleList(FineBlock(fine) for _ in range(2))
+        self.fine_to_bands = nn.Linear(self.fine_bands, bands, bias=False)
+        self.widen = nn.Linear(fine, c)
+        self.place = nn.Parameter(0.02 * torch.randn(bands, c))  # what tells one band from another
+        self.time_norms = nn.ModuleList(RMSNorm(c) for _ in range(config.blocks))
+        self.time = nn.ModuleList(Mamba(c, d_state=config.states, expand=1) for _ in range(config.blocks))
+        self.frequency = nn.ModuleList(BandAttention(c, config.heads) for _ in range(config.blocks))
+        # The whole band as one vector: 8 channels a band are enough for what all bands have in common.
+        self.gather = nn.Linear(c, 8)
+        self.wide_in = nn.Linear(8 * bands, config.wide)
+        self.wide_norm = RMSNorm(config.wide)
+        self.wide = Mamba(config.wide, d_state=16)
+        self.wide_out = nn.Linear(config.wide, 8 * bands)
+        self.scatter = nn.Linear(8, c)
+        # Decoder.
+        self.narrow = nn.Linear(c, fine)
+        self.bands_to_fine = nn.Linear(bands, self.fine_bands, bias=False)
+        self.joins = nn.ModuleList(nn.Linear(2 * fine, fine) for _ in range(2))
+        self.decoder = nn.ModuleList(FineBlock(fine) for _ in range(2))
+        self.head_norm = RMSNorm(fine)
+        self.head = nn.Linear(fine, 4 * 2)
+        self._start_transparent()
+
+    def _start_transparent(self) -> None:
+        """Begin with a mask of one, and with coarse bands that are averages of fine ones."""
+        overlap = self.fine_bands // self.config.bands
+        with torch.no_grad():
+            average = torch.eye(self.config.bands).repeat_interleave(overlap, 1) / overlap
+            self.fine_to_bands.weight.copy_(average + 0.02 * torch.randn_like(average))
+            self.bands_to_fine.weight.copy_(average.T * overlap + 0.02 * torch.randn_like(average.T))
+            self.head.weight.mul_(0.1)
+            self.head.bias.copy_(torch.tensor([1.0, 0.0]).repeat(4))
+
+    def forward(self, noisy: Tensor) -> Tensor:
+        """Enhance whole signals (b, n), n >= 1. The stream over all of it, its delay cut off."""
+        samples = noisy.shape[-1]
+        padded = F.pad(noisy, (0, self.latency + -samples % self.hop))
+        return self.step(padded, self.init_state(noisy.shape[0]))[0][:, self.latency : self.latency + samples]
+
+    def init_state(self, batch: int) -> LiveState:
+        """The state before the first sample."""
+        zeros, bands = self.window.new_zeros, batch * self.config.bands
+        return LiveState(
+            zeros(batch, self.latency), zeros(batch, 2, 1), tuple(m.init_state(bands) for m in self.time),
+            self.wide.init_state(batch), zeros(batch, self.latency),
+        )  # fmt: skip
+
+    def step(self, x: Tensor, state: LiveState) -> tuple[Tensor, LiveState]:
+        """Enhance the next samples of a stream: x (b, m * hop) gives as many, `latency` samples late.
+
+        Raises:
+            ValueError: if the number of samples is not a multiple of the hop.
+        """
+        if extra := x.shape[-1] % self.hop:
+            raise ValueError(
+                f"step() got {x.shape[-1]} samples, not a multiple of hop={self.hop}: "
+                f"hold the last {extra} back and send them with the next chunk"
+            )
+        x = torch.cat([state.past, x], dim=-1)
+        spec = analyse(x, self.window, self.hop)  # (b, t, f) complex
+        spec, level, bands, wide = self.enhance_spectrum(spec, state.level, state.bands, state.wide)
+        y, tail = synthesise(spec, self.window, self.hop, state.tail)
+        return y, LiveState(x[:, x.shape[-1] - self.latency :], level, bands, wide, tail)
+
+    def enhance_spectrum(
+        self, spec: Tensor, level_state: Tensor, bands: tuple[MambaState, ...], wide: MambaState
+    ) -> tuple[Tensor, Tensor, tuple[MambaState, ...], MambaState]:
+        """The model between STFT and iSTFT: spectra (b, t, f) and states to spectra and states."""
+        level, level_state = self.running_level(spec, level_state)
+        parts = compress(spec / level, self.config.exponent)  # (b, t, f, 2)
+        skips = [self.to_fine_bands(parts)]  # (b, t, k, c)
+        for block in self.encoder:
+            skips.append(block(skips[-1]))
+        x = self.fine_to_bands(self.widen(skips[-1]).transpose(2, 3)).transpose(2, 3) + self.place
+        after = []
+        for i in range(self.config.blocks):
+            x, mamba = self.mix_time(i, x, bands[i])
+            after.append(mamba)
+            x = self.frequency[i](x)
+            if i == 0:
+                x, wide = self.mix_whole_band(x, wide)
+        x = self.bands_to_fine(self.narrow(x).transpose(2, 3)).transpose(2, 3)  # (b, t, k, c)
+        for join, block in zip(self.joins, self.decoder, strict=True):
+            x = block(join(torch.cat([x, skips.pop()], dim=-1)))
+        mask = self.head(self.head_norm(x)).flatten(2).unflatten(2, (-1, 2))  # (b, t, f - 1, 2)
+        mask = torch.cat([mask, mask[:, :, -1:]], dim=2)  # the highest bin shares its neighbour's
+        masked = torch.view_as_real(torch.view_as_complex(parts) * torch.view_as_complex(mask))
+        return expand(masked, self.config.exponent) * level, level_state, tuple(after), wide
+
+    def running_level(self, spec: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Root of the mean power of the frames so far (b, t, 1), the older the less; digital silence does not count.
+
+        A running sum of powers over a running sum of weights, so that the first frame already has its own level.
+        """
+        with torch.no_grad():
+            power = torch.view_as_real(spec).square().sum(-1).mean(-1)  # (b, t)
+            counts = (power > 3e-10).to(power.dtype)  # -120 dBFS
+            u = torch.stack([power * counts, counts], dim=-1)  # (b, t, 2)
+            ones = torch.ones_like(counts)[..., None]
+            rate = -self.config.hop / (self.config.level_seconds * self.config.sample_rate)
+            h, state = selective_scan(u, counts[..., None].expand_as(u), u.new_full((2, 1), rate), ones, ones, state=state)
+            return (h[..., :1] / h[..., 1:].clamp_min(1e-6) + 1e-12).sqrt(), state
+
+    def to_fine_bands(self, parts: Tensor) -> Tensor:
+        """Eight bins around each group of four, to one fine band: (b, t, f, 2) to (b, t, k, c)."""
+        x = F.pad(parts[:, :, :-1], (0, 0, 2, 2)).unfold(2, 8, 4)  # (b, t, k, 2, 8)
+        return self.bins_to_fine(x.flatten(3))
+
+    def mix_time(self, i: int, x: Tensor, state: MambaState) -> tuple[Tensor, MambaState]:
+        """Mamba along time, the same for every band: (b, t, k, c)."""
+        b, t, k, c = x.shape
+        sequences = x.transpose(1, 2).reshape(b * k, t, c)
+        y, state = self.time[i](self.time_norms[i](sequences), state)
+        return x + y.view(b, k, t, c).transpose(1, 2), state
+
+    def mix_whole_band(self, x: Tensor, state: MambaState) -> tuple[Tensor, MambaState]:
+        """Mamba along time over all bands at once: (b, t, k, c)."""
+        y = self.wide_in(self.gather(x).flatten(2))  # (b, t, wide)
+        mixed, state = self.wide(self.wide_norm(y), state)
+        return x + self.scatter(self.wide_out(y + mixed).unflatten(2, (-1, 8))), state
