@@ -10,8 +10,29 @@
 after any restart.
 """
 
+from clearstate.data.corpora import recognise
+from clearstate.data.extension import ExtensionConfig, ExtensionDataset
 from clearstate.data.mixing import MixtureConfig, MixtureDataset, collate
-from clearstate.data.paired import PairedFolder
+from clearstate.data.paired import PairedCrops, PairedFolder
+from clearstate.data.preview import preview
+from clearstate.data.separation import MixtureFolder, SeparationConfig, SeparationDataset, mixtures_of
 from clearstate.data.sources import Sources, SourceSpec, open_sources
 
-__all__ = ["MixtureConfig", "MixtureDataset", "PairedFolder", "SourceSpec", "Sources", "collate", "open_sources"]
+__all__ = [
+    "ExtensionConfig",
+    "ExtensionDataset",
+    "MixtureConfig",
+    "MixtureDataset",
+    "MixtureFolder",
+    "PairedCrops",
+    "PairedFolder",
+    "SeparationConfig",
+    "SeparationDataset",
+    "SourceSpec",
+    "Sources",
+    "collate",
+    "mixtures_of",
+    "open_sources",
+    "preview",
+    "recognise",
+]

@@ -15,7 +15,7 @@ too: an enhancer is not asked to invent speech. Overload and codecs are left for
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ import numpy as np
 from clearstate.data import effects, noises
 from clearstate.data.effects import decibels
 from clearstate.data.shards import active_level
-from clearstate.data.sources import Pool, Sources
+from clearstate.data.sources import BrokenClipError, Pool, Sources
 
 
 @dataclass(frozen=True)
@@ -106,13 +106,35 @@ class MixtureDataset:
         return (self[i] for i in range(len(self)))
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        epoch, item = divmod(index, self.items_per_epoch)
         if index < 0:
             raise IndexError(f"item {index}: counted from 0, with items_per_epoch={self.items_per_epoch} to an epoch")
-        epoch += self.epoch
-        rng = np.random.default_rng([self.seed, epoch, item])
+        epoch, item = divmod(index, self.items_per_epoch)
+        return redrawn(self._draw, self.seed, epoch + self.epoch, item)
+
+    def _draw(self, rng: np.random.Generator) -> dict[str, Any]:
         noisy, clean, info = mix(rng, self.samples, self.sources, self.rooms, self.config)
-        return {"noisy": noisy, "clean": clean, "info": {"seed": self.seed, "epoch": epoch, "item": item} | info}
+        return {"noisy": noisy, "clean": clean, "info": info}
+
+
+def redrawn(draw: Callable[[np.random.Generator], dict[str, Any]], seed: int, epoch: int, item: int) -> dict[str, Any]:
+    """The item of (seed, epoch, item); where a file turns out broken, the draw after it, the same on every worker.
+
+    `info` gets seed, epoch and item, and under `skipped` the broken files met on the way.
+    Raises:
+        RuntimeError: after ten broken files in a row.
+    """
+    skipped: list[str] = []
+    for attempt in range(10):
+        try:
+            drawn = draw(np.random.default_rng([seed, epoch, item, attempt]))
+        except BrokenClipError as error:
+            skipped.append(str(error))
+            continue
+        drawn["info"] = {"seed": seed, "epoch": epoch, "item": item} | drawn["info"]
+        if skipped:
+            drawn["info"]["skipped"] = skipped
+        return drawn
+    raise RuntimeError(f"ten files in a row could not be read, the last: {skipped[-1]}; is the corpus still there?")
 
 
 def collate(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -170,34 +192,40 @@ def mix(
 
 
 def speech_crop(
-    rng: np.random.Generator, n: int, pool: Pool, config: MixtureConfig, rate: int
+    rng: np.random.Generator, n: int, pool: Pool, config: MixtureConfig, rate: int, first: int | None = None
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """n samples of one voice at about -25 dBFS: utterances of one level joined with pauses, the first often cut."""
-    number = pool.draw(rng)
+    """n samples of one voice at about -25 dBFS: utterances of one level joined with pauses, the first often cut.
+
+    `first` is the number of the clip to begin with, drawn if None.
+    """
+    number = pool.draw(rng) if first is None else first
     voice = pool.clips[number].voice
     others = pool.by_voice[voice]
     crop = np.zeros(n, np.float32)
     files: list[str] = []
-    position = 0
     inside = rng.random() < config.start_inside
-    if not inside:
-        position = min(int(rng.uniform(0, 0.5) * rate), n // 4)
+    position = 0 if inside else min(int(rng.uniform(0, 0.5) * rate), n // 4)
     while position < n - rate // 10:
         clip = pool.clips[number]
-        start = 0
-        if inside:  # keep at least half a second, and no more than fits where the clip is longer than the crop
-            start = int(rng.integers(max(1, max(clip.samples - n, clip.samples - rate // 2) + 1)))
-            inside = False
+        start = _beginning(rng, clip.samples, n, rate, inside)
+        inside = False
         x = pool.read(number, start, n - position)
-        gain = decibels(-25 - max(clip.level_db, -70) + rng.uniform(-2, 2))
-        crop[position : position + len(x)] = x * np.float32(gain)
-        fade = min(rate // 200, len(x))  # 5 ms at a cut, so that it does not click
-        if start:
-            crop[position : position + fade] *= np.linspace(0, 1, fade, dtype=np.float32)
+        x = x * np.float32(decibels(-25 - pool.level(number, x) + rng.uniform(-2, 2)))
+        if start:  # 5 ms, so that the cut does not click
+            fade = min(rate // 200, len(x))
+            x[:fade] *= np.linspace(0, 1, fade, dtype=np.float32)
+        crop[position : position + len(x)] = x
         files.append(clip.key)
         position += len(x) + int(np.exp(rng.uniform(*np.log(config.pause_seconds))) * rate)
         number = int(others[rng.integers(len(others))])
     return crop, {"voice": voice, "speech": files}
+
+
+def _beginning(rng: np.random.Generator, samples: int, n: int, rate: int, inside: bool) -> int:
+    """Where in a clip to begin: anywhere in a long recording, at the beginning of an utterance unless `inside`."""
+    if samples > 2 * n or (inside and samples > n):
+        return int(rng.integers(samples - n + 1))
+    return int(rng.integers(max(0, samples - rate // 2) + 1)) if inside else 0
 
 
 def noise_crop(

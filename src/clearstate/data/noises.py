@@ -66,9 +66,10 @@ def babble(rng: np.random.Generator, n: int, speech: Pool, avoid: str, talkers: 
         if clip.voice in voices or (clip.voice == avoid and len(speech.by_voice) > 1):
             continue
         x = speech.read(number, int(rng.integers(max(1, clip.samples - n + 1))), n)
+        level = speech.level(number, x)
         if len(x) < n:
             x = np.roll(repeat(x, n, 0), int(rng.integers(n)))
-        total += x * np.float32(decibels(rng.uniform(-6, 6) - clip.level_db))
+        total += x * np.float32(decibels(rng.uniform(-6, 6) - level))
         voices.append(clip.voice)
         if len(voices) == count:
             break

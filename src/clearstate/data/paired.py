@@ -11,20 +11,27 @@ import numpy as np
 import soundfile
 import soxr
 
-AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au", ".w64", ".caf"})
+from clearstate.data.corpora import VALID_SPEAKERS, is_test_set, match, recognise, refuse_test_set
+from clearstate.data.folders import read_crop, scan, speaker_of
+from clearstate.data.mixing import redrawn
 
 
 class PairedFolder:
-    """Whole pairs in the order of their names: `len`, `[i]` and iteration give dicts of noisy, clean float32
-    (samples,), name and info.
+    """Whole pairs in the order of their names: `len`, `[i]` and iteration give dicts.
+
+    Each holds noisy and clean, float32 (samples,), the pair's name, and info.
 
     Args:
-        noisy_dir, clean_dir: folders, searched recursively; files are matched by their path without suffix.
+        noisy_dir, clean_dir: folders, searched recursively; files are matched by their path without suffix, or by the
+            `fileid_N` at the end of DNS-Challenge's names.
         sample_rate: Hz; files of another rate are resampled. None takes each as it is.
         meta: JSON file with a list of rows, each with `file` the name of a pair (and `task`, of which `task` is
             wanted): what becomes `info`.
+        split: "train" leaves out VoiceBank's p226 and p287, "valid" takes nothing else, "all" takes every pair.
+        validate_on_test_set: spell out that a published test set is meant.
     Raises:
-        FileNotFoundError: if there is no pair. ValueError: if a noisy file has no clean one.
+        FileNotFoundError: if there is no pair.
+        ValueError: if a noisy file has no clean one, or the folder is a test set.
     """
 
     def __init__(
@@ -34,51 +41,98 @@ class PairedFolder:
         sample_rate: int | None = 16_000,
         meta: str | Path | None = None,
         task: str = "denoise",
+        split: str = "all",
+        validate_on_test_set: bool = False,
     ):
         self.rate = sample_rate
-        noisy, clean = audio_files(noisy_dir), audio_files(clean_dir)
-        if lonely := sorted(set(noisy) - set(clean)):
-            raise ValueError(
-                f"{len(lonely)} files of {noisy_dir} have no partner in {clean_dir}, the first {lonely[0]!r}: "
-                "the names of a pair must match"
-            )
-        if not noisy:
-            raise FileNotFoundError(f"no audio in {noisy_dir}")
-        self.names = sorted(noisy)
-        self._paths = [(noisy[name], clean[name]) for name in self.names]
+        noisy_dir, clean_dir = Path(noisy_dir), Path(clean_dir)
+        if not validate_on_test_set:
+            refuse_test_set(is_test_set(noisy_dir), str(noisy_dir), allowed=False)
+        if split not in ("train", "valid", "all"):
+            raise ValueError(f"split {split!r}: expected 'train', 'valid' or 'all'")
+        pairs = {
+            pair[0].relative_to(noisy_dir).with_suffix("").as_posix(): pair for pair in match(noisy_dir, clean_dir)
+        }
+        if split != "all":
+            held_out = {name for name in pairs if speaker_of(Path(Path(name).name)) in VALID_SPEAKERS}
+            pairs = {name: pair for name, pair in pairs.items() if (name in held_out) == (split == "valid")}
+        if not pairs:
+            raise FileNotFoundError(f"no audio in {noisy_dir}" + (f" for split {split!r}" if split != "all" else ""))
+        self.names = sorted(pairs)
+        self.paths = [pairs[name] for name in self.names]
         rows = json.loads(Path(meta).read_text(encoding="utf-8")) if meta is not None else []
         self._info: dict[str, dict[str, Any]] = {row["file"]: row for row in rows if row.get("task", task) == task}
+
+    @classmethod
+    def of_corpus(
+        cls, root: str | Path, split: str, sample_rate: int | None = 16_000, validate_on_test_set: bool = False
+    ) -> PairedFolder:
+        """The "train" or "valid" pairs of a known corpus, found by its structure, or "test" with the flag."""
+        corpus = recognise(root)
+        if corpus is None:
+            raise FileNotFoundError(f"{root} holds no paired corpus; expected folders as in VoiceBank+DEMAND")
+        pairs = corpus.pairs(split, validate_on_test_set)
+        folder = cls.__new__(cls)
+        folder.rate, folder._info = sample_rate, {}
+        folder.names = [noisy.stem for noisy, _ in pairs]
+        folder.paths = pairs
+        return folder
 
     def __len__(self) -> int:
         return len(self.names)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        noisy, clean = (read_mono(path, self.rate) for path in self._paths[index])
+        noisy, clean = (read_mono(path, self.rate) for path in self.paths[index])
         if len(noisy) != len(clean):
             raise ValueError(
-                f"{self._paths[index][0]} has {len(noisy)} samples and its clean partner {len(clean)}: "
+                f"{self.paths[index][0]} has {len(noisy)} samples and its clean partner {len(clean)}: "
                 "a pair must be aligned"
             )
-        return {
-            "noisy": noisy,
-            "clean": clean,
-            "name": self.names[index],
-            "info": self._info.get(self.names[index], {}),
-        }
+        name = self.names[index]
+        return {"noisy": noisy, "clean": clean, "name": name, "info": self._info.get(name, {})}
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return (self[i] for i in range(len(self)))
 
 
-def audio_files(folder: str | Path) -> dict[str, Path]:
-    """Audio files under a folder by their relative path without suffix; FileNotFoundError if it is missing."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is not a folder")
-    found = (
-        path for path in folder.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES and not path.name.startswith(".")
-    )
-    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(found)}
+class PairedCrops:
+    """Random crops of a PairedFolder for training: item i of epoch e is `crops[e * len(crops) + i]`.
+
+    One crop of every pair an epoch, in the order of the names; shorter pairs are filled up with silence at the end.
+    Only the crop is decoded. Items are dicts of noisy, clean float32 (samples,) and info, see `MixtureDataset`.
+    """
+
+    def __init__(self, pairs: PairedFolder, seconds: float = 3.0, seed: int = 0):
+        if pairs.rate is None:
+            raise ValueError("crops need one rate: give PairedFolder a sample_rate")
+        self.pairs, self.rate, self.seed = pairs, pairs.rate, seed
+        self.samples = round(seconds * self.rate)
+        headers = scan([path for pair in pairs.paths for path in pair], "pairs")
+        self._headers = list(zip(headers[::2], headers[1::2], strict=True))
+        for (noisy, clean), (a, b) in zip(pairs.paths, self._headers, strict=True):
+            if a != b or a[0] == 0:
+                raise ValueError(f"{noisy} has {a[0]} samples at {a[1]} Hz, {clean} {b[0]} at {b[1]}: not a pair")
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return (self[i] for i in range(len(self)))
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        epoch, item = divmod(index, len(self))
+
+        def draw(rng: np.random.Generator) -> dict[str, Any]:
+            frames, native = self._headers[item][0]
+            length = frames * self.rate // native
+            start = int(rng.integers(max(0, length - self.samples) + 1))
+            take = min(self.samples, length)
+            noisy, clean = (read_crop(path, native, self.rate, start, take) for path in self.pairs.paths[item])
+            fill = (0, self.samples - take)
+            info = {"name": self.pairs.names[item], "start": start}
+            return {"noisy": np.pad(noisy, fill), "clean": np.pad(clean, fill), "info": info}
+
+        return redrawn(draw, self.seed, epoch, item)
 
 
 def read_mono(path: str | Path, rate: int | None) -> np.ndarray:

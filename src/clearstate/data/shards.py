@@ -37,6 +37,10 @@ FORMAT = 1  # of the cache; a higher number makes old folders invisible
 Progress = Callable[[str, int, int], None]  # (set name, clips done, clips in all)
 
 
+class BrokenClipError(Exception):
+    """A file that could not be decoded after its header promised audio; training skips it."""
+
+
 @dataclass(frozen=True)
 class Clip:
     """What is known of one stretch of audio; `owner` is a speaker for speech and a recording group for noise."""
@@ -45,9 +49,10 @@ class Clip:
     owner: str  # "" where the corpus lost its labels
     source: str  # the corpus it came from
     samples: int  # at the rate of its set
-    level_db: float = -25.0  # RMS of the active parts, dBFS
-    floor_db: float = -90.0  # RMS of the quietest tenth, dBFS
+    level_db: float | None = None  # RMS of the active parts, dBFS; None until somebody has decoded it
+    floor_db: float | None = None  # RMS of the quietest tenth, dBFS
     licence: str = ""
+    split: str = ""  # "train", "valid" or "test" where the corpus says so
 
     @property
     def labelled(self) -> bool:
@@ -229,6 +234,7 @@ def describe(row: dict[str, Any], audio: np.ndarray, rate: int) -> Clip:
         level_db=max(active_level(audio, rate), -120.0),
         floor_db=10 * float(np.log10(floor + 1e-12)),
         licence=row.get("licence", ""),
+        split=row.get("split", ""),
     )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
@@ -17,13 +18,22 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import soundfile
+import soxr
 
-from clearstate.data.shards import Clip, Progress, open_shards, read_index, read_tar_audio
+from clearstate.data.corpora import TEST_SPEAKERS, VALID_SPEAKERS, expected_layouts, recognise
+from clearstate.data.folders import AudioFile, FileSet, plain_files
+from clearstate.data.shards import (
+    BrokenClipError,
+    Clip,
+    Progress,
+    active_level,
+    open_shards,
+    read_index,
+    read_tar_audio,
+)
 
-# Of VoiceBank: its published test set, and the two training speakers kept for validation. Both also appear in other
-# corpora made from VCTK.
-TEST_SPEAKERS = ("p232", "p257")
-VALID_SPEAKERS = ("p226", "p287")
+MAX_ROOMS = 500  # responses of one folder that are kept in memory
 
 
 class ClipSet(Protocol):
@@ -60,8 +70,8 @@ class SourceSpec:
 class Pool:
     """Clips of several sets, drawn by voice (speech) or group (noise) with a weight of the root of its duration.
 
-    The root is a compromise: with the duration itself an unlabelled corpus drowns the rest, with none a voice of two
-    sentences is heard as often as one of an hour. Recordings of an unlabelled corpus count as one owner together.
+    The root is a compromise: with the duration itself one audio book drowns a hundred voices, with none a voice of two
+    sentences is heard as often as one of an hour. In an unlabelled corpus every recording counts as a voice.
     """
 
     def __init__(self, sets: Sequence[ClipSet], keep: Sequence[Sequence[int]] | None = None):
@@ -71,12 +81,12 @@ class Pool:
         self.clips = [self.sets[s].clips[i] for s, i in self.where]
         self.samples = np.array([clip.samples for clip in self.clips], np.int64)
         self.by_voice: dict[str, np.ndarray] = _grouped([clip.voice for clip in self.clips])
-        owners = _grouped([clip.owner if clip.labelled else clip.source for clip in self.clips])
         weight = np.zeros(len(self.clips))
-        for members in owners.values():
+        for members in self.by_voice.values():
             total = self.samples[members].sum()
             weight[members] = self.samples[members] / np.sqrt(total)
         self._cumulative = np.cumsum(weight)
+        self.broken: set[int] = set()  # clips that turned out unreadable, in this process
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -90,8 +100,20 @@ class Pool:
         return int(np.searchsorted(self._cumulative, rng.random() * self._cumulative[-1], side="right"))
 
     def read(self, number: int, start: int = 0, length: int | None = None) -> np.ndarray:
+        """Part of a clip as float32, see `ClipSet.read`; a BrokenClipError is reported once a file."""
         s, i = self.where[number]
-        return self.sets[s].read(i, start, length)
+        try:
+            return self.sets[s].read(i, start, length)
+        except BrokenClipError as error:
+            if number not in self.broken:
+                self.broken.add(number)
+                warnings.warn(f"{error}; skipped from now on ({len(self.broken)} broken so far)")
+            raise
+
+    def level(self, number: int, audio: np.ndarray) -> float:
+        """Active level of a clip in dBFS, measured on the part in hand where it is not known; at least -70."""
+        known = self.clips[number].level_db
+        return max(active_level(audio, self.sets[0].rate) if known is None else known, -70.0)
 
 
 @dataclass
@@ -117,11 +139,16 @@ def open_sources(spec: str | Path | Mapping[str, Any] | SourceSpec, progress: Pr
         ValueError: if a field is unknown or the spec has no speech.
     """
     spec = as_spec(spec)
+    if spec.split not in ("train", "valid", "all"):
+        raise ValueError(f"split {spec.split!r}: expected 'train', 'valid' or 'all'; test sets are for scoring only")
     lines: list[str] = []
     pools = {}
     for role, paths in (("speech", spec.speech), ("noise", spec.noise)):
         sets = [opened for path in paths for opened in _open_sets(path, role, spec, progress)]
         keep = [[i for i, clip in enumerate(s.clips) if wanted(clip, spec)] for s in sets]
+        for opened, kept in zip(sets, keep, strict=True):
+            if not kept:
+                raise ValueError(_why_empty(role, opened, spec))
         pools[role] = Pool(sets, keep)
         lines += [_describe(role, s, kept) for s, kept in zip(sets, keep, strict=True)]
     rooms = [room for path in spec.rooms for room in _open_rooms(path, spec)]
@@ -153,14 +180,17 @@ def as_spec(spec: str | Path | Mapping[str, Any] | SourceSpec) -> SourceSpec:
 
 
 def wanted(clip: Clip, spec: SourceSpec) -> bool:
-    """Whether a clip belongs to the split of the spec and its licence is allowed; speakers of test sets never do."""
+    """Whether a clip belongs to the split of the spec and its licence is allowed; test sets never do."""
     if not spec.noncommercial and "NC" in re.split(r"[\s-]", clip.licence):
         return False
-    speaker = vctk_speaker(clip.owner)
-    if speaker in TEST_SPEAKERS:
+    return _in_split(clip.voice if clip.labelled else clip.source, clip.split, spec)
+
+
+def _in_split(owner: str, split: str, spec: SourceSpec) -> bool:
+    speaker = vctk_speaker(owner)
+    if split == "test" or speaker in TEST_SPEAKERS:
         return False
-    owner = clip.voice if clip.labelled else clip.source
-    held_out = speaker in VALID_SPEAKERS or in_validation(owner, spec.valid_share)
+    held_out = speaker in VALID_SPEAKERS or (in_validation(owner, spec.valid_share) if not split else split == "valid")
     return spec.split == "all" or held_out == (spec.split == "valid")
 
 
@@ -189,7 +219,29 @@ def _open_sets(path: str, role: str, spec: SourceSpec, progress: Progress | None
         )
     if indexes := shard_indexes(where, role, spec.sample_rate):
         return [open_shards(index, spec.sample_rate, spec.cache, progress) for index in indexes]
-    raise FileNotFoundError(f"{role}: {where} holds no {role} shards ({role}*.jsonl)")
+    files = _files(where, role)
+    opened = FileSet(where.name, files, spec.sample_rate, spec.cache, progress)
+    if opened.broken:
+        warnings.warn(
+            f"{where}: {len(opened.broken)} files are unreadable and left out: {', '.join(opened.broken[:3])}"
+        )
+    if not opened.clips:
+        raise FileNotFoundError(f"{role}: none of the {len(files)} files of {where} can be read")
+    return [opened]
+
+
+def _files(where: Path, role: str) -> list[AudioFile]:
+    """The files of a role in a folder, by the layout of its corpus if that is known."""
+    corpus = recognise(where)
+    files = corpus.files(role) if corpus else plain_files(where, role)
+    if files:
+        return files
+    if corpus:
+        raise FileNotFoundError(f"{role}: nothing of this kind in\n{corpus.report()}")
+    raise FileNotFoundError(
+        f"{role}: no audio and no {role} shards in {where}. Any folder of audio files will do, and these corpora are "
+        f"known:\n{expected_layouts()}"
+    )
 
 
 def shard_indexes(folder: Path, role: str, rate: int) -> list[Path]:
@@ -202,16 +254,37 @@ def shard_indexes(folder: Path, role: str, rate: int) -> list[Path]:
 
 
 def _open_rooms(path: str, spec: SourceSpec) -> list[tuple[str, np.ndarray]]:
-    """Room responses of the spec's split: few and short, so they are kept in memory."""
+    """Room responses of the spec's split, kept in memory: at most MAX_ROOMS of a folder, evenly picked."""
     where = expand(path)
     indexes = [where] if where.suffix == ".jsonl" else shard_indexes(where, "rooms", spec.sample_rate)
     rooms = []
     for index in indexes:
         rows = [row for row in read_index(index) if spec.split == "all" or row.get("split", "train") == spec.split]
         for row, audio in read_tar_audio(index.parent, rows, spec.sample_rate):
-            if not isinstance(audio, Exception):
+            if isinstance(audio, Exception):
+                warnings.warn(f"{row['file']}: {audio}; left out")
+            else:
                 rooms.append((row["file"], audio))
+    if indexes:
+        return rooms
+    files = [file for file in _files(where, "rooms") if _in_split(file.owner, file.split, spec)]
+    for file in files[:: -(-len(files) // MAX_ROOMS)]:
+        try:
+            # Channels of an array are not averaged, as `FileSet` would: their delays differ.
+            audio, native = soundfile.read(file.path, dtype="float32", always_2d=True)
+        except (soundfile.LibsndfileError, OSError) as error:
+            warnings.warn(f"{file.path}: {error}; left out")
+            continue
+        if audio[:, 0].any() and np.isfinite(audio).all():
+            rooms.append((file.path.name, soxr.resample(audio[:, 0], native, spec.sample_rate)))
     return rooms
+
+
+def _why_empty(role: str, clips: ClipSet, spec: SourceSpec) -> str:
+    licences = {clip.licence for clip in clips.clips if clip.licence}
+    if licences and not spec.noncommercial:
+        return f"{role}: {clips.name} is licensed {', '.join(licences)}: set noncommercial: true to use it all the same"
+    return f"{role}: none of the {len(clips.clips)} clips of {clips.name} belongs to split {spec.split!r}"
 
 
 def _grouped(names: Sequence[str]) -> dict[str, np.ndarray]:
@@ -227,4 +300,6 @@ def _describe(role: str, clips: ClipSet, kept: Sequence[int]) -> str:
     dropped = len(clips.clips) - len(kept)
     left_out = f", {dropped} clips left out (split or licence)" if dropped else ""
     who = "speakers" if role == "speech" else "groups"
+    narrow = getattr(clips, "narrow", 0)
+    left_out += f", {narrow} files below {clips.rate} Hz: nothing above half their own rate" if narrow else ""
     return f"{role:7} {clips.name}: {len(kept)} clips, {hours:.2f} h, {owners} {who}{left_out}"

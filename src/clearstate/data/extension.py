@@ -1,0 +1,105 @@
+"""Bandwidth-extension items: wide speech, and the same after a random anti-alias filter and a trip to a lower rate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import soxr
+from scipy import fft
+
+from clearstate.data.effects import decibels
+from clearstate.data.mixing import MixtureConfig, redrawn, speech_crop
+from clearstate.data.sources import Sources
+
+
+@dataclass(frozen=True)
+class ExtensionConfig:
+    seconds: float = 1.0
+    rates: tuple[int, ...] = (8000, 11025, 12000, 16000, 22050, 24000, 32000)  # Hz, of the narrow signal
+    cutoff: tuple[float, float] = (0.85, 1.0)  # of the filter, as a share of half the narrow rate
+    level_dbfs: tuple[float, float] = (-20.0, 0.0)  # peak of the wide signal
+
+
+class ExtensionDataset:
+    """Items are dicts: narrow and wide float32 (samples,), both at the rate of the sources and aligned, and info.
+
+    `narrow` has been at `info["narrow_rate"]` and holds nothing above half of it; one gain is common to both. The
+    filter's family is drawn too, for a network that has seen one filter learns to undo that filter. All have zero
+    phase, so that the low band of both signals agrees sample by sample. Indices are as in `MixtureDataset`.
+    """
+
+    def __init__(
+        self, sources: Sources, config: ExtensionConfig | None = None, seed: int = 0, items_per_epoch: int = 10_000
+    ):
+        self.config = config if config is not None else ExtensionConfig()
+        self.sources, self.seed, self.items_per_epoch = sources, seed, items_per_epoch
+        self.rate = sources.rate
+        self.samples = round(self.config.seconds * self.rate)
+        self._rates = [rate for rate in self.config.rates if rate < self.rate]
+        if not self._rates:
+            raise ValueError(
+                f"no narrow rate of {self.config.rates} is below the sources' {self.rate} Hz: "
+                "open them with sample_rate=48000"
+            )
+
+    def __len__(self) -> int:
+        return self.items_per_epoch
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return (self[i] for i in range(len(self)))
+
+    def order(self, epoch: int, start_item: int = 0, rank: int = 0, world: int = 1) -> range:
+        """Indices of what is left of an epoch, see `MixtureDataset.order`."""
+        first = epoch * self.items_per_epoch
+        return range(first + start_item + rank, first + self.items_per_epoch, world)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        epoch, item = divmod(index, self.items_per_epoch)
+        return redrawn(self._draw, self.seed, epoch, item)
+
+    def _draw(self, rng: np.random.Generator) -> dict[str, Any]:
+        wide, info = speech_crop(rng, self.samples, self.sources.speech, MixtureConfig(), self.rate)
+        level = rng.uniform(*self.config.level_dbfs)
+        wide = wide * np.float32(decibels(level) / max(float(np.abs(wide).max()), 1e-6))
+        rate = int(rng.choice(self._rates))
+        cutoff = rate / 2 * rng.uniform(*self.config.cutoff)
+        family = str(rng.choice(["brickwall", "chebyshev", "butterworth", "cosine"]))
+        order = int(rng.integers(4, 12))
+        narrow = narrowed(wide, self.rate, rate, cutoff, family, order)
+        info |= {"narrow_rate": rate, "cutoff_hz": round(cutoff), "filter": family, "level_dbfs": round(level, 2)}
+        return {"narrow": narrow, "wide": wide, "info": info}
+
+
+def narrowed(
+    wide: np.ndarray, rate: int, narrow_rate: int, cutoff: float, family: str = "brickwall", order: int = 8
+) -> np.ndarray:
+    """Filter at `cutoff` Hz, resample to `narrow_rate` and back: float32 (n,) at `rate`, aligned with `wide` (n,)."""
+    n = len(wide)
+    pad = rate // 20  # the filters' ringing must not come round from the other end, nor rounded lengths cut the signal
+    size = fft.next_fast_len(n + 2 * pad, real=True)
+    spectrum = fft.rfft(np.pad(wide, (pad, size - n - pad)))
+    frequency = np.linspace(0, rate / 2, len(spectrum))
+    filtered = fft.irfft(spectrum * magnitude(frequency, cutoff, family, order).astype(np.float32), size)
+    down = soxr.resample(filtered.astype(np.float32, copy=False), rate, narrow_rate)
+    up = soxr.resample(down, narrow_rate, rate)
+    return up[pad : pad + n]
+
+
+def magnitude(frequency: np.ndarray, cutoff: float, family: str, order: int) -> np.ndarray:
+    """|H(f)| of a low-pass: 1 below, and above `cutoff` (Hz) as the family has it."""
+    x = frequency / cutoff
+    if family == "brickwall":
+        return (x <= 1).astype(np.float64)
+    if family == "butterworth":
+        return 1 / np.sqrt(1 + x ** (2 * order))
+    if family == "chebyshev":  # type I, 0.5 dB of ripple
+        polynomial = np.where(x <= 1, np.cos(order * np.arccos(np.minimum(x, 1))), 0) + np.where(
+            x > 1, np.cosh(np.minimum(order * np.arccosh(np.maximum(x, 1)), 300)), 0
+        )
+        return 1 / np.sqrt(1 + (10**0.05 - 1) * polynomial**2)
+    if family == "cosine":  # a windowed sinc: its transition band is a tenth of the cut-off wide
+        return 0.5 + 0.5 * np.cos(np.pi * np.clip((x - 0.9) / 0.1, 0, 1))
+    raise ValueError(f"filter family {family!r}: expected brickwall, butterworth, chebyshev or cosine")

@@ -1,0 +1,168 @@
+"""Folders of audio files of any format and rate as clips: headers read once, crops read without decoding the rest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import soundfile
+import soxr
+
+from clearstate.data.shards import BrokenClipError, Clip, Progress, default_cache
+
+AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au", ".w64", ".caf", ".sph"})
+MARGIN = 0.02  # s read before and after a crop that is resampled, so that the filter has settled at its ends
+
+
+class AudioFile(NamedTuple):
+    path: Path
+    owner: str = ""  # speaker or noise group, "" if unknown
+    split: str = ""  # "train" | "valid" | "test", "" if the corpus does not say
+    licence: str = ""
+
+
+class FileSet:
+    """The audio files of one corpus, read at one rate.
+
+    Opening reads the headers only, in parallel, and keeps what it found in the cache folder, so that the next start
+    takes a moment. Files without a readable header are left out and listed in `broken`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        files: Sequence[AudioFile],
+        rate: int,
+        cache: str | Path | None = None,
+        progress: Progress | None = None,
+    ):
+        self.name, self.rate = name, rate
+        headers = scan([file.path for file in files], name, cache, progress)
+        self.clips: Sequence[Clip] = []
+        self.broken: list[str] = []
+        self._files: list[tuple[Path, int]] = []  # path, native rate
+        clips = []
+        for file, (frames, native) in zip(files, headers, strict=True):
+            if frames <= 0:
+                self.broken.append(str(file.path))
+                continue
+            samples = frames * rate // native
+            clips.append(Clip(str(file.path), file.owner, name, samples, licence=file.licence, split=file.split))
+            self._files.append((file.path, native))
+        self.clips = clips
+        self.narrow = sum(native < rate for _, native in self._files)  # files with nothing above half their own rate
+
+    def read(self, index: int, start: int = 0, length: int | None = None) -> np.ndarray:
+        """Samples [start, start + length) of clip `index` as mono float32, shorter where the clip ends.
+
+        Raises:
+            BrokenClipError: if the file cannot be decoded there, or holds NaN or infinity.
+        """
+        path, native = self._files[index]
+        samples = self.clips[index].samples
+        stop = samples if length is None else min(samples, start + length)
+        return read_crop(path, native, self.rate, start, max(0, stop - start))
+
+
+def read_crop(path: Path, native: int, rate: int, start: int, length: int) -> np.ndarray:
+    """`length` samples at `rate` Hz from sample `start` (at `rate`) of a file of `native` Hz, channels averaged.
+
+    When rates differ, a little more than the crop is decoded and resampled; the crop is in place to within one native
+    sample. A file that ends a little early is filled up with zeros, for MP3 headers may promise more than there is.
+    """
+    margin = int(MARGIN * native) if native != rate else 0
+    first = max(0, start * native // rate - margin)
+    wanted = (start + length) * native // rate + margin - first + 1
+    try:
+        with soundfile.SoundFile(path) as file:
+            file.seek(min(first, file.frames))
+            audio = file.read(wanted, dtype="float32", always_2d=True).mean(axis=1)
+    except (soundfile.LibsndfileError, RuntimeError, OSError) as error:
+        raise BrokenClipError(f"{path}: {error}") from error
+    if not np.isfinite(audio).all():
+        raise BrokenClipError(f"{path}: not finite near {start / rate:.1f} s")
+    if native != rate:
+        audio = soxr.resample(audio, native, rate)
+    begin = round(start - first * rate / native)
+    crop = audio[begin : begin + length].astype(np.float32, copy=False)
+    if len(crop) < 0.9 * length - rate // 10:
+        raise BrokenClipError(f"{path}: ends at {(start + len(crop)) / rate:.1f} s, before its header says")
+    return crop if len(crop) == length else np.pad(crop, (0, length - len(crop)))
+
+
+def audio_files(folder: str | Path) -> list[Path]:
+    """Audio files under a folder, hidden ones left out, sorted. FileNotFoundError if the folder is missing."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is not a folder")
+    found = []
+    for base, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith((".", "__MACOSX"))]
+        found += [Path(base, name) for name in names if Path(name).suffix.lower() in AUDIO_SUFFIXES and name[0] != "."]
+    return sorted(found)
+
+
+def speaker_of(relative: Path) -> str:
+    """The speaker of a file, from the naming habits of public corpora, else its topmost folder; "" for a loose file.
+
+    >>> [speaker_of(Path(p)) for p in ("p225_001_mic1.flac", "103-1240-0000.flac", "anna/one.wav", "one.wav")]
+    ['p225', '103', 'anna', '']
+    """
+    stem = relative.stem
+    for pattern in (r"(p\d{3}|s5)_\d{3}", r"(\d+)-\d+-\d{4}", r".*_(reader_\d+)_"):
+        if found := re.match(pattern, stem):
+            return found.group(1)
+    return relative.parts[0] if len(relative.parts) > 1 else ""
+
+
+def group_of(relative: Path) -> str:
+    """The group of a noise file: its folder, or for a loose file its name without a trailing number of a piece."""
+    return relative.parent.as_posix() if len(relative.parts) > 1 else re.sub(r"[-_.]\d{1,3}$", "", relative.stem)
+
+
+def plain_files(folder: Path, role: str) -> list[AudioFile]:
+    """Every audio file under a folder that follows no known layout."""
+    owner = speaker_of if role == "speech" else group_of
+    return [AudioFile(path, owner(path.relative_to(folder))) for path in audio_files(folder)]
+
+
+def scan(
+    paths: Sequence[Path], name: str, cache: str | Path | None = None, progress: Progress | None = None
+) -> list[tuple[int, int]]:
+    """(frames, rate) of each file, (0, 1) where the header cannot be read; remembered in the cache folder."""
+    digest = hashlib.sha256()
+    for path in paths:
+        stat = path.stat()
+        digest.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+    folder = Path(cache).expanduser() if cache is not None else default_cache()
+    kept = folder / f"scan-{digest.hexdigest()[:16]}.json"
+    if kept.is_file():
+        return [(frames, rate) for frames, rate in json.loads(kept.read_text(encoding="utf-8"))]
+
+    def header(path: Path) -> tuple[int, int]:
+        try:
+            info = soundfile.info(path)
+        except (soundfile.LibsndfileError, RuntimeError, OSError):
+            return 0, 1
+        # A stream without a length (some Ogg files) reports the largest number there is.
+        return (info.frames, info.samplerate) if 0 < info.frames < 2**40 else (0, 1)
+
+    headers: list[tuple[int, int]] = []
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        for done, found in enumerate(pool.map(header, paths), start=1):
+            headers.append(found)
+            if progress is not None and (done % 256 == 0 or done == len(paths)):
+                progress(name, done, len(paths))
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=folder, prefix=".scan-", delete=False, encoding="utf-8") as file:
+        json.dump(headers, file)
+    Path(file.name).replace(kept)
+    return headers

@@ -1,0 +1,186 @@
+"""Mixtures of two or three voices, and the voices apart: drawn from labelled speech, or published mixtures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clearstate.data.corpora import Mixture
+from clearstate.data.effects import decibels
+from clearstate.data.folders import audio_files, read_crop, scan
+from clearstate.data.mixing import MixtureConfig, at_snr, noise_crop, redrawn, speech_crop
+from clearstate.data.shards import active_level
+from clearstate.data.sources import Pool, Sources, vctk_speaker
+
+
+@dataclass(frozen=True)
+class SeparationConfig:
+    """Ranges are (low, high) and drawn uniformly; chances are per item, 0..1."""
+
+    speakers: int = 2
+    seconds: float = 4.0
+    level_db: tuple[float, float] = (-5.0, 5.0)  # active level of each further voice relative to the first
+    overlap: tuple[float, float] = (0.0, 1.0)  # share of a voice's stretch that it shares with the next one's
+    full_overlap: float = 0.5  # chance that all of them speak throughout instead
+    level_dbfs: tuple[float, float] = (-30.0, -1.0)  # peak of the mixture
+    noise: float = 0.0  # chance of background noise
+    snr_db: tuple[float, float] = (0.0, 20.0)  # all voices over the noise
+
+
+class SeparationDataset:
+    """Items are dicts: mixture float32 (samples,), sources float32 (speakers, samples), info fit for JSON.
+
+    The mixture is the sum of the sources, plus noise if there is any. The voices of an item are always different
+    speakers: clips of corpora that lost their labels are not used, for two of them may be one person. Indices are as
+    in `MixtureDataset`: item i of epoch e is `dataset[e * items_per_epoch + i]`.
+
+    Raises:
+        ValueError: if the speech has fewer labelled speakers than a mixture needs.
+    """
+
+    def __init__(
+        self,
+        sources: Sources,
+        config: SeparationConfig | None = None,
+        seed: int = 0,
+        items_per_epoch: int = 10_000,
+    ):
+        self.config = config if config is not None else SeparationConfig()
+        self.sources, self.seed, self.items_per_epoch = sources, seed, items_per_epoch
+        self.rate = sources.rate
+        self.samples = round(self.config.seconds * self.rate)
+        self.speech = labelled(sources.speech)
+        if len(self.speech.by_voice) < self.config.speakers:
+            raise ValueError(
+                f"mixtures of {self.config.speakers} voices need as many labelled speakers, and the speech has "
+                f"{len(self.speech.by_voice)}: add a corpus with one folder a speaker"
+            )
+
+    def __len__(self) -> int:
+        return self.items_per_epoch
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return (self[i] for i in range(len(self)))
+
+    def order(self, epoch: int, start_item: int = 0, rank: int = 0, world: int = 1) -> range:
+        """Indices of what is left of an epoch, see `MixtureDataset.order`."""
+        first = epoch * self.items_per_epoch
+        return range(first + start_item + rank, first + self.items_per_epoch, world)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        epoch, item = divmod(index, self.items_per_epoch)
+        return redrawn(self._draw, self.seed, epoch, item)
+
+    def _draw(self, rng: np.random.Generator) -> dict[str, Any]:
+        config, n, k = self.config, self.samples, self.config.speakers
+        overlap = 1.0 if rng.random() < config.full_overlap else float(rng.uniform(*config.overlap))
+        # k stretches of one length, each starting (1 - overlap) of a length after the one before, fill the item.
+        stretch = min(n, round(n / (1 + (1 - overlap) * (k - 1))))
+        starts = [round(i * (n - stretch) / max(1, k - 1)) for i in range(k)]
+        rng.shuffle(starts)
+        voices = np.zeros((k, n), np.float32)
+        who: list[dict[str, Any]] = []
+        for i, start in enumerate(starts):
+            crop, drawn = self._another_voice(rng, stretch, [row["voice"] for row in who])
+            relative = float(rng.uniform(*config.level_db)) if i else 0.0
+            level = active_level(crop, self.rate)
+            if np.isfinite(level):
+                voices[i, start : start + stretch] = crop * np.float32(decibels(relative - level))
+            who.append(drawn | {"level_db": round(relative, 2), "start": start})
+        mixture = voices.sum(axis=0)
+        info: dict[str, Any] = {"voices": who, "overlap": round(overlap, 3)}
+        if rng.random() < config.noise:
+            noise, info["noises"] = noise_crop(rng, n, self.sources, MixtureConfig(babble=0.0), "")
+            mixture, snr_db = at_snr(mixture, noise, rng.uniform(*config.snr_db), self.rate)
+            info["snr_db"] = None if snr_db is None else round(snr_db, 2)
+        peak_db = rng.uniform(*config.level_dbfs)
+        gain = np.float32(decibels(peak_db) / max(float(np.abs(mixture).max()), 1e-6))
+        return {"mixture": mixture * gain, "sources": voices * gain, "info": info | {"level_dbfs": round(peak_db, 2)}}
+
+    def _another_voice(self, rng: np.random.Generator, n: int, taken: list[str]) -> tuple[np.ndarray, dict[str, Any]]:
+        """A crop of a voice that is not among the taken ones, whatever corpus it comes from."""
+        people = {person(voice) for voice in taken}
+        others = [voice for voice in self.speech.by_voice if person(voice) not in people]
+        for _ in range(20):  # by the pool's weights as a rule
+            number = self.speech.draw(rng)
+            if person(self.speech.clips[number].voice) not in people:
+                break
+        else:  # where one voice has nearly all the speech, any other
+            members = self.speech.by_voice[others[int(rng.integers(len(others)))]]
+            number = int(members[rng.integers(len(members))])
+        return speech_crop(rng, n, self.speech, MixtureConfig(), self.rate, number)
+
+
+class MixtureFolder:
+    """Published mixtures as they are, or sums of folders of voices: dicts of mixture, sources (k, samples), name, info.
+
+    Args:
+        mixtures: from `Corpus.mixtures(split)` or `mixtures_of(folders)`.
+        sample_rate: Hz.
+        seconds: crops of this length, drawn anew each epoch (indices as in `MixtureDataset`); None for whole files.
+    """
+
+    def __init__(self, mixtures: Sequence[Mixture], sample_rate: int, seconds: float | None = None, seed: int = 0):
+        self.mixtures, self.rate, self.seed = list(mixtures), sample_rate, seed
+        self.samples = None if seconds is None else round(seconds * sample_rate)
+        self._headers = scan([mixture.sources[0] for mixture in self.mixtures], "mixtures")
+
+    def __len__(self) -> int:
+        return len(self.mixtures)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return (self[i] for i in range(len(self)))
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        epoch, item = divmod(index, len(self))
+        mixture = self.mixtures[item]
+
+        def draw(rng: np.random.Generator) -> dict[str, Any]:
+            frames, native = self._headers[item]
+            length = frames * self.rate // native
+            take = length if self.samples is None else min(self.samples, length)
+            start = int(rng.integers(length - take + 1))
+            parts = [read_crop(path, native, self.rate, start, take) for path in mixture.sources]
+            sources = np.pad(np.stack(parts), ((0, 0), (0, 0 if self.samples is None else self.samples - take)))
+            mixed = sources.sum(axis=0)
+            if mixture.mixture is not None:  # it may hold noise besides the voices
+                mixed = np.pad(read_crop(mixture.mixture, native, self.rate, start, take), (0, len(mixed) - take))
+            name = mixture.sources[0].stem
+            return {"mixture": mixed, "sources": sources, "name": name, "info": {"name": name, "start": start}}
+
+        return redrawn(draw, self.seed, epoch, item)
+
+
+def mixtures_of(*folders: str | Path) -> list[Mixture]:
+    """Mixtures of folders s1, s2, ... whose files have the same names; the mixture is their sum.
+
+    Raises:
+        FileNotFoundError: if a file of the first folder is missing in another.
+    """
+    first, *rest = map(Path, folders)
+    listed = []
+    for path in audio_files(first):
+        sources = (path, *(folder / path.relative_to(first) for folder in rest))
+        for source in sources:
+            if not source.is_file():
+                raise FileNotFoundError(f"{source} is missing: every folder of voices must have the same file names")
+        listed.append(Mixture(None, sources))
+    return listed
+
+
+def labelled(pool: Pool) -> Pool:
+    """The clips of a pool whose speaker is known."""
+    keep: list[list[int]] = [[] for _ in pool.sets]
+    for (s, i), clip in zip(pool.where, pool.clips, strict=True):
+        if clip.labelled:
+            keep[s].append(i)
+    return Pool(pool.sets, keep)
+
+
+def person(voice: str) -> str:
+    """One name for a speaker whom two corpora hold: VCTK's p226 is VoiceBank's."""
+    return vctk_speaker(voice) or voice
