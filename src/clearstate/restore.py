@@ -21,6 +21,7 @@ Path = str | os.PathLike[str]
 Signal = TypeVar("Signal", NDArray[Any], torch.Tensor)
 Progress = Callable[[float, float], None]  # seconds of audio done, seconds in all (0 where the length is not known)
 
+MOST_CHANNELS = 64  # more, and more than samples: somebody has put the samples first
 FULL_SCALE = {np.dtype(np.int16): 2.0**15, np.dtype(np.int32): 2.0**31}  # integer signals that are accepted
 
 
@@ -170,8 +171,11 @@ def as_floats(signal: NDArray[Any]) -> NDArray[np.floating]:
         raise ValueError(
             f"signal of shape {signal.shape}: expected (n,), (channels, n) or (batch, channels, n), none of them 0"
         )
-    if signal.ndim > 1 and signal.shape[-1] == 1 and signal.shape[-2] > 64:
-        raise ValueError(f"signal of shape {signal.shape}: {signal.shape[-2]} channels of one sample; transpose it")
+    if signal.ndim > 1 and signal.shape[-2] > max(MOST_CHANNELS, signal.shape[-1]):
+        raise ValueError(
+            f"signal of shape {signal.shape}: {signal.shape[-2]} channels of {signal.shape[-1]} samples; "
+            "channels come first: transpose it"
+        )
     if signal.dtype in FULL_SCALE:
         return signal / FULL_SCALE[signal.dtype]
     if signal.dtype.kind != "f":

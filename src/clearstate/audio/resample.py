@@ -117,7 +117,7 @@ def filter_table(up: int, down: int) -> NDArray[np.float32]:
     cutoff = lower * (1 - transition)  # twice the -6 dB frequency, in units of the input rate
     offset = np.arange(1 - half, half + 1) - np.arange(up)[:, None] / up  # (up, taps): grid minus output instant
     window = np.i0(beta * np.sqrt(np.maximum(0.0, 1 - (offset / half) ** 2)))
-    table = window * np.sinc(cutoff * offset)
+    table = window * np.sinc(cutoff * offset) * (np.abs(offset) < half)  # symmetric: neither end of the window
     return np.ascontiguousarray(table / table.sum(axis=1, keepdims=True), dtype=np.float32)
 
 
