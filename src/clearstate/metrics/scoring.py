@@ -60,7 +60,8 @@ def score_pair(pair: Pair, options: Options) -> FileScores:
     late = delay(loaded.clean, loaded.enhanced)
     notes = list(loaded.notes)
     if late.samples:
-        when = f"{abs(late.samples)} samples {'late' if late.samples > 0 else 'early'}"
+        count = f"{abs(late.samples)} sample{'s' if abs(late.samples) > 1 else ''}"
+        when = f"{count} {'late' if late.samples > 0 else 'early'}"
         notes.append(f"enhanced is {when}: SI-SDR {late.si_sdr:.1f} dB, {late.aligned:.1f} dB with that taken out")
     scores = _intrusive(loaded, options, notes)
     scores |= _learned(loaded, options)
