@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clearstate.audio.stft import analyse, compress, expand, sqrt_hann, synthesise
-from clearstate.ssm import Mamba, MambaState, RMSNorm, selective_scan
+from clearstate.ssm import Mamba, MambaState, selective_scan
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,9 @@ class LiveConfig:
     exponent: float = 0.3  # of the magnitudes the network sees and masks
     level_seconds: float = 1.0  # time constant of the running level
     fine_channels: int = 32  # at f / 4 bands
+    fine_blocks: int = 1  # convolutions over fine bands, in the encoder and again in the decoder
     channels: int = 48  # at the coarse bands
-    bands: int = 32  # coarse bands
+    bands: int = 24  # coarse bands
     blocks: int = 3  # pairs of time and frequency mixing
     states: int = 8  # of Mamba, a channel
     heads: int = 3  # of the attention over bands
@@ -55,7 +56,7 @@ class FineBlock(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.norm = RMSNorm(channels)
+        self.norm = nn.LayerNorm(channels)
         self.spread = nn.Conv2d(channels, channels, (1, 3), padding=(0, 1))
         self.mix = nn.Linear(channels, channels)
 
@@ -70,7 +71,7 @@ class BandAttention(nn.Module):
     def __init__(self, channels: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.norm = RMSNorm(channels)
+        self.norm = nn.LayerNorm(channels)
         self.qkv = nn.Linear(channels, 3 * channels)
         self.out = nn.Linear(channels, channels)
 
@@ -96,36 +97,36 @@ class Live(nn.Module):
         self.register_buffer("window", sqrt_hann(config.n_fft), persistent=False)
         # Encoder: 8 bins, half of them shared with the next band, to one fine band; fine bands to coarse ones.
         self.bins_to_fine = nn.Linear(8 * 2, fine)
-        self.encoder = nn.ModuleList(FineBlock(fine) for _ in range(2))
+        self.encoder = nn.ModuleList(FineBlock(fine) for _ in range(config.fine_blocks))
         self.fine_to_bands = nn.Linear(self.fine_bands, bands, bias=False)
         self.widen = nn.Linear(fine, c)
         self.place = nn.Parameter(0.02 * torch.randn(bands, c))  # what tells one band from another
-        self.time_norms = nn.ModuleList(RMSNorm(c) for _ in range(config.blocks))
+        self.time_norms = nn.ModuleList(nn.LayerNorm(c) for _ in range(config.blocks))
         self.time = nn.ModuleList(Mamba(c, d_state=config.states, expand=1) for _ in range(config.blocks))
         self.frequency = nn.ModuleList(BandAttention(c, config.heads) for _ in range(config.blocks))
         # The whole band as one vector: 8 channels a band are enough for what all bands have in common.
         self.gather = nn.Linear(c, 8)
         self.wide_in = nn.Linear(8 * bands, config.wide)
-        self.wide_norm = RMSNorm(config.wide)
+        self.wide_norm = nn.LayerNorm(config.wide)
         self.wide = Mamba(config.wide, d_state=16)
         self.wide_out = nn.Linear(config.wide, 8 * bands)
         self.scatter = nn.Linear(8, c)
         # Decoder.
         self.narrow = nn.Linear(c, fine)
         self.bands_to_fine = nn.Linear(bands, self.fine_bands, bias=False)
-        self.joins = nn.ModuleList(nn.Linear(2 * fine, fine) for _ in range(2))
-        self.decoder = nn.ModuleList(FineBlock(fine) for _ in range(2))
-        self.head_norm = RMSNorm(fine)
+        self.joins = nn.ModuleList(nn.Linear(2 * fine, fine) for _ in range(config.fine_blocks))
+        self.decoder = nn.ModuleList(FineBlock(fine) for _ in range(config.fine_blocks))
+        self.head_norm = nn.LayerNorm(fine)
         self.head = nn.Linear(fine, 4 * 2)
         self._start_transparent()
 
     def _start_transparent(self) -> None:
-        """Begin with a mask of one, and with coarse bands that are averages of fine ones."""
-        overlap = self.fine_bands // self.config.bands
+        """Begin with a mask of one, and with coarse bands that are local averages of fine ones."""
+        fine, coarse = (torch.linspace(0, 1, n) for n in (self.fine_bands, self.config.bands))
+        near = (1 - (coarse[:, None] - fine).abs() * (self.config.bands - 1)).clamp(min=0)  # (coarse, fine) triangles
         with torch.no_grad():
-            average = torch.eye(self.config.bands).repeat_interleave(overlap, 1) / overlap
-            self.fine_to_bands.weight.copy_(average + 0.02 * torch.randn_like(average))
-            self.bands_to_fine.weight.copy_(average.T * overlap + 0.02 * torch.randn_like(average.T))
+            self.fine_to_bands.weight.copy_(near / near.sum(1, keepdim=True) + 0.02 * torch.randn_like(near))
+            self.bands_to_fine.weight.copy_(near.T + 0.02 * torch.randn_like(near.T))
             self.head.weight.mul_(0.1)
             self.head.bias.copy_(torch.tensor([1.0, 0.0]).repeat(4))
 
@@ -196,7 +197,9 @@ class Live(nn.Module):
             u = torch.stack([power * counts, counts], dim=-1)  # (b, t, 2)
             ones = torch.ones_like(counts)[..., None]
             rate = -self.config.hop / (self.config.level_seconds * self.config.sample_rate)
-            h, state = selective_scan(u, counts[..., None].expand_as(u), u.new_full((2, 1), rate), ones, ones, state=state)
+            h, state = selective_scan(
+                u, counts[..., None].expand_as(u), u.new_full((2, 1), rate), ones, ones, state=state
+            )
             return (h[..., :1] / h[..., 1:].clamp_min(1e-6) + 1e-12).sqrt(), state
 
     def to_fine_bands(self, parts: Tensor) -> Tensor:
