@@ -1,0 +1,139 @@
+"""What a model costs: parameters, and multiply-accumulates for one second of audio, counted while it runs.
+
+Published counts come from hooks on layers. Those miss everything that is a function: of a Mamba layer the scan and, in
+fused code, the projections around it, more than half of its work. Here PyTorch's own operator counter sees every matrix
+product, convolution, attention and FFT wherever it is called from; Mamba mixers, whose kernels it cannot look into, are
+counted by formula. Left out, as everywhere: sums, activations, norms and other work of one operation an element.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class Cost(NamedTuple):
+    """Of one second of audio at the model's rate."""
+
+    parameters: int
+    macs: float  # multiply-accumulates a second of audio, all parts
+    parts: dict[str, float]  # by kind: matrix, convolution, attention, recurrent, scan, fft
+
+
+def cost(model: nn.Module, seconds: float = 2.0) -> Cost:
+    """Run `model` on `seconds` of quiet noise and count. Attention over time costs more the longer the input.
+
+    Args:
+        model: with `sample_rate`, mapping (b, samples) to audio, as every model of the package.
+    """
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from clearstate.ssm import Mamba
+
+    counter = _Counter()
+    handles = []
+    for module in model.modules():
+        if isinstance(module, Mamba):
+            handles.append(module.register_forward_pre_hook(counter.enter))
+            handles.append(module.register_forward_hook(counter.leave))
+    flops = FlopCounterMode(display=False, custom_mapping=_extra_operators())
+    counter.flops = flops
+    parameter = next(model.parameters())
+    samples = round(seconds * model.sample_rate)  # type: ignore[operator, arg-type]  # an int on every model
+    noise = 0.05 * torch.randn(1, samples, generator=torch.Generator().manual_seed(0)).to(parameter)
+    training = model.training
+    try:
+        with torch.no_grad(), flops:
+            model.eval()(noise)
+    finally:
+        model.train(training)
+        for handle in handles:
+            handle.remove()
+    parts: dict[str, float] = defaultdict(float, counter.mixers)
+    for operator, count in flops.get_flop_counts().get("Global", {}).items():
+        parts[_kind(str(operator))] += (count - counter.inside[operator]) / 2
+    a_second = {kind: macs / seconds for kind, macs in sorted(parts.items()) if macs}
+    return Cost(sum(p.numel() for p in model.parameters()), sum(a_second.values()), a_second)
+
+
+class _Counter:
+    """Hooks that put the formula in the place of whatever operators a Mamba mixer happened to call."""
+
+    def __init__(self) -> None:
+        self.flops: Any = None
+        self.mixers: dict[str, float] = defaultdict(float)
+        self.inside: dict[Any, float] = defaultdict(float)  # flops the operator counter saw within mixers
+        self.before: dict[Any, float] = {}
+
+    def enter(self, module: Any, args: Any) -> None:
+        self.before = dict(self.flops.get_flop_counts().get("Global", {}))
+
+    def leave(self, module: Any, args: Any, output: Any) -> None:
+        for operator, count in self.flops.get_flop_counts().get("Global", {}).items():
+            self.inside[operator] += count - self.before.get(operator, 0)
+        b, t, _ = args[0].shape
+        for kind, macs in mixer_macs(module).items():
+            self.mixers[kind] += b * t * macs
+
+
+def mixer_macs(mixer: Any) -> dict[str, int]:
+    """Multiply-accumulates of a Mamba mixer for one step of one sequence, by kind.
+
+    With m the width, d inner channels, r the rank of the step size, k taps and n states: projections 2 m d into the
+    branches, d (r + 2 n) to delta, B and C, r d to the channels' step sizes, d m out; d k of the short convolution;
+    and the scan's delta A, (delta u) B, exp(delta A) h and C h, 4 d n, with delta u, D u and the gate, 3 d.
+    """
+    m, d = mixer.in_proj.in_features, mixer.d_inner
+    n, r, k = mixer.d_state, mixer.dt_rank, mixer.d_conv
+    return {
+        "matrix": 2 * m * d + d * (r + 2 * n) + r * d + d * m,
+        "convolution": d * k,
+        "scan": 4 * d * n + 3 * d,
+    }
+
+
+def _kind(operator: str) -> str:
+    for word, kind in (("fft", "fft"), ("conv", "convolution"), ("attention", "attention"), ("rnn", "recurrent")):
+        if word in operator:
+            return kind
+    return "recurrent" if operator.rpartition(".")[2] in ("gru", "lstm") else "matrix"
+
+
+def _extra_operators() -> dict[Any, Any]:
+    """Formulas for operators that PyTorch's counter leaves out, in flops (two a multiply-accumulate)."""
+    import torch
+
+    aten = torch.ops.aten
+
+    def real_fft(x: Any, dim: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+        """5/2 N log2 N for each real transform; the longer side is the signal's."""
+        return sum(_fft_flops(x if math.prod(x) >= math.prod(out_shape) else out_shape, axis) for axis in dim) // 2
+
+    def complex_fft(x: Any, dim: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+        return sum(_fft_flops(x, axis) for axis in dim)
+
+    def rnn_layer(x: Any, w_in: Any, w_state: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+        """Both matrices of a recurrent layer at every step of every sequence."""
+        return 2 * math.prod(x[:-1]) * (math.prod(w_in) + math.prod(w_state))
+
+    def attention(q: Any, k: Any, v: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+        """Both products: every query with every key, every weight with every value."""
+        return 2 * math.prod(q[:-1]) * k[-2] * (q[-1] + v[-1])
+
+    return {
+        aten._scaled_dot_product_flash_attention_for_cpu: attention,
+        aten._fft_r2c: real_fft,
+        aten._fft_c2r: real_fft,
+        aten._fft_c2c: complex_fft,
+        aten.mkldnn_rnn_layer: rnn_layer,
+    }
+
+
+def _fft_flops(shape: Any, axis: int) -> int:
+    n = shape[axis]
+    return round(5 * math.prod(shape) * math.log2(n)) if n > 1 else 0
