@@ -21,6 +21,10 @@ from clearstate.data.shards import BrokenClipError, Clip, Progress, default_cach
 AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au", ".w64", ".caf", ".sph"})
 MARGIN = 0.02  # s read before and after a crop that is resampled, so that the filter has settled at its ends
 
+# Frames of an MP3 lean on up to nine before them (the bit reservoir), which a seek does not decode: without them the
+# first samples are silent. Ten frames of 1152 samples; the crop is then the same as if the whole file were decoded.
+MP3_PREROLL = 11_520
+
 
 class AudioFile(NamedTuple):
     path: Path
@@ -79,12 +83,13 @@ def read_crop(path: Path, native: int, rate: int, start: int, length: int) -> np
     sample. A file that ends a little early is filled up with zeros, for MP3 headers may promise more than there is.
     """
     margin = int(MARGIN * native) if native != rate else 0
-    first = max(0, start * native // rate - margin)
-    wanted = (start + length) * native // rate + margin - first + 1
     try:
         with soundfile.SoundFile(path) as file:
+            before = max(margin, MP3_PREROLL) if file.format == "MP3" else margin
+            first = max(0, start * native // rate - before)
             file.seek(min(first, file.frames))
-            audio = file.read(wanted, dtype="float32", always_2d=True).mean(axis=1)
+            stop = (start + length) * native // rate + margin + 1
+            audio = file.read(stop - first, dtype="float32", always_2d=True).mean(axis=1)
     except (soundfile.LibsndfileError, RuntimeError, OSError) as error:
         raise BrokenClipError(f"{path}: {error}") from error
     if not np.isfinite(audio).all():

@@ -231,11 +231,12 @@ def _beginning(rng: np.random.Generator, samples: int, n: int, rate: int, inside
 def noise_crop(
     rng: np.random.Generator, n: int, sources: Sources, config: MixtureConfig, voice: str
 ) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    """One to three noises at once, the loudest at RMS 1 and the others 0-12 dB below it."""
+    """One to three noises at once, each 0-12 dB below the first, together at level 1, see `noises.Noise.level`."""
     names = ["recorded", "babble", "speech_shaped", "coloured", "synthetic"]
     weights = np.array([getattr(config, name) if name != "recorded" or len(sources.noise) else 0.0 for name in names])
     counts = np.array(config.noise_counts) / sum(config.noise_counts)
-    total = np.zeros(n, np.float32)
+    steady, sparse = np.zeros(n, np.float32), np.zeros(n, np.float32)
+    sparse_power = 0.0
     drawn: list[dict[str, Any]] = []
     for i in range(1 + int(rng.choice(len(counts), p=counts))):
         name = names[int(rng.choice(len(names), p=weights / weights.sum()))]
@@ -248,9 +249,11 @@ def noise_crop(
         below = rng.uniform(0, 12) if i else 0.0
         level = noise._replace(audio=audio).level(sources.rate)
         if level > 1e-7:
-            total += audio * np.float32(decibels(-below) / level)
+            (sparse if noise.sparse else steady)[:] += audio * np.float32(decibels(-below) / level)
+            sparse_power += decibels(-2 * below) if noise.sparse else 0.0
             drawn.append(noise.info | {"below_db": round(below, 1)})
-    return total, drawn
+    power = float(np.dot(steady, steady)) / n + sparse_power
+    return (steady + sparse) / np.float32(np.sqrt(power) if power else 1.0), drawn
 
 
 def _draw_noise(rng: np.random.Generator, name: str, n: int, sources: Sources, voice: str) -> noises.Noise:
@@ -266,12 +269,11 @@ def _draw_noise(rng: np.random.Generator, name: str, n: int, sources: Sources, v
 
 
 def at_snr(speech: np.ndarray, noise: np.ndarray, snr_db: float, rate: int) -> tuple[np.ndarray, float | None]:
-    """speech + scaled noise such that the active level of the speech is `snr_db` above the noise's; (mixture, the SNR
-    or None).
+    """speech + scaled noise, the active level of the speech `snr_db` above the noise's: (mixture, the SNR or None).
 
-    The speech is measured over its 20 ms frames within 30 dB of the loudest, the noise over all of the crop as
-    `noise_crop` left it (RMS 1 for its loudest part). Where either is silent there is no SNR: the sum is returned as
-    it is.
+    The speech is measured over its 20 ms frames within 30 dB of the loudest; the noise is of level 1, as `noise_crop`
+    leaves it: its RMS over the whole crop, sparse kinds counting by their loud frames. Where either is silent there is
+    no SNR, and the sum is returned as it is.
     """
     speech_db = active_level(speech, rate)
     if not np.isfinite(speech_db) or not noise.any():

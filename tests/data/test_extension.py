@@ -1,0 +1,69 @@
+import numpy as np
+import pytest
+from corpora_in_miniature import hiss, write
+
+from clearstate.data import ExtensionConfig, ExtensionDataset, open_sources
+from clearstate.data.extension import magnitude, narrowed
+
+WIDE = 48_000
+
+
+@pytest.fixture
+def sources(tmp_path):
+    write(tmp_path / "s/anna/1.wav", hiss(4.0, rate=WIDE), WIDE)
+    return open_sources({"speech": str(tmp_path / "s"), "sample_rate": WIDE})
+
+
+def band(x: np.ndarray, low: float, high: float) -> np.ndarray:
+    spectrum = np.fft.rfft(x * np.hanning(len(x)))
+    frequency = np.fft.rfftfreq(len(x), 1 / WIDE)
+    return spectrum[(frequency >= low) & (frequency < high)]
+
+
+def test_the_narrow_signal_has_nothing_above_half_its_rate(sources):
+    for item in ExtensionDataset(sources, ExtensionConfig(seconds=0.5), items_per_epoch=20):
+        half = item["info"]["narrow_rate"] / 2
+        assert item["narrow"].shape == item["wide"].shape == (WIDE // 2,)
+        above = np.sum(np.abs(band(item["narrow"], 1.02 * half, WIDE / 2)) ** 2)
+        assert 10 * np.log10(above / np.sum(np.abs(band(item["wide"], 1.02 * half, WIDE / 2)) ** 2)) < -60
+
+
+@pytest.mark.parametrize("narrow_rate", [8_000, 11_025, 24_000, 32_000])
+@pytest.mark.parametrize("family", ["brickwall", "chebyshev", "butterworth", "cosine"])
+def test_the_low_band_is_the_same_sample_by_sample(family, narrow_rate):
+    wide = hiss(0.5, rate=WIDE)
+    narrow = narrowed(wide, WIDE, narrow_rate, 0.95 * narrow_rate / 2, family, 10)
+    top = 0.5 * narrow_rate / 2
+    low, target = band(narrow, 0, top), band(wide, 0, top)
+
+    def error_db(a):
+        return 10 * np.log10(np.sum(np.abs(a - target) ** 2) / np.sum(np.abs(target) ** 2))
+
+    assert error_db(low) < (-24 if family == "chebyshev" else -35)  # the former has 0.5 dB of ripple
+    # Half a sample of delay, the classic mistake, would show at the top of the band.
+    late = band(np.roll(narrow, 1), 0, top)
+    assert error_db(late) > error_db(low) + 3
+
+
+@pytest.mark.parametrize("family", ["brickwall", "chebyshev", "butterworth", "cosine"])
+def test_filters_pass_the_low_and_stop_the_high(family):
+    gain = magnitude(np.array([10.0, 2000.0, 12_000.0, 23_000.0]), 4000.0, family, 8)
+    np.testing.assert_allclose(gain[:2], 1.0, atol=0.06)
+    assert (gain[2:] < 1e-3).all()
+
+
+def test_rates_above_the_sources_are_refused(tmp_path):
+    write(tmp_path / "s/anna/1.wav", hiss(1.0, rate=8000), 8000)
+    sources = open_sources({"speech": str(tmp_path / "s"), "sample_rate": 8000})
+    with pytest.raises(ValueError, match="sample_rate=48000"):
+        ExtensionDataset(sources)
+
+
+def test_files_that_are_narrow_themselves_are_reported(tmp_path):
+    write(tmp_path / "s/anna/1.wav", hiss(1.0, rate=16_000), 16_000)
+    assert "1 files below 48000 Hz" in open_sources({"speech": str(tmp_path / "s"), "sample_rate": WIDE}).report
+
+
+def test_items_repeat(sources):
+    one, two = (ExtensionDataset(sources, ExtensionConfig(seconds=0.3), seed=2)[9] for _ in range(2))
+    np.testing.assert_array_equal(one["narrow"], two["narrow"])

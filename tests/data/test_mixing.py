@@ -1,0 +1,246 @@
+import json
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from corpora_in_miniature import RATE
+from torch.utils.data import DataLoader
+
+from clearstate.data import MixtureConfig, MixtureDataset, collate, noises, open_sources
+from clearstate.data.mixing import at_snr, noise_crop, speech_crop
+from clearstate.data.shards import active_level
+
+# Nothing but a voice and noise: what is left of the signal path when every chance is zero.
+PLAIN = MixtureConfig(
+    seconds=1.5,
+    clean_only=0,
+    noise_only=0,
+    room=0,
+    equaliser=0,
+    noise_gain=0,
+    lowpass=0,
+    highpass=0,
+    clipping=0,
+    codec=0,
+    packet_loss=0,
+    silence=0,
+    snr_db=(3.0, 3.0),
+    level_dbfs=(-6.0, -6.0),
+)
+
+
+@pytest.fixture
+def sources(shards):
+    return open_sources(shards)
+
+
+def first(sources, config, **kwargs):
+    return MixtureDataset(sources, config, **kwargs)[0]
+
+
+@pytest.mark.parametrize("snr_db", [-10.0, 0.0, 20.0])
+@pytest.mark.parametrize("kind", ["recorded", "babble", "speech_shaped", "coloured"])
+def test_the_snr_is_the_one_asked_for(sources, snr_db, kind):
+    weights = dict.fromkeys(("recorded", "babble", "speech_shaped", "coloured", "synthetic"), 0.0) | {kind: 1.0}
+    config = replace(PLAIN, snr_db=(snr_db, snr_db), noise_counts=(1.0,), **weights)
+    for i in range(3):
+        item = MixtureDataset(sources, config, seed=i)[0]
+        noise = item["noisy"] - item["clean"]
+        measured = active_level(item["clean"], RATE) - 10 * np.log10(np.mean(noise**2))
+        assert measured == pytest.approx(snr_db, abs=0.05)
+        assert item["info"]["snr_db"] == snr_db
+        assert item["info"]["noises"][0]["kind"] == kind
+
+
+def test_the_snr_of_several_noises_is_that_of_their_sum(sources):
+    config = replace(PLAIN, snr_db=(0.0, 0.0), noise_counts=(0.0, 0.0, 1.0), synthetic=0.0)
+    for seed in range(4):
+        item = first(sources, config, seed=seed)
+        assert len(item["info"]["noises"]) == 3
+        noise = item["noisy"] - item["clean"]
+        measured = active_level(item["clean"], RATE) - 10 * np.log10(np.mean(noise**2))
+        assert measured == pytest.approx(0.0, abs=0.05)
+
+
+def test_pauses_do_not_count_as_quiet_speech():
+    rng = np.random.default_rng(0)
+    speech = np.zeros(RATE, np.float32)
+    speech[:3840] = np.sin(np.arange(3840) * 0.2)  # a quarter of the time, in whole frames
+    noise = rng.standard_normal(RATE, dtype=np.float32)
+    noise /= np.sqrt(np.mean(noise**2))
+    mixed, _ = at_snr(speech, noise, 5.0, RATE)
+    measured = 10 * np.log10(np.mean(speech[:3840] ** 2) / np.mean((mixed - speech) ** 2))
+    assert measured == pytest.approx(5.0, abs=0.1)
+
+
+@pytest.mark.parametrize("level", [-40.0, -0.5])
+def test_the_peak_of_the_mixture_is_the_one_asked_for(sources, level):
+    item = first(sources, replace(PLAIN, level_dbfs=(level, level)))
+    assert 20 * np.log10(np.abs(item["noisy"]).max()) == pytest.approx(level, abs=0.01)
+
+
+def test_items_depend_on_seed_epoch_and_item_and_nothing_else(sources):
+    config = MixtureConfig(seconds=1.0)
+    dataset = MixtureDataset(sources, config, seed=3, items_per_epoch=10)
+    again = MixtureDataset(sources, config, seed=3, items_per_epoch=10)
+    for i in (0, 7, 23):
+        np.testing.assert_array_equal(dataset[i]["noisy"], again[i]["noisy"])
+    assert dataset[23]["info"]["epoch"] == 2
+    assert dataset[23]["info"]["item"] == 3
+    again.set_epoch(2)
+    np.testing.assert_array_equal(dataset[23]["clean"], again[3]["clean"])
+    others = [dataset[0], dataset[1], dataset[10], MixtureDataset(sources, config, 4, 10)[0]]
+    for i, one in enumerate(others):
+        for other in others[:i]:
+            assert not np.array_equal(one["noisy"], other["noisy"])
+
+
+def test_any_number_of_workers_gives_the_same_batches_and_a_resumed_epoch_its_rest(sources):
+    dataset = MixtureDataset(sources, MixtureConfig(seconds=0.5), seed=1, items_per_epoch=12)
+
+    def epoch(workers, start=0):
+        order = dataset.order(2, start)
+        loader = DataLoader(dataset, batch_size=4, sampler=order, num_workers=workers, collate_fn=collate)
+        return torch.cat([batch["noisy"] for batch in loader])
+
+    alone = epoch(0)
+    assert alone.shape == (12, 8000)
+    torch.testing.assert_close(epoch(2), alone, rtol=0, atol=0)
+    torch.testing.assert_close(epoch(1, start=4), alone[4:], rtol=0, atol=0)
+
+
+def test_ranks_share_an_epoch_without_overlap():
+    dataset = MixtureDataset.__new__(MixtureDataset)
+    dataset.items_per_epoch = 11
+    parts = [list(dataset.order(1, 3, rank, 2)) for rank in range(2)]
+    assert sorted(parts[0] + parts[1]) == list(range(14, 22))
+
+
+def test_clean_only_items_are_their_own_target(sources):
+    item = first(sources, MixtureConfig(seconds=1.0, clean_only=1.0, noise_only=0.0, silence=1.0))
+    np.testing.assert_array_equal(item["noisy"], item["clean"])
+    assert item["clean"].any()
+
+
+def test_noise_only_items_have_silence_for_a_target(sources):
+    item = first(sources, MixtureConfig(seconds=1.0, clean_only=0.0, noise_only=1.0))
+    assert item["noisy"].any()
+    assert not item["clean"].any()
+    assert "voice" not in item["info"]
+
+
+def test_gaps_are_silent_in_mixture_and_target(sources):
+    config = replace(PLAIN, silence=1.0, silence_seconds=(0.4, 0.4), packet_loss=1.0, packet_loss_rate=(0.2, 0.2))
+    item = first(sources, config)
+    start, stop = item["info"]["silence"]
+    for name in ("noisy", "clean"):
+        assert not item[name][start:stop].any()
+    lost = item["noisy"] == 0
+    assert lost.sum() > stop - start
+    assert not item["clean"][lost].any()
+
+
+def test_band_limits_hold_for_mixture_and_target(sources):
+    hissing = replace(PLAIN, recorded=1.0, babble=0.0, speech_shaped=0.0, coloured=0.0, synthetic=0.0)
+    plain = first(sources, hissing)
+    limited = first(sources, replace(hissing, lowpass=1.0, lowpass_hz=(3000.0, 3000.0)))
+
+    def treble_db(x):
+        spectrum = np.abs(np.fft.rfft(x)) ** 2
+        frequency = np.fft.rfftfreq(len(x), 1 / RATE)
+        return 10 * np.log10(spectrum[frequency > 3100].sum() / spectrum.sum())
+
+    assert treble_db(plain["noisy"]) > -20
+    assert treble_db(limited["noisy"]) < -40
+    assert treble_db(limited["clean"]) < -40
+
+
+def test_clipping_and_codecs_damage_the_mixture_but_not_the_target(sources):
+    config = replace(PLAIN, clipping=1.0, clipping_db=(6.0, 6.0), codec=1.0)
+    plain, damaged = first(sources, PLAIN), first(sources, config)
+    assert damaged["info"]["clipping_db"] == 6.0
+    assert "codec" in damaged["info"]
+    assert np.abs(damaged["noisy"]).max() < 0.65 * np.abs(plain["noisy"]).max()
+    np.testing.assert_array_equal(damaged["clean"], plain["clean"])
+
+
+def test_reverberant_items_have_a_drier_target(sources):
+    item = first(sources, replace(PLAIN, room=1.0, synthetic_room=0.0, snr_db=(60.0, 60.0), closeness_db=(0.0, 0.0)))
+    assert item["info"]["room"] == "r/0.flac"  # the one of split "train"
+    difference = item["noisy"] - item["clean"]
+    assert 10 * np.log10(np.mean(item["clean"] ** 2) / np.mean(difference**2)) < 30
+
+
+def test_every_kind_of_item_and_noise_comes_up_and_can_be_written_as_json(sources):
+    dataset = MixtureDataset(sources, MixtureConfig(seconds=0.5), items_per_epoch=300)
+    kinds = Counter()
+    for item in dataset:
+        assert item["noisy"].shape == item["clean"].shape == (8000,)
+        assert item["noisy"].dtype == item["clean"].dtype == np.float32
+        assert np.isfinite(item["noisy"]).all()
+        assert np.isfinite(item["clean"]).all()
+        info = json.loads(json.dumps(item["info"]))
+        kinds.update([info["kind"], *(noise["kind"] for noise in info.get("noises", []))])
+    expected = {"mixture", "clean_only", "noise_only", "recorded", "babble", "speech_shaped", "coloured"}
+    assert expected <= set(kinds)
+    assert {"hum", "beeps", "siren", "clicks", "machine"} <= set(kinds)
+    assert 0.01 < kinds["clean_only"] / 300 < 0.09
+
+
+def test_a_crop_has_one_voice_only(sources):
+    config = MixtureConfig()
+    for seed in range(30):
+        _, info = speech_crop(np.random.default_rng(seed), 6 * RATE, sources.speech, config, RATE)
+        folder, voices = info["voice"], {file.rsplit("-", 1)[0] for file in info["speech"]}
+        assert len(info["speech"]) > 1  # clips are 2-3 s: it had to be joined
+        assert len(voices) == 1, f"{folder} got clips of {voices}"
+
+
+def test_a_crop_is_filled_with_speech_of_one_level(sources):
+    for seed in range(10):
+        crop, _ = speech_crop(np.random.default_rng(seed), 6 * RATE, sources.speech, MixtureConfig(), RATE)
+        assert active_level(crop, RATE) == pytest.approx(-25, abs=2.5)
+        seconds = np.abs(crop[: 6 * RATE]).reshape(6, RATE).max(axis=1)
+        assert (seconds > 0).all()
+
+
+def test_babble_leaves_out_the_voice_it_hides(sources):
+    for seed in range(20):
+        info = noises.babble(np.random.default_rng(seed), RATE, sources.speech, avoid="so_1").info
+        assert "so_1" not in info["voices"]
+        assert len(set(info["voices"])) == len(info["voices"]) >= 3
+
+
+def test_speech_shaped_noise_has_the_spectrum_of_speech_and_no_pauses(sources):
+    noise = noises.speech_shaped(np.random.default_rng(0), 4 * RATE, sources.speech, RATE).audio
+    blocks = (noise.reshape(-1, 1600) ** 2).mean(axis=1)
+    assert blocks.min() > 0.25 * blocks.mean()
+    spectrum = np.abs(np.fft.rfft(noise)) ** 2
+    frequency = np.fft.rfftfreq(len(noise), 1 / RATE)
+    assert spectrum[frequency < 2000].sum() > 20 * spectrum[frequency > 4000].sum()
+
+
+def test_coloured_noise_falls_as_its_slope_says():
+    for seed in range(5):
+        noise = noises.coloured(np.random.default_rng(seed), 8 * RATE, RATE)
+        power = np.abs(np.fft.rfft(noise.audio)) ** 2
+        frequency = np.fft.rfftfreq(8 * RATE, 1 / RATE)
+        octaves = [power[(frequency > f) & (frequency < 1.2 * f)].mean() for f in (300, 4800)]
+        assert 10 * np.log10(octaves[0] / octaves[1]) == pytest.approx(12.04 * noise.info["beta"], abs=1.5)
+
+
+def test_short_noises_are_repeated_to_any_length(sources):
+    rng = np.random.default_rng(0)
+    for n in (100, RATE, 20 * RATE):
+        assert noises.recorded(rng, n, sources.noise).audio.shape == (n,)
+        assert noise_crop(rng, n, sources, MixtureConfig(), "")[0].shape == (n,)
+
+
+def test_mixing_works_without_recorded_noise_and_rooms(shards):
+    sources = open_sources({"speech": str(shards)})
+    dataset = MixtureDataset(sources, MixtureConfig(seconds=0.5, room=1.0), items_per_epoch=20)
+    kinds = {noise["kind"] for item in dataset for noise in item["info"].get("noises", [])}
+    assert kinds
+    assert "recorded" not in kinds
