@@ -38,9 +38,7 @@ def _preset(name: str, task: str, model: str, summary: str, licence: str = "CC B
 
 PRESETS: dict[str, Preset] = {
     preset.name: preset
-    for preset in (
-        _preset("live", "enhance", "live:Live", "the default: small, causal, real time on a CPU"),
-    )
+    for preset in (_preset("live", "enhance", "live:Live", "the default: small, causal, real time on a CPU"),)
 }
 
 
@@ -96,7 +94,9 @@ def _load_folder(folder: Path) -> "nn.Module":
 
     for name in ("config.json", "model.safetensors"):
         if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder} holds no {name}: expected a folder with config.json and model.safetensors")
+            raise FileNotFoundError(
+                f"{folder} holds no {name}: expected a folder with config.json and model.safetensors"
+            )
     described = json.loads((folder / "config.json").read_text())
     model = build(described["preset"], **described["config"])
     try:
