@@ -121,3 +121,29 @@ def test_no_pair_at_all_is_a_failure_that_shows_the_names(folders):
     ran = score("--clean", "clean", "--enhanced", "out")
     assert ran.returncode == 1
     assert "no file of out has a partner in clean" in ran.stderr and "x0.clear.flac" in ran.stderr
+
+
+def test_a_result_goes_onto_the_leaderboard(folders):
+    assert score("--clean", "clean", "--enhanced", "out", "-s", "pesq_wb", "-j", 1, "--json", "r.json").returncode == 0
+    code = "import sys; from clearstate.cli import main; main(sys.argv[1:])"
+    command = [
+        sys.executable,
+        "-c",
+        code,
+        "leaderboard",
+        "mine=r.json",
+        "--set",
+        "voicebank-demand",
+        "--markdown",
+        "b.md",
+    ]
+    ran = subprocess.run(command, capture_output=True, timeout=120, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert "mine" in ran.stdout and "SEMamba" in ran.stdout
+    assert (folders / "b.md").read_text().startswith("## VoiceBank+DEMAND")
+    ran = subprocess.run(
+        [*command[:-4], "--set", "elsewhere"], capture_output=True, timeout=120, text=True, check=False
+    )
+    assert ran.returncode == 0 and "no published rows for the test set 'elsewhere'" in ran.stderr
+    ran = subprocess.run([*command[:-5], "gone.json"], capture_output=True, timeout=120, text=True, check=False)
+    assert ran.returncode == 2 and "gone.json does not exist" in ran.stderr

@@ -1,0 +1,69 @@
+"""clearstate leaderboard: our scores beside the published ones."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from clearstate.cli.terminal import UsageError, note
+
+
+def run(
+    results: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RESULT...", help="Files of `clearstate score --json`, or NAME=FILE to name the system."
+        ),
+    ],
+    test_set: Annotated[
+        str, typer.Option("--set", metavar="NAME", help="The test set they were scored on, if they do not say.")
+    ] = "",
+    published: Annotated[bool, typer.Option(help="Show the published rows of the same test set.")] = True,
+    markdown: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the tables as Markdown.")] = None,
+) -> None:
+    """Put scored systems beside the published ones, test set by test set, best first.
+
+    A system named like a model (`clearstate models`, or a folder with weights) also gets its parameters, its
+    multiply-accumulates (projections and scan included), its real-time factor on one thread of this machine and its
+    latency. Published rows carry their source; composites on the other scale are marked.
+
+    **Examples**
+
+    `clearstate leaderboard live=live.json` with a result scored with `--set voicebank-demand`
+
+    `clearstate leaderboard *.json --set clearstate-valid-denoise --markdown board.md`
+    """
+    from rich import box
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from clearstate.metrics.leaderboard import as_markdown, boards, lines
+    from clearstate.metrics.leaderboard import published as all_published
+    from clearstate.metrics.results import write
+
+    try:
+        found = boards(results, test_set, with_published=published)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    known = all_published()
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 220  # a pipe has no width; rows should stay on one line
+    for board in found:
+        rows, notes = lines(board)
+        table = Table(title=escape(board.title), box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left")
+        for i, heading in enumerate(rows[0]):
+            table.add_column(heading, justify="left" if i in (0, len(rows[0]) - 1) else "right", overflow="fold")
+        for cells, row in zip(rows[1:], board.rows, strict=True):
+            table.add_row(escape(row.name), *map(escape, cells[1:]), style="bold green" if row.ours else None)
+        console.print(table)
+        for line in notes:
+            console.print(escape(line))
+        if published and board.test_set not in known:
+            note(
+                f"no published rows for the test set {board.test_set!r}: there are some for {', '.join(known)} (--set)"
+            )
+    if markdown:
+        write(markdown, as_markdown(found))
+        note(f"wrote {markdown}")
