@@ -75,14 +75,15 @@ class Chain:
         self.piece = max(1, int(PIECE_SECONDS * sample_rate))
         self.runner: Runner = CausalRunner(model, channels) if model.causal else BlockRunner(model, channels)
         grid = self.runner.grid
-        self.link = Link(channels, grid * ceil(LINK_SECONDS * model_rate / grid)) if channels > 1 else None
+        self.link = Link(channels, in_step(grid, int(LINK_SECONDS * model_rate))) if channels > 1 else None
+        self.grid = max(grid, self.link.hop if self.link else 0)  # output comes in multiples of it, but for the end
         self.delay = self.runner.delay + (self.link.delay if self.link else 0)  # of the pairs, at the model's rate
 
         self.down = self.up = self.gain = None
         if sample_rate != model_rate:
             self.down = Resampler(sample_rate, model_rate, channels)
             self.up = Resampler(model_rate, sample_rate, 2 * channels)
-            self.gain = HighGain(model_rate, grid, start=-self.delay)
+            self.gain = HighGain(model_rate, self.grid, start=-self.delay)
         self._dry = np.zeros((channels, 0), dtype=np.float32)  # input that waits for its enhanced form
         self._early = self.delay  # pairs still to drop, so that the rest is aligned with the input
         self._received = self._produced = 0  # samples, at the signal's rate
@@ -92,7 +93,7 @@ class Chain:
         """Samples after an input sample that its output may have to wait for, whatever the chunks; None: unbounded."""
         if not isinstance(self.runner, CausalRunner):
             return None
-        late = self.delay + (self.link.hop if self.link else self.runner.grid) - 1
+        late = self.delay + self.grid - 1
         if not (self.up and self.down):
             return late
         return (self.up.lookahead + late) * self.down.down // self.down.up + self.down.lookahead
@@ -329,6 +330,14 @@ class HighGain:
         past = min(max(0, end * up // down - 1 - self._curve_from), max(0, len(self._curve) - 1))
         self._curve, self._curve_from = self._curve[past:], self._curve_from + past
         return gain
+
+
+def in_step(grid: int, wanted: int) -> int:
+    """A hop near `wanted` that is a multiple or a divisor of the grid, so that neither waits for the other."""
+    if grid <= wanted:
+        return grid * ceil(wanted / grid)
+    divisor = next(h for h in range(wanted, 0, -1) if grid % h == 0)
+    return divisor if 2 * divisor > wanted else grid
 
 
 def device_of(model: torch.nn.Module) -> torch.device:

@@ -265,16 +265,14 @@ def choose_format(name: str, like: AudioInfo) -> tuple[str, str]:
         container = like.container  # a .wav may be WAVEX, RF64 or Sphere inside
     if container not in soundfile.available_formats() or container == "RAW":
         ending = f"ends in {suffix!r}" if suffix else "has no extension"
-        raise AudioError(
-            f"{name}: {ending}; expected a format that can be written: .wav .flac .ogg .opus .mp3 .aiff .caf"
-        )
+        raise AudioError(f"{name}: {ending}; expected one that can be written: .wav .flac .ogg .opus .mp3 .aiff .caf")
     if suffix == ".opus" or (container == "OGG" and like.subtype == "OPUS"):
         if like.sample_rate not in OPUS_RATES:
             rates = ", ".join(map(str, OPUS_RATES))
             raise AudioError(f"{name}: Opus cannot hold {like.sample_rate} Hz, only {rates}; write to .flac")
         return "OGG", "OPUS"
     subtypes = soundfile.available_subtypes(container)
-    if like.subtype in subtypes:
+    if like.subtype in subtypes and (like.subtype in BYTES or container == like.container):  # MP3 fits into WAV, too
         subtype = like.subtype
     elif like.subtype in ("FLOAT", "DOUBLE", "PCM_32", "ALAC_24", "ALAC_32", "ALAC_20") and "PCM_24" in subtypes:
         subtype = "PCM_24"
