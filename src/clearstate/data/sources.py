@@ -59,10 +59,8 @@ class SourceSpec:
     noise: tuple[str, ...] = ()
     rooms: tuple[str, ...] = ()
     sample_rate: int = 16_000  # Hz
-    split: str = (
-        "train"  # "train" | "valid" | "all": by speaker and noise group; a hash decides where a corpus has none
-    )
-    valid_share: float = 0.0  # of the voices and noise groups that no corpus splits; 0 = all of them train
+    split: str = "train"  # "train", "valid" or "all"; by speaker and noise group
+    valid_share: float = 0.0  # of the voices and noise groups that no corpus splits (by a hash); 0 = all of them train
     noncommercial: bool = False  # also use what is licensed for non-commercial use only
     cache: str | None = None  # folder for decoded audio; None = $CLEARSTATE_CACHE or ~/.cache/clearstate
 
@@ -131,8 +129,8 @@ def open_sources(spec: str | Path | Mapping[str, Any] | SourceSpec, progress: Pr
     """Open everything a spec names, decoding shard sets into the cache on first use.
 
     Args:
-        spec: a SourceSpec, a mapping of its fields, or one folder of shards that serves as speech, noise and rooms.
-            `~` and `$VARIABLES` in paths are expanded.
+        spec: a SourceSpec, a mapping of its fields, or one folder of shards, of which speech, noise and rooms
+            are taken as far as they are there. `~` and `$VARIABLES` in paths are expanded.
         progress: called with (set name, clips done, clips in all) while something is decoded or scanned.
     Raises:
         FileNotFoundError: if a path is missing or holds no audio of the asked kind.
@@ -163,7 +161,10 @@ def as_spec(spec: str | Path | Mapping[str, Any] | SourceSpec) -> SourceSpec:
     if isinstance(spec, SourceSpec):
         return spec
     if isinstance(spec, (str, Path)):
-        return SourceSpec(speech=(str(spec),), noise=(str(spec),), rooms=(str(spec),))
+        folder = expand(spec)
+        holds = {role: bool(shard_indexes(folder, role, 16_000)) for role in ("noise", "rooms")}
+        rest = {role: (str(spec),) if there else () for role, there in holds.items()}
+        return SourceSpec(speech=(str(spec),), noise=rest["noise"], rooms=rest["rooms"])
     known = [f.name for f in fields(SourceSpec)]
     for name in spec:
         if name not in known:
