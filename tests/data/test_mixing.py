@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from corpora_in_miniature import RATE
+from corpora_in_miniature import RATE, make_shards, voice
 from torch.utils.data import DataLoader
 
 from clearstate.data import MixtureConfig, MixtureDataset, collate, noises, open_sources
@@ -204,6 +204,24 @@ def test_a_crop_is_filled_with_speech_of_one_level(sources):
         assert active_level(crop, RATE) == pytest.approx(-25, abs=2.5)
         seconds = np.abs(crop[: 6 * RATE]).reshape(6, RATE).max(axis=1)
         assert (seconds > 0).all()
+
+
+def test_a_crop_does_not_take_the_hiss_of_a_long_pause_for_the_voice(tmp_path):
+    recording = 1e-4 * np.random.default_rng(0).standard_normal(60 * RATE).astype(np.float32)
+    recording[20 * RATE : 30 * RATE] += voice(120, 10.0)
+    rows = [({"file": "long.flac", "speaker": "x", "source": "s"}, recording)]
+    pool = open_sources({"speech": str(make_shards(tmp_path, "speech16k", rows))}).speech
+
+    def levels(config):
+        crops = [speech_crop(np.random.default_rng(i), 3 * RATE, pool, config, RATE)[0] for i in range(40)]
+        return np.array([active_level(crop, RATE) for crop in crops])
+
+    kept, control = levels(MixtureConfig()), levels(MixtureConfig(least_speech=0.0))
+    assert (control < -45).mean() > 0.6  # a crop of 3 s misses 10 s out of 60 s as a rule
+    assert (kept < -45).mean() < 0.6 * (control < -45).mean()
+    # What no drawing saves is not scaled to the SNR, as if hiss were speech.
+    quiet = np.float32(10 ** (-80 / 20)) * np.ones(RATE, np.float32)
+    assert at_snr(quiet, np.ones(RATE, np.float32), 0.0, RATE)[1] is None
 
 
 def test_babble_leaves_out_the_voice_it_hides(sources):

@@ -23,8 +23,10 @@ import numpy as np
 
 from clearstate.data import effects, noises
 from clearstate.data.effects import decibels
-from clearstate.data.shards import active_level
+from clearstate.data.shards import active_level, frame_power
 from clearstate.data.sources import BrokenClipError, Pool, Sources
+
+SPEECH_DBFS = -25.0  # active level of a voice before it is mixed
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class MixtureConfig:
     # the voice
     start_inside: float = 0.5  # chance that the crop begins in mid-utterance
     pause_seconds: tuple[float, float] = (0.05, 0.7)  # between utterances
+    least_speech: float = 0.2  # share of a crop that must not be pauses
     # what happens to it
     room: float = 0.3
     synthetic_room: float = 0.4  # share of the rooms that are made up
@@ -196,9 +199,23 @@ def speech_crop(
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """n samples of one voice at about -25 dBFS: utterances of one level joined with pauses, the first often cut.
 
+    A crop that fell into a pause of a long recording is drawn again: its hiss would pass for the voice.
     `first` is the number of the clip to begin with, drawn if None.
     """
     number = pool.draw(rng) if first is None else first
+    for _ in range(6):
+        crop, info = _utterances(rng, n, pool, config, rate, number)
+        loud = frame_power(crop, rate) > 10 ** ((SPEECH_DBFS - 25) / 10)
+        if loud.mean() >= config.least_speech:
+            break
+        number = pool.draw(rng) if first is None else int(rng.choice(pool.by_voice[info["voice"]]))
+    return crop, info
+
+
+def _utterances(
+    rng: np.random.Generator, n: int, pool: Pool, config: MixtureConfig, rate: int, number: int
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Clips of one voice from clip `number` on, until n samples are full."""
     voice = pool.clips[number].voice
     others = pool.by_voice[voice]
     crop = np.zeros(n, np.float32)
@@ -210,7 +227,7 @@ def speech_crop(
         start = _beginning(rng, clip.samples, n, rate, inside)
         inside = False
         x = pool.read(number, start, n - position)
-        x = x * np.float32(decibels(-25 - pool.level(number, x) + rng.uniform(-2, 2)))
+        x = x * np.float32(decibels(SPEECH_DBFS - pool.level(number, x) + rng.uniform(-2, 2)))
         if start:  # 5 ms, so that the cut does not click
             fade = min(rate // 200, len(x))
             x[:fade] *= np.linspace(0, 1, fade, dtype=np.float32)
@@ -240,7 +257,10 @@ def noise_crop(
     drawn: list[dict[str, Any]] = []
     for i in range(1 + int(rng.choice(len(counts), p=counts))):
         name = names[int(rng.choice(len(names), p=weights / weights.sum()))]
-        noise = _draw_noise(rng, name, n, sources, voice)
+        for _ in range(4):  # some recordings are filled up with digital silence: draw those again
+            noise = _draw_noise(rng, name, n, sources, voice)
+            if noise.level(sources.rate) > 1e-5:
+                break
         audio = noise.audio
         if rng.random() < config.equaliser:
             audio = effects.apply_sections(effects.random_equaliser(rng, sources.rate, config.tilt_db), audio)
@@ -272,11 +292,11 @@ def at_snr(speech: np.ndarray, noise: np.ndarray, snr_db: float, rate: int) -> t
     """speech + scaled noise, the active level of the speech `snr_db` above the noise's: (mixture, the SNR or None).
 
     The speech is measured over its 20 ms frames within 30 dB of the loudest; the noise is of level 1, as `noise_crop`
-    leaves it: its RMS over the whole crop, sparse kinds counting by their loud frames. Where either is silent there is
-    no SNR, and the sum is returned as it is.
+    leaves it: its RMS over the whole crop, sparse kinds counting by their loud frames. Where either is silent (a
+    voice 35 dB below what `speech_crop` delivers) there is no SNR, and the sum is returned as it is.
     """
     speech_db = active_level(speech, rate)
-    if not np.isfinite(speech_db) or not noise.any():
+    if speech_db < SPEECH_DBFS - 35 or not noise.any():
         return speech + noise, None
     return speech + noise * np.float32(decibels(speech_db - snr_db)), snr_db
 
