@@ -57,9 +57,8 @@ def mixtures(sources: Sources, items: int) -> dict:
     wall, cpu = (time.perf_counter() - wall) / items, (time.process_time() - cpu) / items
     speed = dataset.config.seconds / cpu
     verdict = "ok" if speed >= MUST else "BELOW"
-    print(
-        f"mixtures of {dataset.config.seconds:g} s     {1e3 * cpu:7.2f} ms of CPU each, {1e3 * wall:.2f} ms on the clock"
-    )
+    what = f"mixtures of {dataset.config.seconds:g} s"
+    print(f"{what:22}{1e3 * cpu:7.2f} ms of CPU each, {1e3 * wall:.2f} ms on the clock")
     print(f"                      {speed:7.0f} hours an hour on a core of its own (must: {MUST}, {verdict})")
     return {"case": "mixtures", "cpu_ms": 1e3 * cpu, "wall_ms": 1e3 * wall, "hours_per_hour": speed}
 
