@@ -24,7 +24,8 @@ def recipe_file(tmp_path):
 
 def test_overrides_reach_nested_keys_with_their_types(recipe_file):
     recipe = load_recipe(
-        recipe_file, ["optimiser.lr=1e-3", "schedule.max_minutes=2", "optimiser.betas=[0.8, 0.9]", "model.config.bands=32"]
+        recipe_file,
+        ["optimiser.lr=1e-3", "schedule.max_minutes=2", "optimiser.betas=[0.8, 0.9]", "model.config.bands=32"],
     )
     assert recipe.optimiser.lr == 1e-3
     assert recipe.schedule.max_minutes == 2.0
@@ -58,7 +59,7 @@ def test_an_unknown_key_names_the_nearest_right_one(recipe_file, override, hint)
         ("loss.magnitude=0", ["every weight in loss is 0"]),
         ("schedule.max_steps=null", ["no end", "schedule.max_minutes"]),
         ("data.clean=null", ["one of the two is missing"]),
-        ("data.noisy=null", ["data.sources"]),
+        ("data={}", ["data.sources", "data.corpus"]),
         ("loss.distill=1", ["loss.teacher"]),
         ("run.folder=1", ["run is a value"]),
         ("optimiser.lr", ["key=value"]),
@@ -101,7 +102,7 @@ def test_an_unset_variable_in_a_path_is_an_error_that_says_how_to_set_it(tmp_pat
     [
         ("data.mixture.snr_bd=[0, 5]", "unknown key data.mixture.snr_bd; did you mean snr_db?"),
         ("data.sources.speach=[x]", "unknown key data.sources.speach; did you mean speech?"),
-        ("data.sources.speech=[not_there]", "docs/training.md: what to fetch"),
+        ("data.sources.speech=[not_there]", "docs/training.md says what to fetch"),
     ],
 )
 def test_data_that_cannot_be_opened_says_what_to_do(tmp_path, override, hint):
@@ -117,7 +118,7 @@ def test_data_that_cannot_be_opened_says_what_to_do(tmp_path, override, hint):
     }
     set_dotted(tree, override)
     with pytest.raises(RecipeError) as caught:
-        open_items(recipe_from(tree), 16_000)
+        open_items(recipe_from(tree), "enhance", 16_000)
     assert hint in str(caught.value)
 
 

@@ -1,6 +1,8 @@
 """A model, data and recipe so small that a step takes milliseconds; also a program, for tests that kill it."""
 
 import json
+import shutil
+import signal
 import sys
 import time
 from dataclasses import dataclass
@@ -9,9 +11,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from clearstate.models import PRESETS, Preset
 from clearstate.train.loop import Outcome, Run
 from clearstate.train.recipe import Recipe, recipe_from, set_dotted
 
+PRESETS["tiny"] = Preset("tiny", "enhance", "", "for tests")  # so that its weights can be saved
 SAMPLES = 8_000  # half a second
 
 
@@ -109,6 +113,39 @@ def losses(folder: Path) -> list[tuple[int, float, int]]:
     return [(line["step"], line["loss"], line["position"]) for line in lines if line["kind"] == "train"]
 
 
-if __name__ == "__main__":  # FOLDER DELAY DROPOUT overrides...
+def stop_after(run: Run, steps: int) -> Run:
+    """Make a run stop after `steps` steps as a signal would make it."""
+    count = run.count
+
+    def counted(values, minutes):
+        count(values, minutes)
+        if run.at.step == steps:
+            run.stop_signal = signal.SIGTERM
+
+    run.count = counted
+    return run
+
+
+def copy_at(run: Run, step: int, folder: Path) -> None:
+    """Make a run copy its folder at a step, with a checkpoint of that step: what a kill would leave."""
+    count = run.count
+
+    def counted(values, minutes):
+        count(values, minutes)
+        if run.at.step == step:
+            run.save()
+            if run.first:
+                shutil.copytree(run.folder, folder)
+
+    run.count = counted
+
+
+if __name__ == "__main__":  # FOLDER DELAY DROPOUT [copy_at=STEP:FOLDER] overrides...
     where, delay, dropout, *changes = sys.argv[1:]
-    tiny_run(Path(where), *changes, model=tiny_model(dropout=float(dropout)), items=Tones(delay=float(delay))).run()
+    copies = [change for change in changes if change.startswith("copy_at=")]
+    changes = [change for change in changes if change not in copies]
+    run = tiny_run(Path(where), *changes, model=tiny_model(dropout=float(dropout)), items=Tones(delay=float(delay)))
+    for copy in copies:
+        step, _, target = copy.removeprefix("copy_at=").partition(":")
+        copy_at(run, int(step), Path(target))
+    run.run()

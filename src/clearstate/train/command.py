@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clearstate.train.recipe import Recipe, RecipeError, load_recipe, nearest
@@ -17,13 +18,27 @@ def run_recipe(recipe: Recipe, *, quiet: bool = False) -> "Outcome":
     import torch
 
     torch.manual_seed(recipe.seed)
+    from clearstate import models
+
     model = build_model(recipe)
 
     from clearstate.train.items import open_items, open_pairs
     from clearstate.train.loop import Run
 
     rate = int(model.sample_rate)  # type: ignore[arg-type]  # every model of ours has one
-    return Run(recipe, model, open_items(recipe, rate), open_pairs(recipe, rate), quiet=quiet).run()
+    task = models.find(recipe.model.name).task
+    return Run(recipe, model, open_items(recipe, task, rate), open_pairs(recipe, task, rate), quiet=quiet).run()
+
+
+def write_preview(recipe: Recipe, count: int) -> list[Path]:
+    """Write `count` training items to the run folder's preview/, see clearstate.data.preview."""
+    from clearstate import models
+    from clearstate.data import preview
+    from clearstate.train.items import open_items
+
+    task = models.find(recipe.model.name).task
+    items = open_items(recipe, task, int(build_model(recipe).sample_rate))  # type: ignore[arg-type]  # it has one
+    return preview(items.dataset, count, Path(recipe.run) / "preview")
 
 
 def build_model(recipe: Recipe) -> "nn.Module":

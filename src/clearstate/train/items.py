@@ -1,69 +1,76 @@
-"""Training items and held-out pairs of a recipe, opened through clearstate.data."""
+"""Training items and held-out items of a recipe, opened through clearstate.data.
 
+What a model does (its preset's task) decides what an item is: enhancement learns from noisy and clean, separation from
+a mixture and its sources, extension from narrow and wide. The loop calls the one `noisy` and the other `clean`.
+"""
+
+from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from clearstate.data.mixing import MixtureConfig, MixtureDataset
-from clearstate.data.paired import PairedFolder
-from clearstate.data.sources import SourceSpec, open_sources
-from clearstate.train.batches import Items
-from clearstate.train.recipe import Recipe, RecipeError, audio_path, nearest
-from clearstate.train.validate import Pairs
+from clearstate.data import (
+    ExtensionConfig,
+    ExtensionDataset,
+    MixtureConfig,
+    MixtureDataset,
+    MixtureFolder,
+    PairedCrops,
+    PairedFolder,
+    SeparationConfig,
+    SeparationDataset,
+    SourceSpec,
+    mixtures_of,
+    open_sources,
+    recognise,
+)
+from clearstate.train.recipe import DataRecipe, Recipe, RecipeError, ValidRecipe, audio_path, nearest
+
+INPUTS, TARGETS = ("noisy", "mixture", "narrow"), ("clean", "sources", "wide")
+MIXED: dict[str, tuple[type, type]] = {
+    "enhance": (MixtureDataset, MixtureConfig),
+    "separate": (SeparationDataset, SeparationConfig),
+    "extend": (ExtensionDataset, ExtensionConfig),
+}
 
 
-class Mixtures:
-    """Mixtures made on the fly."""
+class Dataset(Protocol):
+    """What clearstate.data gives: item i of epoch e is `dataset[e * len(dataset) + i]`."""
 
-    def __init__(self, dataset: MixtureDataset):
+    rate: Any
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> dict[str, Any]: ...
+
+
+class Drawn:
+    """Training items, or whole held-out ones, of a data set."""
+
+    def __init__(self, dataset: Dataset):
         self.dataset = dataset
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def example(self, epoch: int, item: int) -> dict[str, Tensor]:
-        drawn = self.dataset[epoch * len(self.dataset) + item]
-        return {name: torch.from_numpy(np.ascontiguousarray(drawn[name])) for name in ("noisy", "clean")}
-
-
-class Crops:
-    """A paired corpus, each item a random crop of one pair; a pair shorter than the crop is followed by silence."""
-
-    def __init__(self, pairs: PairedFolder, samples: int, seed: int):
-        self.pairs, self.samples, self.seed = pairs, samples, seed
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def example(self, epoch: int, item: int) -> dict[str, Tensor]:
-        whole = self.pairs[item]
-        spare = max(0, len(whole["noisy"]) - self.samples)
-        start = int(np.random.default_rng([self.seed, epoch, item]).integers(spare + 1))
-        crop = {}
-        for name in ("noisy", "clean"):
-            part = whole[name][start : start + self.samples]
-            crop[name] = torch.from_numpy(np.pad(part, (0, self.samples - len(part))))
-        return crop
-
-
-class HeldOut:
-    """Pairs of two folders in full length."""
-
-    def __init__(self, pairs: PairedFolder):
-        self.pairs = pairs
-
-    def __len__(self) -> int:
-        return len(self.pairs)
+        noisy, clean = in_and_out(self.dataset[epoch * len(self.dataset) + item])
+        return {"noisy": noisy, "clean": clean}
 
     def pair(self, i: int) -> tuple[Tensor, Tensor]:
-        whole = self.pairs[i]
-        return torch.from_numpy(whole["noisy"]), torch.from_numpy(whole["clean"])
+        return in_and_out(self.dataset[i])
 
 
-def open_items(recipe: Recipe, sample_rate: int) -> Items:
+def in_and_out(drawn: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """What the model gets and what it should give."""
+    found = [next(drawn[name] for name in names if name in drawn) for names in (INPUTS, TARGETS)]
+    noisy, clean = (torch.from_numpy(np.ascontiguousarray(signal, np.float32)) for signal in found)
+    return noisy, clean
+
+
+def open_items(recipe: Recipe, task: str, sample_rate: int) -> Drawn:
     """The training items of a recipe at the model's rate.
 
     Raises:
@@ -71,32 +78,73 @@ def open_items(recipe: Recipe, sample_rate: int) -> Items:
     """
     data = recipe.data
     try:
-        if data.noisy is not None and data.clean is not None:
-            folder = PairedFolder(audio_path(recipe, data.noisy), audio_path(recipe, data.clean), sample_rate)
-            return Crops(folder, round(data.seconds * sample_rate), recipe.seed)
-        config = MixtureConfig(**checked({"seconds": data.seconds} | data.mixture, MixtureConfig, "data.mixture"))
-        spec = checked({"sample_rate": sample_rate} | data.sources, SourceSpec, "data.sources")
-        for role in ("speech", "noise", "rooms"):
-            paths = spec.get(role, ())
-            spec[role] = tuple(str(audio_path(recipe, p)) for p in ([paths] if isinstance(paths, str) else paths))
-        return Mixtures(MixtureDataset(open_sources(SourceSpec(**spec)), config, recipe.seed, data.items))
-    except FileNotFoundError as error:
-        raise RecipeError(
-            f"training audio is missing: {error}. docs/training.md: what to fetch, and where it goes"
-        ) from error
+        if data.sources:
+            dataset_class, config_class = MIXED[task]
+            config = checked({"seconds": data.seconds} | data.mixture, config_class, "data.mixture")
+            spec = checked({"sample_rate": sample_rate} | data.sources, SourceSpec, "data.sources")
+            for role in ("speech", "noise", "rooms"):
+                paths = spec.get(role, ())
+                spec[role] = tuple(str(audio_path(recipe, p)) for p in ([paths] if isinstance(paths, str) else paths))
+            sources = open_sources(SourceSpec(**spec))
+            return Drawn(dataset_class(sources, config_class(**config), recipe.seed, data.items))
+        if task == "separate":
+            return Drawn(MixtureFolder(mixtures(recipe, data, "train"), sample_rate, data.seconds, recipe.seed))
+        return Drawn(PairedCrops(pairs(recipe, data, "train", sample_rate), data.seconds, recipe.seed))
+    except (FileNotFoundError, ValueError) as error:
+        raise missing(error, "training") from error
 
 
-def open_pairs(recipe: Recipe, sample_rate: int) -> Pairs | None:
-    """The held-out pairs of a recipe, None if it names none."""
+def open_pairs(recipe: Recipe, task: str, sample_rate: int) -> Drawn | None:
+    """The held-out items of a recipe in full length, None if it names none.
+
+    Raises:
+        RecipeError: if they are not there, or are a published test set and `valid.allow_test_set` does not say so.
+    """
     valid = recipe.valid
-    if valid.noisy is None or valid.clean is None:
+    if valid.clean is None and valid.corpus is None:
         return None
     try:
-        return HeldOut(PairedFolder(audio_path(recipe, valid.noisy), audio_path(recipe, valid.clean), sample_rate))
-    except FileNotFoundError as error:
-        raise RecipeError(
-            f"validation audio is missing: {error}. Set valid.noisy and valid.clean to folders of held-out pairs"
-        ) from error
+        if task == "separate":
+            return Drawn(MixtureFolder(mixtures(recipe, valid, "valid"), sample_rate))
+        return Drawn(pairs(recipe, valid, "valid", sample_rate, valid.allow_test_set))
+    except (FileNotFoundError, ValueError) as error:
+        raise missing(error, "validation") from error
+
+
+def pairs(
+    recipe: Recipe, where: DataRecipe | ValidRecipe, split: str, sample_rate: int, test_set: bool = False
+) -> PairedFolder:
+    """The pairs that a data or valid section names: a known corpus by its split, or two folders."""
+    if where.corpus is not None:
+        return PairedFolder.of_corpus(audio_path(recipe, where.corpus), split, sample_rate)
+    noisy, clean = where.noisy, where.clean
+    assert isinstance(noisy, str) and isinstance(clean, str)  # checked with the recipe
+    # Two folders that are one and the same for training and validation are told apart by speaker.
+    shared = (recipe.data.noisy, recipe.data.clean) == (recipe.valid.noisy, recipe.valid.clean)
+    return PairedFolder(
+        audio_path(recipe, noisy), audio_path(recipe, clean), sample_rate,
+        split=split if shared else "all", validate_on_test_set=test_set,
+    )  # fmt: skip
+
+
+def mixtures(recipe: Recipe, where: DataRecipe | ValidRecipe, split: str) -> list[Any]:
+    """The mixtures that a data or valid section names: a known corpus by its split, or a folder for each voice."""
+    if where.corpus is not None:
+        root = audio_path(recipe, where.corpus)
+        corpus = recognise(root)
+        if corpus is None:
+            raise FileNotFoundError(f"{root} holds no corpus of mixtures that is known")
+        return corpus.mixtures(split)
+    folders = [where.clean] if isinstance(where.clean, str) else list(where.clean or ())
+    return mixtures_of(*(audio_path(recipe, folder) for folder in folders))
+
+
+def missing(error: Exception, what: str) -> RecipeError:
+    """The error for audio that cannot be opened."""
+    if isinstance(error, RecipeError):
+        return error
+    text = str(error).replace("pass validate_on_test_set=True", "say valid.allow_test_set=true")
+    return RecipeError(f"{what} audio: {text}. docs/training.md says what to fetch and where it goes")
 
 
 def checked(values: dict[str, Any], cls: type, where: str) -> dict[str, Any]:

@@ -1,11 +1,10 @@
 """The training loop: one step after another until the schedule ends, a signal comes, or nothing is finite any more.
 
-A run folder holds `checkpoint.pt` (everything needed to go on), `log.jsonl`, `best.safetensors` with `config.json`
-(averaged weights of the best validation; those of the last step when there is none), and pictures. Starting a run
-whose folder holds a checkpoint resumes it.
+A run folder holds `checkpoint.pt` (everything needed to go on), `log.jsonl`, pictures, and `best/`: the averaged
+weights of the best validation (of the last step when there is none) as a folder that `clearstate.load` reads. Starting
+a run whose folder holds a checkpoint resumes it.
 """
 
-import json
 import math
 import signal
 import threading
@@ -20,9 +19,12 @@ import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 
+from clearstate import losses
+from clearstate.models import save_model
 from clearstate.train import checkpoint, optim
+from clearstate.train.adversary import Adversary
 from clearstate.train.batches import Items, Positions, loader
-from clearstate.train.objective import Objective
+from clearstate.train.objective import Judged, Objective, check_model, open_teacher, predicted_consistency
 from clearstate.train.pool import ScorePool
 from clearstate.train.recipe import Recipe, RecipeError, as_tree
 from clearstate.train.report import Report
@@ -57,7 +59,7 @@ class Outcome:
     step: int
     skipped: int
     best: float | None
-    weights: Path | None  # best.safetensors, if written
+    weights: Path | None  # the folder best/, if written
 
 
 def make_fabric(recipe: Recipe) -> Fabric:
@@ -93,6 +95,9 @@ class Run:
         self.model, self.optimiser = self.fabric.setup(model, self.optimiser_plain)
         self.ema = optim.Ema(model, recipe.optimiser.ema)
         self.objective = Objective(recipe.loss)
+        self.adversary = Adversary(self.fabric, recipe, self.sample_rate) if recipe.loss.metric > 0 else None
+        self.teacher = open_teacher(recipe, self.sample_rate, self.fabric.device)
+        check_model(recipe, model)
         self.at = Counters()
         self.stop_signal = 0
         self.resume()
@@ -129,14 +134,16 @@ class Run:
             self.save()
         finally:
             self.pool.close()
+            if self.adversary is not None:
+                self.adversary.pool.close()
             if self.report is not None:
                 self.report.close()
             for number, handler in previous.items():
                 signal.signal(number, handler)
-        best = self.folder / "best.safetensors"
+        best = self.folder / "best"
         return Outcome(
             not self.stop_signal, self.stop_signal, self.at.step, self.at.skipped, self.at.best,
-            best if best.is_file() else None,
+            best if best.is_dir() else None,
         )  # fmt: skip
 
     def step(self, batches: list[dict[str, Tensor]]) -> dict[str, float]:
@@ -150,7 +157,7 @@ class Run:
         sums: dict[str, Tensor] = {}
         for i, batch in enumerate(batches):
             with self.fabric.no_backward_sync(self.model, enabled=i < count - 1):
-                judged = self.objective(self.model(batch["noisy"]), batch["clean"], batch["noisy"])
+                judged = self.judge(batch["noisy"], batch["clean"])
                 self.fabric.backward(judged.total / count)
             for name, value in {"loss": judged.total.detach(), **judged.terms}.items():
                 sums[name] = sums.get(name, torch.zeros_like(value)) + value / count
@@ -166,6 +173,26 @@ class Run:
             self.skip()
         self.optimiser.zero_grad(set_to_none=True)
         return values
+
+    def judge(self, noisy: Tensor, clean: Tensor) -> Judged:
+        """The loss of a batch; with a metric term the discriminator takes its own step first."""
+        loss = self.recipe.loss
+        extra: dict[str, Tensor] = {}
+        if loss.consistency > 0:
+            estimate, spectrum = self.model(noisy, with_spectrum=True)
+            extra["consistency"] = predicted_consistency(spectrum, noisy, self.plain.config)
+        else:
+            estimate = self.model(noisy)
+        if self.adversary is not None:
+            rate = self.recipe.optimiser.lr * optim.rate(self.recipe.schedule, self.done())
+            extra["metric"] = self.adversary.turn(estimate, clean, noisy, rate)
+        if self.teacher is not None:
+            gain = losses.level(noisy)
+            with torch.no_grad():
+                taught = self.teacher(noisy)
+            distance = losses.output_distillation(estimate * gain, taught * gain, loss.n_fft, loss.hop)
+            extra["distill"] = distance * min(1.0, self.done() / max(loss.distill_ramp, 1e-9))
+        return self.objective(estimate, clean, noisy, extra)
 
     def agree(self, values: dict[str, Tensor | None]) -> dict[str, float]:
         """Means over the processes of some scalars, so that all of them decide alike; a signal to one stops all."""
@@ -242,6 +269,8 @@ class Run:
             "audio_hours_per_hour": speed,
             "skipped": at.skipped,
         }
+        if self.adversary is not None:
+            line["unscored"] = self.adversary.unscored
         at.window = {}
         if self.report is not None:
             self.report.write("train", at.step, line)
@@ -294,15 +323,7 @@ class Run:
 
     def export(self) -> None:
         """Write the averaged weights and the model's configuration."""
-        from safetensors.torch import save
-
-        weights = {
-            name: value.detach().cpu().contiguous().clone() for name, value in self.ema.model.state_dict().items()
-        }
-        config = {"name": self.recipe.model.name, "config": asdict(self.plain.config)}  # type: ignore[call-overload]
-        text = json.dumps(config, indent=2) + "\n"
-        checkpoint.write_atomically(self.folder / "best.safetensors", lambda file: file.write(save(weights)))
-        checkpoint.write_atomically(self.folder / "config.json", lambda file: file.write(text.encode()))
+        save_model(self.ema.model, self.recipe.model.name, self.folder / "best")
 
     # ------------------------------------------------------------------------------------------- checkpoints
 
@@ -322,6 +343,7 @@ class Run:
                 "ema": self.ema.state_dict(),
                 "optimiser": self.optimiser_plain.state_dict(),
                 "random": states,
+                "adversary": None if self.adversary is None else self.adversary.state_dict(),
             }
             checkpoint.save(self.folder, state)
         self.fabric.barrier()
@@ -343,6 +365,8 @@ class Run:
         self.plain.load_state_dict(state["model"])
         self.ema.load_state_dict(state["ema"])
         self.optimiser_plain.load_state_dict(state["optimiser"])
+        if self.adversary is not None and state.get("adversary") is not None:
+            self.adversary.load_state_dict(state["adversary"])
         self.at = Counters(**state["counters"])
         ranks = state["random"]
         if self.fabric.global_rank < len(ranks):

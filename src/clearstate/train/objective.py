@@ -1,11 +1,14 @@
 """The loss of a recipe: its terms weighted and summed, spectra computed once."""
 
-from typing import NamedTuple
+import inspect
+import math
+from typing import Any, NamedTuple
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from clearstate import losses
-from clearstate.train.recipe import LossRecipe, loss_weights
+from clearstate.train.recipe import LossRecipe, Recipe, RecipeError, loss_weights
 
 
 class Judged(NamedTuple):
@@ -31,7 +34,7 @@ class Objective:
 
         Args:
             extra: per-item values (b,) of terms that are computed elsewhere (metric, distill, consistency), by name;
-                they may be weighted further by the caller.
+                on top of the terms computed here.
         """
         gain = losses.level(noisy)  # (b, 1)
         if estimate.ndim == 3:
@@ -71,3 +74,40 @@ class Objective:
         if "si_sdr" in wanted:
             terms["si_sdr"] = losses.negative_si_sdr(y, s)
         return terms
+
+
+def predicted_consistency(spec: Tensor, noisy: Tensor, config: Any) -> Tensor:
+    """`losses.consistency_loss` of a spectrum (b, t, f) that a model predicted with a Hann window of its n_fft and hop.
+
+    Brought to the level of the other terms: noisy signal of RMS 1, window of unit energy (3/8 n_fft for Hann).
+    """
+    unit = losses.level(noisy)[..., None] / math.sqrt(3 / 8 * config.n_fft)
+    return losses.consistency_loss(spec * unit, config.n_fft, config.hop, noisy.shape[-1])
+
+
+def open_teacher(recipe: Recipe, sample_rate: int, device: torch.device) -> nn.Module | None:
+    """The frozen teacher of a recipe, None if it names none.
+
+    Raises:
+        RecipeError: if it runs at another rate than the student.
+    """
+    if recipe.loss.teacher is None:
+        return None
+    from clearstate.models import load_model
+
+    teacher = load_model(recipe.loss.teacher).eval().requires_grad_(False).to(device)
+    if teacher.sample_rate != sample_rate:
+        raise RecipeError(
+            f"loss.teacher={recipe.loss.teacher} runs at {teacher.sample_rate} Hz, the student at {sample_rate}: "
+            "the two must agree"
+        )
+    return teacher
+
+
+def check_model(recipe: Recipe, model: nn.Module) -> None:
+    """Raise RecipeError if the loss needs what the model does not give."""
+    if recipe.loss.consistency > 0 and "with_spectrum" not in inspect.signature(model.forward).parameters:
+        raise RecipeError(
+            f"loss.consistency needs the spectrum that a model predicts, and {recipe.model.name} gives none "
+            "(its forward has no with_spectrum): set loss.consistency=0"
+        )

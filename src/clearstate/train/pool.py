@@ -70,6 +70,7 @@ class ScorePool:
             return pickle.load(process.stdout)
         except (EOFError, OSError, pickle.UnpicklingError):
             process.kill()
+            process.wait()  # or the next question may still find it among the living
             return None
         finally:
             clock.cancel()

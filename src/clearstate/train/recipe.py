@@ -33,17 +33,18 @@ class ModelRecipe:
 
     name: str
     config: dict[str, Any] = field(default_factory=dict)  # fields of the model's config dataclass
-    start: str | None = None  # weights to start from: a shipped name, a folder or a .safetensors file
+    start: str | None = None  # weights to start from: a shipped name, or a folder as best/
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataRecipe:
-    """Where the audio comes from: `sources` to be mixed, or a paired corpus (`noisy`, `clean`) as it is."""
+    """Where the audio comes from: `sources` to be mixed, a known `corpus` as it is, or folders of pairs."""
 
     sources: dict[str, Any] = field(default_factory=dict)  # fields of clearstate.data.SourceSpec
-    mixture: dict[str, Any] = field(default_factory=dict)  # fields of clearstate.data.MixtureConfig
+    mixture: dict[str, Any] = field(default_factory=dict)  # of MixtureConfig, SeparationConfig or ExtensionConfig
+    corpus: str | None = None  # its training part
     noisy: str | None = None
-    clean: str | None = None
+    clean: str | list[str] | None = None  # for separation a folder for each voice, and no noisy
     seconds: Above0 = 3.0  # length of a training item
     items: Count = 8000  # mixtures in an epoch (a paired corpus has the length it has)
     batch: Count = 8  # items per process and step
@@ -102,13 +103,14 @@ class ScheduleRecipe:
 class ValidRecipe:
     """Held-out pairs, scored with the averaged weights. Never the test set."""
 
-    noisy: str | None = None  # no folder: no validation, and the last weights are the result
-    clean: str | None = None
+    corpus: str | None = None  # its validation part; none and no folders: no validation, the last weights are kept
+    noisy: str | None = None
+    clean: str | list[str] | None = None  # for separation a folder for each voice, and no noisy
     items: Count | None = None  # spread evenly over the folder; default all
     every_minutes: Above0 | None = 15.0
     every_steps: Count | None = None
     workers: Count = 2  # scoring processes
-    best: Literal["pesq", "stoi", "si_sdr", "snr"] = "pesq"  # the metric that chooses best.safetensors
+    best: Literal["pesq", "stoi", "si_sdr", "snr"] = "pesq"  # the metric that chooses the weights in best/
     pictures: bool = True
     allow_test_set: bool = False
 
@@ -212,10 +214,16 @@ def check_sense(recipe: Recipe, origin: str) -> None:
     schedule, data, loss, valid = recipe.schedule, recipe.data, recipe.loss, recipe.valid
     if schedule.max_steps is None and schedule.max_minutes is None:
         raise RecipeError(f"{origin}: the run has no end: set schedule.max_steps or schedule.max_minutes")
-    if bool(data.sources) == bool(data.noisy):
-        raise RecipeError(f"{origin}: set either data.sources (to be mixed) or data.noisy and data.clean")
-    if (data.noisy is None) != (data.clean is None) or (valid.noisy is None) != (valid.clean is None):
-        raise RecipeError(f"{origin}: noisy and clean folders go together; one of the two is missing")
+    if sum(map(bool, (data.sources, data.corpus, data.clean or data.noisy))) != 1:
+        raise RecipeError(f"{origin}: set one of data.sources (to be mixed), data.corpus, or data.noisy and data.clean")
+    if valid.corpus and valid.clean:
+        raise RecipeError(f"{origin}: set either valid.corpus, or valid.noisy and valid.clean")
+    for where, section in (("data", data), ("valid", valid)):
+        if isinstance(section.clean, list):  # one folder a voice
+            if section.noisy or len(section.clean) < 2:
+                raise RecipeError(f"{origin}: a list in {where}.clean names a folder for each voice, without noisy")
+        elif (section.noisy is None) != (section.clean is None):
+            raise RecipeError(f"{origin}: {where}.noisy and {where}.clean go together; one of the two is missing")
     if not any(value > 0 for name, value in loss_weights(loss).items()):
         raise RecipeError(f"{origin}: every weight in loss is 0: set some of {', '.join(loss_weights(loss))}")
     if (loss.distill > 0) != (loss.teacher is not None):

@@ -1,0 +1,82 @@
+"""The metric discriminator's side of a training step."""
+
+import math
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+from torch import Tensor
+
+from clearstate import losses
+from clearstate.discriminator import MetricDiscriminator, discriminator_loss, metric_loss
+from clearstate.metrics.extras import need
+from clearstate.train import optim
+from clearstate.train.pool import ScorePool
+from clearstate.train.recipe import Recipe, RecipeError
+
+
+class Adversary:
+    """A discriminator, its optimiser, and the processes that compute the PESQ it learns from.
+
+    Raises:
+        RecipeError: if the model's rate is not 16 kHz, the only one at which wide-band PESQ exists.
+        MissingExtra: if `pesq` is not installed.
+    """
+
+    def __init__(self, fabric: Fabric, recipe: Recipe, sample_rate: int):
+        if sample_rate != 16_000:
+            raise RecipeError(
+                f"loss.metric predicts wide-band PESQ, defined at 16000 Hz; the model runs at {sample_rate}"
+            )
+        need("pesq", "metrics", "loss.metric")
+        self.fabric, self.recipe, self.sample_rate = fabric, recipe, sample_rate
+        self.plain = MetricDiscriminator()
+        self.optimiser_plain = optim.adamw(self.plain, recipe.optimiser)
+        self.model, self.optimiser = fabric.setup(self.plain, self.optimiser_plain)
+        self.pool = ScorePool("clearstate.train.scoring:pesq_target", recipe.valid.workers, timeout=20.0)
+        self.unscored = 0  # items whose PESQ failed or is undefined
+
+    def turn(self, estimate: Tensor, clean: Tensor, noisy: Tensor, rate: float) -> Tensor:
+        """The discriminator learns from a batch, waveforms (b, n); then the generator's loss under it, (b,)."""
+        gain = losses.level(noisy)
+        futures = self.pool.submit(list(clean * gain), list(estimate * gain), self.sample_rate)
+        theirs, ours = (self.magnitude(signal * gain) for signal in (clean, estimate))
+        scores = [math.nan if score is None else score for score in self.pool.collect(futures)]
+        target = torch.tensor(scores, device=estimate.device)
+        self.learn(theirs, ours.detach(), target, rate)
+        return self.judge(theirs, ours)
+
+    def magnitude(self, x: Tensor) -> Tensor:
+        loss = self.recipe.loss
+        return losses.compress(losses.spectrum(x, loss.n_fft, loss.hop), loss.exponent).magnitude
+
+    def learn(self, clean: Tensor, candidate: Tensor, target: Tensor, rate: float) -> None:
+        """One step of the discriminator; skipped if its gradient is not finite."""
+        known = target.isfinite()
+        self.unscored += int((~known).sum())
+        self.model.train()
+        self.optimiser.zero_grad(set_to_none=True)
+        loss = discriminator_loss(self.model(clean, clean), self.model(clean, candidate), target.nan_to_num(), known)
+        self.fabric.backward(loss.mean())
+        norm = self.fabric.clip_gradients(
+            self.model, self.optimiser, max_norm=self.recipe.optimiser.clip, error_if_nonfinite=False
+        )
+        if norm is not None and math.isfinite(norm):
+            for group in self.optimiser.param_groups:
+                group["lr"] = rate
+            self.optimiser.step()
+
+    def judge(self, clean: Tensor, candidate: Tensor) -> Tensor:
+        """The generator's loss; its gradient goes through the discriminator, not into it."""
+        self.plain.requires_grad_(False)
+        try:
+            return metric_loss(self.plain(clean, candidate))
+        finally:
+            self.plain.requires_grad_(True)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"model": self.plain.state_dict(), "optimiser": self.optimiser_plain.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.plain.load_state_dict(state["model"])
+        self.optimiser_plain.load_state_dict(state["optimiser"])

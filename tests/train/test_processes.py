@@ -1,0 +1,108 @@
+"""Several processes: training under torchrun, and scoring beside the training."""
+
+import math
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from tiny import finished, losses, tiny_model
+
+from clearstate.train import checkpoint
+from clearstate.train.pool import ScorePool
+from clearstate.train.scoring import pesq_target, scores
+
+PROGRAM = Path(__file__).with_name("tiny.py")
+
+
+def torchrun(folder: Path, dropout: str, *overrides: str) -> None:
+    """Two processes on this machine's CPU (gloo)."""
+    arguments = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*arguments, str(PROGRAM), str(folder), "0", dropout, *overrides],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=400, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+def test_two_processes_give_the_weights_of_one_with_twice_the_batch(tmp_path):
+    """Equal up to the order of float32 sums: 1e-5 on weights of the order of 0.1 after twelve steps of Adam."""
+    torchrun(tmp_path / "two", "0", "data.batch=4")
+    finished(tmp_path / "one", "data.batch=8", model=tiny_model(dropout=0.0))
+    one, two = (
+        load_file(tmp_path / "one" / "best" / "model.safetensors"),
+        load_file(tmp_path / "two" / "best" / "model.safetensors"),
+    )
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], rtol=0, atol=1e-5)
+    for (step, a, at), (step_, b, at_) in zip(losses(tmp_path / "one"), losses(tmp_path / "two"), strict=True):
+        assert (step, at) == (step_, at_) and math.isclose(a, b, rel_tol=1e-4)
+
+
+def test_two_processes_resume_with_a_random_state_each(tmp_path):
+    torchrun(tmp_path / "whole", "0.1", "schedule.max_steps=8", f"copy_at=4:{tmp_path / 'parts'}")
+    states = checkpoint.load(tmp_path / "parts")
+    assert states["counters"]["step"] == 4 and len(states["random"]) == 2
+    assert not torch.equal(states["random"][0]["torch"], states["random"][1]["torch"])
+    torchrun(tmp_path / "parts", "0.1", "schedule.max_steps=8")
+    assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
+
+
+def noise(seconds: float = 0.5) -> torch.Tensor:
+    return 0.1 * torch.randn(int(16_000 * seconds))
+
+
+def test_scores_come_back_in_order():
+    clean = [noise() for _ in range(4)]
+    estimate = [c + 10 ** (-k / 20) * 0.1 * torch.randn_like(c) for k, c in zip((0, 5, 10, 15), clean, strict=True)]
+    pool = ScorePool("clearstate.train.scoring:scores", workers=2)
+    try:
+        found = pool.collect(pool.submit(clean, estimate, 16_000))
+    finally:
+        pool.close()
+    assert [round(row["snr"] / 5) for row in found] == [0, 1, 2, 3]
+    assert found[0] == scores(clean[0].numpy(), estimate[0].numpy(), 16_000)
+
+
+def test_one_item_that_raises_hangs_or_crashes_loses_no_other():
+    pool = ScorePool("scorers:score", workers=2, timeout=5.0)
+    os.environ["PYTHONPATH"], before = str(PROGRAM.parent), os.environ.get("PYTHONPATH")
+    try:
+        cases = torch.tensor([0.0, 1.0, 0.0, 2.0, 3.0, 0.0, 0.0])  # 1 raises, 2 hangs, 3 crashes
+        start = time.monotonic()
+        found = pool.collect(pool.submit(list(cases[:, None]), list(cases[:, None]), 16_000))
+    finally:
+        pool.close()
+        os.environ.pop("PYTHONPATH") if before is None else os.environ.update(PYTHONPATH=before)
+    assert found == [0.5, None, 0.5, None, None, 0.5, 0.5]
+    assert pool.failures == 3
+    assert time.monotonic() - start < 30
+
+
+def test_scoring_processes_end_with_a_parent_that_is_killed(tmp_path):
+    script = (
+        "import os, signal, torch\n"
+        "from clearstate.train.pool import ScorePool\n"
+        "pool = ScorePool('clearstate.train.scoring:scores', 1)\n"
+        "x = torch.randn(8000)\n"
+        "pool.collect(pool.submit([x], [x], 16000))\n"
+        "print(pool._processes[0].pid, flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    child = int(killed.stdout)
+    for _ in range(100):
+        if not Path(f"/proc/{child}").exists() or "Z" in Path(f"/proc/{child}/stat").read_text().split()[2]:
+            return
+        time.sleep(0.05)
+    raise AssertionError("the scoring process outlived its parent")
+
+
+def test_pesq_targets_lie_on_the_discriminators_scale():
+    silence = torch.zeros(16_000).numpy()
+    voice = noise(1.0).numpy()
+    assert math.isnan(pesq_target(silence, voice, 16_000))
+    assert 0 <= pesq_target(voice, silence, 16_000) < 0.02
