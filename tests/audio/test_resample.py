@@ -148,3 +148,18 @@ def test_one_sample_gives_one_sample_and_nothing_gives_nothing():
 def test_a_ratio_that_would_take_too_much_memory_is_an_error():
     with pytest.raises(ValueError, match="999983 phases"):
         Resampler(16_000, 999_983, 1)
+
+
+def test_the_filter_is_a_kaiser_windowed_sinc():
+    """Read off a fine curve, the window is still scipy's to float32 precision."""
+    windows = pytest.importorskip("scipy.signal.windows")
+    half = 48
+    table = filter_table(3, 1)
+    beta = 0.1102 * (STOP_BAND_DB - 8.7)
+    whole = windows.kaiser(2 * 3 * half + 1, beta)  # on the fine grid of all phases
+    cutoff = 1 - (STOP_BAND_DB - 7.95) / 14.36 / (2 * half)
+    prototype = whole * np.sinc(cutoff * np.arange(-3 * half, 3 * half + 1) / 3)
+    for phase in range(3):
+        expected = prototype[3 * (1 - half) - phase + 3 * half :: 3][: 2 * half].copy()
+        expected[-1] *= phase > 0  # at phase 0 the last tap lies on the end of the window, whose twin is not there
+        np.testing.assert_allclose(table[phase], expected / expected.sum(), atol=2e-7)

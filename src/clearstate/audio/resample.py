@@ -25,7 +25,7 @@ Floats = NDArray[np.floating]
 
 ZEROS = 48  # zero crossings of the sinc on each side: 3 ms at 16 kHz
 STOP_BAND_DB = 80.0  # attenuation beyond the Nyquist frequency of the lower rate
-MAX_TABLE = 64_000_000  # entries (256 MB): only ratios of two huge coprime rates come near it
+MAX_TABLE = 32_000_000  # entries (128 MB): only ratios of two huge coprime rates come near it
 
 
 class Resampler:
@@ -115,10 +115,16 @@ def filter_table(up: int, down: int) -> NDArray[np.float32]:
     beta = 0.1102 * (STOP_BAND_DB - 8.7)
     transition = (STOP_BAND_DB - 7.95) / 14.36 / (2 * ZEROS)  # Kaiser's length formula, in units of the lower rate
     cutoff = lower * (1 - transition)  # twice the -6 dB frequency, in units of the input rate
-    offset = np.arange(1 - half, half + 1) - np.arange(up)[:, None] / up  # (up, taps): grid minus output instant
-    window = np.i0(beta * np.sqrt(np.maximum(0.0, 1 - (offset / half) ** 2)))
-    table = window * np.sinc(cutoff * offset) * (np.abs(offset) < half)  # symmetric: neither end of the window
-    return np.ascontiguousarray(table / table.sum(axis=1, keepdims=True), dtype=np.float32)
+    # The Bessel function is slow, and odd ratios have millions of entries: the window is read off a fine curve.
+    curve = np.linspace(0, 1, 2**15)
+    kaiser = np.i0(beta * np.sqrt(1 - curve**2))
+    table = np.empty((up, 2 * half), dtype=np.float32)
+    for rows in np.array_split(np.arange(up), ceil(up / 4096)):
+        offset = np.arange(1 - half, half + 1) - rows[:, None] / up  # (rows, taps): grid minus output instant
+        window = np.interp(np.abs(offset) / half, curve, kaiser) * (np.abs(offset) < half)  # symmetric: neither end
+        values = window * np.sinc(cutoff * offset)
+        table[rows] = values / values.sum(axis=1, keepdims=True)
+    return table
 
 
 @njit(cache=True, nogil=True, fastmath={"contract", "reassoc", "nsz"})
