@@ -4,6 +4,7 @@ import pytest
 import torch
 from contracts import CAUSAL, OFFLINE, noise
 
+from clearstate.audio.stft import analyse
 from clearstate.models import build
 from clearstate.models.live import LiveConfig
 from clearstate.ssm import use_backend
@@ -66,6 +67,41 @@ def test_the_kernels_and_the_reference_give_the_same_output_and_gradients(model)
     assert len(gradients[0]) == 1 + len(list(model.parameters())), "some parameter got no gradient"
     for ours, reference in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, reference, atol=1e-4 * max(1.0, float(reference.abs().max())), rtol=1e-3)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("values", [{}, {"blocks": 2, "bands": 20, "channels": 32, "heads": 2, "states": 5}])
+def test_the_compiled_frame_is_the_readable_network(values):
+    torch.manual_seed(4)
+    model = build("live", **values).eval()
+    for parameter in model.parameters():
+        parameter.add_(0.05 * torch.randn_like(parameter))
+    state = model.init_state(2)
+    for seed in range(3):  # states carried on in both forms
+        x = noise(2, model.config.n_fft + model.hop, 0.1, seed)
+        spec = analyse(x, model.window, model.hop)
+        arguments = state.level, state.bands, state.wide
+        before = [s.clone() for s in flat(arguments)]
+        ours = model.enhance_spectrum_fused(spec, *arguments)
+        readable = model.enhance_spectrum(spec, *arguments)
+        for a, b in zip(flat(ours), flat(readable), strict=True):
+            torch.testing.assert_close(a, b, atol=2e-5, rtol=1e-4)
+        for now, then in zip(flat(arguments), before, strict=True):
+            assert torch.equal(now, then), "the compiled frame wrote into a state it was given"
+        state = state._replace(level=ours[1], bands=ours[2], wide=ours[3])
+
+
+@torch.no_grad()
+def test_the_compiled_frame_follows_a_change_of_the_weights():
+    model, x = build("live").eval(), noise(1, 256)
+    first, _ = model.step(x, model.init_state(1))
+    model.head.bias.mul_(0.5)
+    second, _ = model.step(x, model.init_state(1))
+    assert (second - first).abs().max() > 1e-3
+
+
+def flat(nested):
+    return [nested] if isinstance(nested, torch.Tensor) else [x for part in nested for x in flat(part)]
 
 
 def test_another_config_builds_and_an_unknown_value_is_named():

@@ -10,18 +10,25 @@ The mask acts on the power-compressed spectrum, so a mask of one changes nothing
 
 The spectrum is divided by a running level before the network sees it: the output scales exactly with the input.
 
+A stream's single frames run in `live_fused.py`, the same arithmetic compiled into one function.
+
 b batch, t frames, f bins, k bands (fine: f / 4, coarse: config.bands), c channels.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clearstate.audio.stft import analyse, compress, expand, sqrt_hann, synthesise
-from clearstate.ssm import Mamba, MambaState, selective_scan
+from clearstate.ssm import Mamba, MambaState, backend, selective_scan
+
+if TYPE_CHECKING:
+    from clearstate.models.live_fused import Weights
+
+FUSED_FRAMES = 4  # up to so many frames at a time, one compiled function beats a PyTorch call a layer
 
 
 @dataclass(frozen=True)
@@ -118,6 +125,9 @@ class Live(nn.Module):
         self.decoder = nn.ModuleList(FineBlock(fine) for _ in range(config.fine_blocks))
         self.head_norm = nn.LayerNorm(fine)
         self.head = nn.Linear(fine, 4 * 2)
+        self._packed_weights: Weights | None = None
+        self._watched: list[nn.Parameter] = []  # listed once: walking the modules costs more than the network
+        self._packed_at: tuple[int, int] | None = None
         self._start_transparent()
 
     def _start_transparent(self) -> None:
@@ -157,7 +167,8 @@ class Live(nn.Module):
             )
         x = torch.cat([state.past, x], dim=-1)
         spec = analyse(x, self.window, self.hop)  # (b, t, f) complex
-        spec, level, bands, wide = self.enhance_spectrum(spec, state.level, state.bands, state.wide)
+        enhance = self.enhance_spectrum_fused if self._fits_fused(spec) else self.enhance_spectrum
+        spec, level, bands, wide = enhance(spec, state.level, state.bands, state.wide)
         y, tail = synthesise(spec, self.window, self.hop, state.tail)
         return y, LiveState(x[:, x.shape[-1] - self.latency :], level, bands, wide, tail)
 
@@ -185,6 +196,40 @@ class Live(nn.Module):
         mask = torch.cat([mask, mask[:, :, -1:]], dim=2)  # the highest bin shares its neighbour's
         masked = torch.view_as_real(torch.view_as_complex(parts) * torch.view_as_complex(mask))
         return expand(masked, self.config.exponent) * level, level_state, tuple(after), wide
+
+    def enhance_spectrum_fused(
+        self, spec: Tensor, level: Tensor, bands: tuple[MambaState, ...], wide: MambaState
+    ) -> tuple[Tensor, Tensor, tuple[MambaState, ...], MambaState]:
+        """`enhance_spectrum` in one compiled function (live_fused.py): what a frame costs is then arithmetic."""
+        from clearstate.models import live_fused
+
+        b, k = spec.shape[0], self.config.bands
+        parts = torch.view_as_real(spec).clone(memory_format=torch.contiguous_format)
+        level = level.clone()
+        conv, ssm = (torch.stack([state[i] for state in bands]).unflatten(1, (b, k)) for i in (0, 1))
+        wide_conv, wide_ssm = (x.unsqueeze(1).clone() for x in wide)
+        live_fused.enhance_frames(self._packed(), *(x.numpy() for x in (parts, level, conv, ssm, wide_conv, wide_ssm)))
+        after = tuple(MambaState(c, h) for c, h in zip(conv.flatten(1, 2), ssm.flatten(1, 2), strict=True))
+        return torch.view_as_complex(parts), level, after, MambaState(wide_conv[:, 0], wide_ssm[:, 0])
+
+    def _fits_fused(self, spec: Tensor) -> bool:
+        """Whether the compiled frame applies: few frames, no gradient, on the CPU, and kernels that may be used."""
+        few = spec.shape[0] * spec.shape[1] <= FUSED_FRAMES
+        if not few or torch.is_grad_enabled() or torch.compiler.is_compiling() or spec.dtype != torch.complex64:
+            return False
+        return spec.device.type == "cpu" and backend() == "numba"
+
+    def _packed(self) -> "Weights":
+        """The parameters in the layout of the compiled frame, packed again when any of them has changed."""
+        from clearstate.models import live_fused
+
+        if not self._watched:
+            self._watched = list(self.parameters())
+        now = (self._watched[0].data_ptr(), sum(p._version for p in self._watched))
+        if self._packed_at != now:
+            self._packed_weights, self._packed_at = live_fused.pack(self), now
+        assert self._packed_weights is not None
+        return self._packed_weights
 
     def running_level(self, spec: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Root of the mean power of the frames so far (b, t, 1), the older the less; digital silence does not count.
