@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from itertools import pairwise
 
 import pytest
@@ -150,6 +151,19 @@ def test_validation_scores_the_averaged_weights_and_keeps_the_best(tmp_path):
     assert sum(again) / 3 == pytest.approx(outcome.best, abs=1e-3)
 
 
+def test_each_validation_draws_curves_and_three_fixed_examples(tmp_path):
+    finished(tmp_path, "valid.every_steps=6", "valid.pictures=true", pairs=TonePairs())
+    drawn = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.png"))
+    assert drawn == ["curves.png", "examples/step-0000006.png", "examples/step-0000012.png"]
+    assert all((tmp_path / name).read_bytes().startswith(b"\x89PNG") for name in drawn)
+
+
+def test_a_missing_library_of_the_validation_is_reported_before_the_first_step(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pesq", None)
+    with pytest.raises(ImportError, match=r"validation needs pesq.*clearstate\[metrics\]"):
+        tiny_run(tmp_path, pairs=TonePairs())
+
+
 def test_bfloat16_trains_with_the_loss_in_float32(tmp_path):
     run = tiny_run(tmp_path, "precision=bfloat16", "schedule.max_steps=30")
     seen = []
@@ -174,7 +188,7 @@ def test_the_length_of_an_item_is_what_the_hours_count(tmp_path):
 
 
 def test_a_missing_tensorboard_names_the_extra(tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "torch.utils.tensorboard", None)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(ImportError, match=r"clearstate\[tensorboard\]"):
         tiny_run(tmp_path, "tensorboard=true")
 

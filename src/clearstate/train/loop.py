@@ -24,10 +24,11 @@ from clearstate.models import save_model
 from clearstate.train import checkpoint, optim
 from clearstate.train.adversary import Adversary
 from clearstate.train.batches import Items, Positions, loader
-from clearstate.train.objective import Judged, Objective, check_model, open_teacher, predicted_consistency
+from clearstate.train.objective import Judged, Objective, check_extras, check_model, open_teacher, predicted_consistency
+from clearstate.train.pictures import Example, draw_curves, draw_examples
 from clearstate.train.pool import ScorePool
 from clearstate.train.recipe import Recipe, RecipeError, as_tree
-from clearstate.train.report import Report
+from clearstate.train.report import Report, read_log
 from clearstate.train.validate import Pairs, spread, validate
 
 GIVE_UP_AFTER = 100  # steps in a row that were not finite
@@ -101,6 +102,8 @@ class Run:
         self.at = Counters()
         self.stop_signal = 0
         self.resume()
+        if pairs is not None:
+            check_extras(recipe)
         self.pool = ScorePool("clearstate.train.scoring:scores", recipe.valid.workers)
         self.report = Report(self.folder, self.at.step, recipe.tensorboard, quiet) if self.first else None
         self.chosen = spread(len(pairs), recipe.valid.items) if pairs is not None else []
@@ -312,7 +315,21 @@ class Run:
             self.report.write("valid", at.step, {**result, "minutes": at.minutes, "hours": at.hours, "best": at.best})
             numbers = "  ".join(f"{name} {result[name]:.3f}" for name in ("pesq", "stoi", "si_sdr", "snr"))
             self.report.say(f"step {at.step}  validation: {numbers}{'  (best)' if better else ''}")
+            if self.recipe.valid.pictures:
+                self.draw()
         self.save()
+
+    @torch.no_grad()
+    def draw(self) -> None:
+        """Curves so far, and what the averaged weights make of three fixed examples."""
+        assert self.pairs is not None
+        draw_curves(read_log(self.folder / "log.jsonl"), self.folder / "curves.png")
+        examples = []
+        for i in spread(len(self.chosen), 3):
+            noisy, clean = self.pairs.pair(self.chosen[i])
+            enhanced = self.ema.model(noisy[None].to(self.fabric.device))[0].float().cpu()
+            examples.append(Example(f"item {self.chosen[i]}", noisy, enhanced, clean))
+        draw_examples(examples, self.sample_rate, self.folder / "examples" / f"step-{self.at.step:07d}.png")
 
     def finish(self) -> None:
         """At the end of the schedule: a last validation, or without one the last weights as the result."""

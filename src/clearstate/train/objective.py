@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from clearstate import losses
+from clearstate.metrics.extras import need
 from clearstate.train.recipe import LossRecipe, Recipe, RecipeError, loss_weights
 
 
@@ -102,6 +103,14 @@ def open_teacher(recipe: Recipe, sample_rate: int, device: torch.device) -> nn.M
             "the two must agree"
         )
     return teacher
+
+
+def check_extras(recipe: Recipe) -> None:
+    """Raise MissingExtra now, not at the first validation hours later, if something it uses is not installed."""
+    for library in ("pesq", "pystoi"):
+        need(library, "metrics", "validation")
+    if recipe.valid.pictures:
+        need("matplotlib.figure", "train", "valid.pictures")
 
 
 def check_model(recipe: Recipe, model: nn.Module) -> None:
