@@ -4,12 +4,15 @@ import numpy as np
 import pytest
 import torch
 
+from clearstate.ssm import use_backend
 from clearstate.ssm.s4 import (
     KINDS,
     S4,
+    S4State,
     convolve,
     diagonal_init,
     diagonal_kernel,
+    diagonal_scan,
     discretise,
     fft_size,
     hippo_legs,
@@ -62,20 +65,13 @@ def test_gradients_of_convolution_and_recurrence_agree(kind, method):
     u = torch.randn(2, 40, 3, dtype=torch.float64)
     target = torch.randn_like(u)
     gradients = []
-    for y in (convolve_double(u, s4), two_sided_by_recurrence(s4, u)):
+    for y in (convolve(u, s4.kernel(40)), two_sided_by_recurrence(s4, u)):
         s4.zero_grad()
         ((y - target) ** 2).sum().backward()
         gradients.append({name: p.grad.clone() for name, p in s4.named_parameters() if p.grad is not None})
     assert set(gradients[0]) == {name for name, _ in s4.named_parameters() if not name.startswith("out")}
     for name, gradient in gradients[0].items():
         assert relative(gradient, gradients[1][name]) < 1e-8, name
-
-
-def convolve_double(u, s4):
-    """`convolve` works in float32; this is its arithmetic in float64."""
-    kernel = s4.kernel(u.shape[1])
-    spectrum = torch.fft.rfft(u, n=kernel.n_fft, dim=1) * kernel.spectrum
-    return torch.fft.irfft(spectrum, n=kernel.n_fft, dim=1)[:, : u.shape[1]]
 
 
 @pytest.mark.parametrize("length", [16, 63, 64])
@@ -122,6 +118,25 @@ def test_chunks_with_state_give_the_whole(kind, cuts):
     assert relative(torch.cat(out, 1), s4(u)) < 1e-4
 
 
+@pytest.mark.parametrize("backend", ["auto", "parallel"])
+@pytest.mark.parametrize("steps", [1, 2, 37])
+def test_every_form_of_the_chunk_equals_the_loop_in_value_state_and_gradient(backend, steps):
+    torch.manual_seed(2)
+    A, B, C = (torch.randn(21, 8, dtype=torch.complex128) for _ in range(3))
+    A = torch.polar(torch.rand(21, 8, dtype=torch.float64).sqrt(), A.angle())
+    inputs = [torch.randn(3, steps, 21).double(), A, B, C, torch.randn(3, 21, 8, 2).double()]
+    weights = torch.randn(3, steps, 21).double(), torch.randn(3, 21, 8, 2).double()
+    results = []
+    for chosen in ("reference", backend):
+        leaves = [x.clone().requires_grad_() for x in inputs]
+        with use_backend(chosen):
+            y, state = diagonal_scan(*leaves[:4], S4State(leaves[4]))
+        gradients = torch.autograd.grad((y * weights[0]).sum() + (state.x * weights[1]).sum(), leaves)
+        results.append([y, state.x, *gradients])
+    for theirs, ours in zip(*results, strict=True):
+        assert relative(ours, theirs) < 1e-9
+
+
 def test_dropping_the_state_is_noticed():
     s4 = layer(bidirectional=False)
     u = torch.randn(1, 40, 6)
@@ -138,12 +153,15 @@ def test_the_state_is_float32_and_the_input_is_not_written_to():
     assert torch.equal(u, before)
 
 
-def test_a_one_sided_layer_hears_no_future():
+@pytest.mark.parametrize("form", ["convolution", "recurrence"])
+def test_a_one_sided_layer_hears_no_future(form):
     s4 = layer(bidirectional=False)
     u = torch.randn(1, 50, 6, requires_grad=True)
-    s4(u)[0, 20].sum().backward()
+    y = s4(u) if form == "convolution" else s4.step(u, s4.init_state(1))[0]
+    y[0, 20].sum().backward()
     assert u.grad[0, :21].abs().amax(-1).min() > 0
-    assert u.grad[0, 21:].abs().max() < 1e-6 * u.grad.abs().max()  # the FFT's rounding
+    rounding = 1e-6 * u.grad.abs().max() if form == "convolution" else 0  # of the FFT; the loop has none
+    assert u.grad[0, 21:].abs().max() <= rounding
 
 
 def test_a_two_sided_layer_refuses_to_stream():

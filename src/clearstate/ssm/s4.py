@@ -14,12 +14,16 @@ conjugate pair are summed everywhere.
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from .backend import backend
+from .threads import threads_for
 
 KINDS = ("legs", "inv", "lin", "dplr")
 METHODS = ("bilinear", "zoh")
@@ -103,12 +107,20 @@ def recurrence(
         y (b, t, d) and the state to pass with the next chunk.
     """
     A, B, C, step, P = dynamics
+    if state is None:
+        state = S4State(torch.view_as_real(A.new_zeros(len(u), *A.shape)))
+    if P is not None:
+        return walk(u, lambda x, u_t: dplr_step(x, u_t, dynamics), C[0], state)
     A_bar, B_bar = discretise(A, B, step, method)
-    x = A.new_zeros(len(u), *A.shape) if state is None else torch.view_as_complex(state.x)  # (b, d, n)
-    out = []
+    return walk(u, lambda x, u_t: A_bar * x + B_bar * u_t[..., None], C[0], state)
+
+
+def walk(u: Tensor, advance: Callable[[Tensor, Tensor], Tensor], C: Tensor, state: S4State) -> tuple[Tensor, S4State]:
+    """y[t] = 2 Re(C x[t]) with x[t] = advance(x[t-1], u[t]), step by step."""
+    x, out = torch.view_as_complex(state.x), []  # (b, d, n)
     for u_t in u.unbind(1):  # (b, d)
-        x = A_bar * x + B_bar * u_t[..., None] if P is None else dplr_step(x, u_t, dynamics)
-        out.append(2 * (C[0] * x).sum(-1).real)
+        x = advance(x, u_t)
+        out.append(2 * (C * x).sum(-1).real)
     return torch.stack(out, 1), S4State(torch.view_as_real(x))
 
 
@@ -212,7 +224,8 @@ def convolve(u: Tensor, kernel: Kernel) -> Tensor:
         raise ValueError(
             f"convolve got {u.shape[1]} steps and a kernel for {kernel.length}: compute kernel({u.shape[1]}) for it"
         )
-    spectrum = torch.fft.rfft(u.float(), n=kernel.n_fft, dim=1) * kernel.spectrum  # (b, f, d)
+    wide = u.to(torch.promote_types(u.dtype, torch.float32))  # the FFT has no half precision
+    spectrum = torch.fft.rfft(wide, n=kernel.n_fft, dim=1) * kernel.spectrum  # (b, f, d)
     return torch.fft.irfft(spectrum, n=kernel.n_fft, dim=1)[:, : u.shape[1]].to(u.dtype)
 
 
@@ -296,7 +309,7 @@ class S4(nn.Module):
         """A whole signal u (b, t, d) -> (b, t, d); `kernel` is self.kernel(t), if it is at hand."""
         return self.mix(convolve(u, self.kernel(u.shape[1]) if kernel is None else kernel))
 
-    def step(self, u: Tensor, state: S4State, kernel: Kernel | None = None) -> tuple[Tensor, S4State]:
+    def step(self, u: Tensor, state: S4State) -> tuple[Tensor, S4State]:
         """The next chunk u (b, t, d), any t >= 1, of a one-sided layer; returns its output and the next state.
 
         Raises:
@@ -309,9 +322,9 @@ class S4(nn.Module):
             if dynamics.P is not None:
                 y, state = recurrence(u.float(), dynamics, self.method, state)
                 return self.mix((y + self.D * u).to(u.dtype)), state
-            kernel = self.kernel(u.shape[1]) if kernel is None else kernel
-            late, state = carry(u.float(), dynamics, self.method, state)
-        return self.mix(convolve(u, kernel) + late.to(u.dtype)), state
+            A_bar, B_bar = discretise(dynamics.A, dynamics.B, dynamics.step, self.method)
+            y, state = diagonal_scan(u.float(), A_bar, B_bar, dynamics.C[0], state)
+            return self.mix((y + self.D * u).to(u.dtype)), state
 
     def init_state(self, batch: int) -> S4State:
         """The state before the first step."""
@@ -321,24 +334,93 @@ class S4(nn.Module):
         return F.glu(self.out(F.gelu(y)), -1)
 
 
-def carry(u: Tensor, dynamics: Dynamics, method: str, state: S4State) -> tuple[Tensor, S4State]:
-    """What a chunk inherits and bequeaths, for a diagonal system.
+def diagonal_scan(u: Tensor, A_bar: Tensor, B_bar: Tensor, C: Tensor, state: S4State) -> tuple[Tensor, S4State]:
+    """The recurrence of a diagonal system over a chunk u (b, t, d): y (b, t, d) and the state after it.
 
-        late[t] = 2 Re(C Ā^(t+1) x),   next x = Ā^T x + sum_t Ā^(T-1-t) B̄ u[t]
-
-    Args:
-        u: (b, T, d).
-    Returns:
-        late (b, T, d), to be added to the convolution of the chunk alone, and the state after it.
+    On the CPU a compiled loop: an output depends on no later input, not even by rounding. Elsewhere the chunk's own
+    part is a convolution through the FFT, to which the state's part is added (`scan_by_convolution`).
     """
-    A_bar, B_bar = discretise(dynamics.A, dynamics.B, dynamics.step, method)
-    x = torch.view_as_complex(state.x)  # (b, d, n)
-    steps = u.shape[1]
+    chosen = backend(u.device.type)
+    if chosen == "numba" and u.dtype in (torch.float32, torch.float64):
+        a, b, c = (torch.view_as_real(x.resolve_conj()) for x in (A_bar, B_bar, C))
+        y, last = scan_op(u, a, b, c, state.x)
+        return y, S4State(last)
+    if chosen == "reference" and u.device.type == "cpu":
+        return walk(u, lambda x, u_t: A_bar * x + B_bar * u_t[..., None], C, state)
+    return scan_by_convolution(u, A_bar, B_bar, C, state)
+
+
+def scan_by_convolution(u: Tensor, A_bar: Tensor, B_bar: Tensor, C: Tensor, state: S4State) -> tuple[Tensor, S4State]:
+    """`diagonal_scan` in whole-array operations, with rounding that spreads over the chunk.
+
+    y[t] = sum_j k[j] u[t-j] + 2 Re(C Ā^(t+1) x),   next x = Ā^T x + sum_t Ā^(T-1-t) B̄ u[t]
+    """
+    x, steps = torch.view_as_complex(state.x), u.shape[1]  # (b, d, n)
+    n_fft = fft_size(2 * steps - 1)
+    own = torch.fft.rfft(diagonal_kernel(A_bar, (C * B_bar)[None], steps)[0], n=n_fft).T
     powers = torch.exp(torch.log(A_bar)[..., None] * torch.arange(steps + 1, device=u.device))  # (d, n, T + 1)
-    late = 2 * torch.einsum("bdn,dnt->btd", dynamics.C[0] * x, powers[..., 1:]).real
+    late = 2 * torch.einsum("bdn,dnt->btd", C * x, powers[..., 1:]).real
     fresh = torch.einsum("btd,dnt->bdn", u.to(powers.dtype), powers[..., :-1].flip(-1))
     x = powers[..., -1] * x + B_bar * fresh
-    return late, S4State(torch.view_as_real(x))
+    return convolve(u, Kernel(steps, n_fft, own)) + late, S4State(torch.view_as_real(x))
+
+
+@torch.library.custom_op("clearstate::diagonal_scan", mutates_args=(), device_types="cpu")
+def scan_op(u: Tensor, a: Tensor, b: Tensor, c: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """Everything complex as (..., 2); see `s4_cpu`."""
+    from . import s4_cpu as kernels
+
+    tasks = len(u) * -(-u.shape[2] // kernels.WIDTH)
+    y, last = u.new_empty(u.shape), u.new_empty(state.shape)
+    parallel = threads_for(tasks, u.numel() * a.shape[1]) > 1
+    kernel: Any = kernels.forward_parallel if parallel else kernels.forward_serial
+    kernel(tasks, *arrays(u, a, b, c, state), y.numpy(), last.numpy())
+    return y, last
+
+
+@scan_op.register_fake
+def _(u, a, b, c, state):
+    return u.new_empty(u.shape), u.new_empty(state.shape)
+
+
+@torch.library.custom_op("clearstate::diagonal_scan_backward", mutates_args=(), device_types="cpu")
+def scan_backward_op(
+    dy: Tensor, dlast: Tensor, u: Tensor, a: Tensor, b: Tensor, c: Tensor, state: Tensor
+) -> list[Tensor]:
+    """Gradients of u, a, b, c and the state."""
+    from . import s4_cpu as kernels
+
+    tasks = len(u) * -(-u.shape[2] // kernels.WIDTH)
+    du, dstate = u.new_empty(u.shape), u.new_empty(state.shape)
+    da, db, dc = (u.new_zeros(len(u), *a.shape) for _ in range(3))
+    parallel = threads_for(tasks, u.numel() * a.shape[1]) > 1
+    kernel: Any = kernels.backward_parallel if parallel else kernels.backward_serial
+    kernel(tasks, *arrays(u, a, b, c, state, dy, dlast, du, da, db, dc, dstate))
+    return [du, da.sum(0), db.sum(0), dc.sum(0), dstate]
+
+
+@scan_backward_op.register_fake
+def _(dy, dlast, u, a, b, c, state):
+    return [x.new_empty(x.shape) for x in (u, a, b, c, state)]
+
+
+def _save_for_backward(ctx, inputs, output):
+    ctx.save_for_backward(*inputs)
+
+
+def _backward(ctx, dy, dlast):
+    u, *others = ctx.saved_tensors
+    dy = torch.zeros_like(u) if dy is None else dy
+    dlast = torch.zeros_like(others[-1]) if dlast is None else dlast
+    return tuple(scan_backward_op(dy, dlast, u, *others))
+
+
+scan_op.register_autograd(_backward, setup_context=_save_for_backward)
+
+
+def arrays(*tensors: Tensor) -> list[np.ndarray]:
+    """The tensors as contiguous arrays of the first one's dtype; those that are so already, without a copy."""
+    return [tensor.detach().to(tensors[0].dtype).contiguous().numpy() for tensor in tensors]
 
 
 def repeated(row: np.ndarray, channels: int) -> Tensor:
