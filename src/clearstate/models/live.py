@@ -103,7 +103,7 @@ class Live(nn.Module):
         self.latency = config.n_fft - config.hop  # samples by which step() trails forward()
         self.register_buffer("window", sqrt_hann(config.n_fft), persistent=False)
         # Encoder: 8 bins, half of them shared with the next band, to one fine band; fine bands to coarse ones.
-        self.bins_to_fine = nn.Linear(8 * 2, fine)
+        self.bins_to_fine = nn.Linear(8 * 3, fine)
         self.encoder = nn.ModuleList(FineBlock(fine) for _ in range(config.fine_blocks))
         self.fine_to_bands = nn.Linear(self.fine_bands, bands, bias=False)
         self.widen = nn.Linear(fine, c)
@@ -248,8 +248,13 @@ class Live(nn.Module):
             return (h[..., :1] / h[..., 1:].clamp_min(1e-6) + 1e-12).sqrt(), state
 
     def to_fine_bands(self, parts: Tensor) -> Tensor:
-        """Eight bins around each group of four, to one fine band: (b, t, f, 2) to (b, t, k, c)."""
-        x = F.pad(parts[:, :, :-1], (0, 0, 2, 2)).unfold(2, 8, 4)  # (b, t, k, 2, 8)
+        """Eight bins around each group of four, to one fine band: (b, t, f, 2) to (b, t, k, c).
+
+        The magnitude is given beside real and imaginary part: their signs are random, and no linear layer finds it.
+        """
+        magnitude = (parts.square().sum(-1, keepdim=True) + 1e-12).sqrt()
+        x = torch.cat([parts, magnitude], dim=-1)[:, :, :-1]  # (b, t, f - 1, 3)
+        x = F.pad(x, (0, 0, 2, 2)).unfold(2, 8, 4)  # (b, t, k, 3, 8)
         return self.bins_to_fine(x.flatten(3))
 
     def mix_time(self, i: int, x: Tensor, state: MambaState) -> tuple[Tensor, MambaState]:

@@ -331,12 +331,14 @@ def _frame(w, parts, level_state, conv, ssm, wide_conv, wide_ssm):
     level = _level(parts, w.numbers[1], level_state)
     _power_law(parts, np.float32(1) / level, w.numbers[0])
     fine_bands, channels = w.bands_to_fine.shape[0], w.bins_to_fine.bias.shape[0]
-    windows = np.zeros((fine_bands, 16), np.float32)
+    windows = np.zeros((fine_bands, 24), np.float32)
     for k in range(fine_bands):
         for i in range(8):
             f = 4 * k + i - 2
             if 0 <= f < 4 * fine_bands:
-                windows[k, i], windows[k, 8 + i] = parts[f, 0], parts[f, 1]
+                re, im = parts[f, 0], parts[f, 1]
+                windows[k, i], windows[k, 8 + i] = re, im
+                windows[k, 16 + i] = np.sqrt(re * re + im * im + np.float32(1e-12))
     depth = len(w.encoder)
     skips = np.empty((depth + 1, fine_bands, channels), np.float32)
     _apply(w.bins_to_fine, windows, skips[0])

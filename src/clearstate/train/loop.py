@@ -92,7 +92,7 @@ class Run:
         self.sample_rate = int(model.sample_rate)  # type: ignore[arg-type]  # every model of ours has one
         torch.manual_seed(recipe.seed * 1_000 + self.fabric.global_rank)  # dropout differs between processes
         self.plain = model  # without Fabric's wrapper
-        self.optimiser_plain = optim.adamw(model, recipe.optimiser)
+        self.optimiser_plain = optim.make(model, recipe.optimiser)
         self.model, self.optimiser = self.fabric.setup(model, self.optimiser_plain)
         self.ema = optim.Ema(model, recipe.optimiser.ema)
         self.objective = Objective(recipe.loss)

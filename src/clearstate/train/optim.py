@@ -31,6 +31,74 @@ def adamw(model: nn.Module, recipe: OptimiserRecipe) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas)
 
 
+class Muon(torch.optim.Optimizer):
+    """AdamW for vectors and small tensors; for matrices, momentum whose singular values are all brought to one.
+
+        M <- 0.95 M + G,   W <- (1 - lr wd) W - lr 0.2 sqrt(max(rows, columns)) orthogonal(G + 0.95 M)
+
+    Jordan et al. 2024 (Muon: an optimizer for hidden layers), with the scale of Liu et al. 2025 (arXiv:2502.16982,
+    eq. 4), under which a matrix moves as far in a step as AdamW would move it, so one learning rate serves both.
+    A filter of more dimensions counts as the matrix of its outputs by all its inputs.
+    """
+
+    SMALLEST = 16  # rows and columns from which a matrix has a spectrum worth flattening
+
+    def __init__(self, groups: list[dict], lr: float, betas: tuple[float, float]) -> None:
+        super().__init__(groups, {"lr": lr, "betas": betas, "weight_decay": 0.0})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if not state:
+                    state["step"] = 0
+                    state["mean"], state["square"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+                state["step"] += 1
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                flat = parameter.grad.flatten(1) if parameter.ndim > 1 else parameter.grad[None]
+                update = self._orthogonal if min(flat.shape) >= self.SMALLEST else self._adam
+                parameter.add_(update(parameter.grad, state, group), alpha=-group["lr"])
+
+    @staticmethod
+    def _orthogonal(gradient: Tensor, state: dict, group: dict) -> Tensor:
+        mean = state["mean"].mul_(0.95).add_(gradient)
+        matrix = (gradient + 0.95 * mean).flatten(1)
+        return (orthogonal(matrix) * 0.2 * max(matrix.shape) ** 0.5).view_as(gradient)
+
+    @staticmethod
+    def _adam(gradient: Tensor, state: dict, group: dict) -> Tensor:
+        first, second = group["betas"]
+        mean = state["mean"].lerp_(gradient, 1 - first)
+        square = state["square"].mul_(second).addcmul_(gradient, gradient, value=1 - second)
+        root = (square / (1 - second ** state["step"])).sqrt() + 1e-8
+        return mean / (1 - first ** state["step"]) / root
+
+
+def orthogonal(matrix: Tensor) -> Tensor:
+    """The nearest (semi-)orthogonal matrix, roughly: singular values between 0.7 and 1.2.
+
+    Five Newton-Schulz steps with the quintic polynomial of Jordan et al. 2024, whose slope at zero is steep.
+    """
+    x = matrix / (matrix.norm() + 1e-7)
+    tall = x.shape[0] > x.shape[1]
+    x = x.T if tall else x
+    for _ in range(5):
+        gram = x @ x.T
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    return x.T if tall else x
+
+
+def make(model: nn.Module, recipe: OptimiserRecipe) -> torch.optim.Optimizer:
+    """The optimiser of a recipe."""
+    if recipe.name == "adamw":
+        return adamw(model, recipe)
+    groups = [group for group in parameter_groups(model, recipe.weight_decay) if group["params"]]
+    return Muon(groups, recipe.lr, recipe.betas)
+
+
 def progress(schedule: ScheduleRecipe, step: int, minutes: float) -> float:
     """How much of the run is over, 0 to 1: the further of steps and time."""
     by_step = step / schedule.max_steps if schedule.max_steps else 0.0

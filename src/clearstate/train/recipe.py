@@ -76,8 +76,9 @@ class LossRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimiserRecipe:
-    """AdamW; norms, biases and the A_log and D of state-space layers are not decayed."""
+    """AdamW, or Muon for the matrices; norms, biases and the A_log and D of state-space layers are not decayed."""
 
+    name: Literal["adamw", "muon"] = "adamw"
     lr: Above0 = 1e-3
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
