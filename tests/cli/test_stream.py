@@ -1,7 +1,6 @@
 """clearstate stream: raw samples through a pipe."""
 
 import io
-import os
 import re
 import subprocess
 import sys
@@ -9,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 
+from clearstate.cli import main
 from clearstate.cli.stream import Format, decode, encode, pump
 
 
@@ -65,40 +65,51 @@ def test_every_16_bit_value_comes_back():
     assert encode(decode(every.tobytes(), 1, Format.s16le), Format.s16le) == every.tobytes()
 
 
-def stream(*args, data, model):
-    code = "import sys; from clearstate.cli import main; main(sys.argv[1:])"
-    command = [sys.executable, "-c", code, "stream", "--model", str(model), *map(str, args)]
-    return subprocess.run(
-        command, input=data, capture_output=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
+def stream(*args, stdin, model, monkeypatch, capsys):
+    """The verb in this process, with bytes for a pipe; gives the exit code, stdout and stderr."""
+    out = io.TextIOWrapper(io.BytesIO())
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+    monkeypatch.setattr("sys.stdout", out)
+    with pytest.raises(SystemExit) as leave:
+        main(["stream", "--model", str(model), *map(str, args)])
+    return leave.value.code or 0, out.buffer.getvalue(), capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("rate", "channels"), [(16_000, 1), (44_100, 2)])
-def test_the_output_is_that_of_a_stream_in_python(tiny, rate, channels):
+def test_the_output_is_that_of_a_stream_in_python(tiny, rate, channels, monkeypatch, capsys):
     import clearstate
 
     noisy = np.random.default_rng(0).normal(0, 0.1, (rate // 2, channels)).astype("<f4")
     args = ("--rate", rate, "--channels", channels, "--format", "f32le")
-    result = stream(*args, data=noisy.tobytes(), model=tiny)
-    assert result.returncode == 0, result.stderr
-    got = np.frombuffer(result.stdout, "<f4").reshape(-1, channels)
+    code, out, told = stream(*args, stdin=noisy.tobytes(), model=tiny, monkeypatch=monkeypatch, capsys=capsys)
+    assert code == 0, told
+    got = np.frombuffer(out, "<f4").reshape(-1, channels)
     here = clearstate.Stream(tiny, rate, channels=channels)
     expected = np.concatenate([here.process(noisy.T.copy()), here.flush()], axis=1)
-    told = re.search(rb"latency ([\d.]+) ms \((\d+) samples\)", result.stderr)
-    assert int(told[2]) == here.latency_samples == len(got) - len(noisy)
-    assert float(told[1]) == pytest.approx(1000 * here.latency_samples / rate, abs=0.06)
+    [(milliseconds, samples)] = re.findall(r"latency ([\d.]+) ms \((\d+) samples\)", told)
+    assert int(samples) == here.latency_samples == len(got) - len(noisy)
+    assert float(milliseconds) == pytest.approx(1000 * here.latency_samples / rate, abs=0.06)
     np.testing.assert_allclose(got.T, expected, atol=1e-5)  # chunks fall otherwise: rounding only
 
 
-def test_wrong_use(tiny):
-    assert stream("--format", "mp3", data=b"", model=tiny).returncode == 2
-    assert stream("--rate", "0", data=b"", model=tiny).returncode == 2
-    unknown = stream(data=b"", model="lvie")
-    assert unknown.returncode == 2
-    assert b"'live'" in unknown.stderr and unknown.stderr.count(b"\n") == 1
-    cut = stream(data=b"\1\0\1", model=tiny)
-    assert cut.returncode == 1
-    assert b"--channels" in cut.stderr and b"Traceback" not in cut.stderr
+def test_an_unknown_model_is_wrong_use(monkeypatch, capsys):
+    code, out, told = stream(stdin=b"", model="lvie", monkeypatch=monkeypatch, capsys=capsys)
+    assert (code, out) == (2, b"")
+    assert "'live'" in told and told.count("\n") == 1
+
+
+def test_an_input_cut_within_a_sample_is_one_line_after_the_latency(tiny, monkeypatch, capsys):
+    code, out, told = stream(stdin=b"\1\0\1", model=tiny, monkeypatch=monkeypatch, capsys=capsys)
+    assert code == 1
+    assert len(out) > 2  # the whole samples came through
+    assert "--channels" in told and told.count("\n") == 2
+
+
+@pytest.mark.parametrize("args", [["--format", "mp3"], ["--rate", "0"], ["--channels", "two"]])
+def test_wrong_use(args):
+    with pytest.raises(SystemExit) as leave:
+        main(["stream", *args])
+    assert leave.value.code == 2
 
 
 def test_a_reader_that_leaves_is_no_traceback(tiny):
@@ -107,6 +118,6 @@ def test_a_reader_that_leaves_is_no_traceback(tiny):
         [sys.executable, "-c", code, str(tiny)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     child.stdout.close()
-    _, told = child.communicate(np.ones(100_000, "<i2").tobytes(), timeout=60)
-    assert child.returncode == 1
+    _, told = child.communicate(np.ones(100_000, "<i2").tobytes(), timeout=120)
+    assert child.returncode == 1, told
     assert b"Traceback" not in told and b"Exception" not in told

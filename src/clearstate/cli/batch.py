@@ -159,7 +159,11 @@ def _in_processes(
     threads = max(1, (os.cpu_count() or 1) // processes)
     pool = ProcessPoolExecutor(processes, context, _begin_process, (open_worker, stop, news, threads))
     try:
-        pending: dict[Future[Outcome], Job] = {pool.submit(_one_job, job): job for job in jobs}
+        hear = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C is ours, also while they start
+        try:
+            pending: dict[Future[Outcome], Job] = {pool.submit(_one_job, job): job for job in jobs}
+        finally:
+            signal.signal(signal.SIGINT, hear)
         while pending:
             done, _ = wait(pending, timeout=0.1, return_when=FIRST_COMPLETED)
             while not news.empty():
@@ -183,8 +187,8 @@ _work: Worker | None = None
 
 
 def _begin_process(open_worker: Callable[[], Worker], stop: Any, news: Any, threads: int) -> None:
+    """Ctrl-C is not heard here: the parent hears it and tells us through `stop`."""
     global _stop, _news, _work
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C and tells us through `stop`
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
         os.environ[variable] = str(threads)
     _stop, _news = stop, news

@@ -12,7 +12,7 @@ import typer
 from clearstate import __version__
 from clearstate.cli.batch import Outcome, Progress, Worker, run_batch
 from clearstate.cli.inputs import STDIO, Job, make_room, plan
-from clearstate.cli.terminal import UsageError, abandon_stdout, explain, nearest, note
+from clearstate.cli.terminal import UsageError, abandon_stdout, explain, note
 
 
 def run(
@@ -112,13 +112,15 @@ def _check_pipes(jobs: list[Job], as_json: bool) -> None:
 
 def _check_model(name: str) -> None:
     """An unknown name is found here, before processes are started and files opened."""
-    from clearstate.models import PRESETS
+    from clearstate.models import find
 
-    if name not in PRESETS and not Path(name).exists():
-        raise UsageError(
-            f"no model is called {name!r}, and no such folder exists.{nearest(name, PRESETS)}"
-            " `clearstate models` lists them all"
-        )
+    if not Path(name).is_dir():
+        try:
+            find(name)
+        except ValueError as error:
+            raise UsageError(
+                f"{error} (`clearstate models` lists them all; a folder with weights will also do)"
+            ) from error
 
 
 def _lengths(jobs: list[Job]) -> dict[str, float]:
@@ -128,7 +130,8 @@ def _lengths(jobs: list[Job]) -> dict[str, float]:
     lengths = {}
     for job in jobs:
         with suppress(Exception):
-            lengths[job.source] = soundfile.info(job.source).duration
+            if job.source != STDIO:  # to libsndfile "-" is stdin, which it would close
+                lengths[job.source] = soundfile.info(job.source).duration
     return lengths
 
 

@@ -8,6 +8,9 @@ import typer
 
 def run(
     as_json: Annotated[bool, typer.Option("--json", help="Print a list of objects instead of a table.")] = False,
+    cost: Annotated[
+        bool, typer.Option("--cost", help="Run each model and count its multiply-accumulates for a second of audio.")
+    ] = False,
 ) -> None:
     """List every model: what it does, its size, whether it can stream, and whether its weights are shipped.
 
@@ -19,10 +22,12 @@ def run(
     `clearstate models`
 
     `clearstate models --json`
+
+    `clearstate models --cost` with projections, attention, scans and FFTs, which counts by layers leave out
     """
     from clearstate.models import PRESETS
 
-    rows = [describe(name) for name in PRESETS]
+    rows = [describe(name, cost=cost) for name in PRESETS]
     if as_json:
         print(json.dumps(rows, indent=2))
         return
@@ -34,6 +39,8 @@ def run(
     for heading in ("model", "task"):
         table.add_column(heading)
     table.add_column("parameters", justify="right")
+    if cost:
+        table.add_column("MACs/s", justify="right")
     for heading in ("rate", "causal", "latency", "weights", "licence", "what it is"):
         table.add_column(heading, overflow="fold")
     for row in rows:
@@ -41,6 +48,7 @@ def run(
             row["name"],
             row["task"],
             f"{row['parameters']:,}",
+            *([f"{row['macs_per_second'] / 1e6:,.0f} M"] if cost else []),
             f"{row['sample_rate'] / 1000:g} kHz",
             "yes" if row["causal"] else "no",
             f"{row['latency_ms']:g} ms" if row["causal"] else "–",
@@ -54,27 +62,28 @@ def run(
     console.print(table)
 
 
-def describe(name: str) -> dict[str, Any]:
+def describe(name: str, *, cost: bool = False) -> dict[str, Any]:
     """What `clearstate models` says of one preset; the latency is that of the algorithm, in milliseconds."""
     from clearstate.models import PRESETS, build
 
-    preset, model = PRESETS[name], build(name)
+    preset = PRESETS[name]
+    model: Any = build(name)
+    counted: dict[str, Any] = {}
+    if cost:
+        from clearstate.metrics.cost import cost as count
+
+        found = count(model)
+        counted = {"macs_per_second": found.macs, "macs_by_kind": found.parts}
     latency = 1000 * (model.latency + model.hop) / model.sample_rate if model.causal else None
     return {
         "name": name,
         "task": preset.task,
         "parameters": sum(p.numel() for p in model.parameters()),
+        **counted,
         "sample_rate": model.sample_rate,
         "causal": model.causal,
         "latency_ms": latency,
-        "weights": has_weights(name),
+        "weights": preset.weights is not None,
         "licence": preset.licence,
         "summary": preset.summary,
     }
-
-
-def has_weights(name: str) -> bool:
-    """Whether the package holds trained weights of this preset."""
-    from importlib.resources import files
-
-    return (files("clearstate") / "weights" / name / "model.safetensors").is_file()

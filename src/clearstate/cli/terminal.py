@@ -1,10 +1,8 @@
 """What every verb says and how: errors in one line, notes on stderr, never a surprise on stdout."""
 
-import difflib
 import os
 import sys
 import traceback
-from collections.abc import Iterable
 from typing import NoReturn
 
 
@@ -60,16 +58,6 @@ def explain(error: BaseException) -> str:
         traceback.print_exception(error, file=sys.stderr)
         text = f"{type(error).__name__}: {text} (this is a bug in clearstate; please report the lines above)"
     return " ".join(text.split())
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """The remedy for a misspelt name: ` Did you mean 'live'?`, or nothing when no name is near.
-
-    >>> nearest("lvie", ["live", "semamba"])
-    " Did you mean 'live'?"
-    """
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f" Did you mean {near[0]!r}?" if near else ""
 
 
 def clock(seconds: float) -> str:
