@@ -17,6 +17,17 @@ def sqrt_hann(n_fft: int) -> Tensor:
     return torch.hann_window(n_fft, periodic=True).sqrt()
 
 
+def dual_window(window: Tensor, hop: int) -> Tensor:
+    """The synthesis window that undoes any analysis window: w / sum over frames of w**2.
+
+    >>> window = torch.hamming_window(64)
+    >>> x = torch.randn(1, 640)
+    >>> y, _ = synthesise(analyse(F.pad(x, (48, 48)), window, 16), dual_window(window, 16), 16)
+    >>> torch.testing.assert_close(y[:, 48:], x)
+    """
+    return window / window.square().view(-1, hop).sum(0).repeat(window.shape[0] // hop)
+
+
 def analyse(x: Tensor, window: Tensor, hop: int) -> Tensor:
     """Spectra (b, t, f) of the frames of x (b, n_fft - hop + t * hop) that start at every hop."""
     return torch.fft.rfft(x.unfold(-1, window.shape[0], hop) * window)

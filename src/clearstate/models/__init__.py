@@ -38,7 +38,82 @@ def _preset(name: str, task: str, model: str, summary: str, licence: str = "CC B
 
 PRESETS: dict[str, Preset] = {
     preset.name: preset
-    for preset in (_preset("live", "enhance", "live:Live", "the default: small, causal, real time on a CPU"),)
+    for preset in (
+        _preset("live", "enhance", "live:Live", "the default: small, causal, real time on a CPU"),
+        _preset(
+            "semamba-basic-causal",
+            "enhance",
+            "semamba_basic:SEMambaBasic",
+            "SEMamba (2024), table 1, causal: convolutions and Mamba on the log magnitude",
+        ),
+        _preset(
+            "semamba-basic",
+            "enhance",
+            "semamba_basic:SEMambaBasic",
+            "SEMamba (2024), table 1, both directions",
+            causal=False,
+            expand=4,
+        ),
+        _preset(
+            "semamba-basic-transformer",
+            "enhance",
+            "semamba_basic:SEMambaBasic",
+            "the Transformer that SEMamba's table 1 compares with",
+            causal=False,
+            core="transformer",
+        ),
+        _preset(
+            "semamba-advanced", "enhance", "semamba:SEMamba", "SEMamba (2024): time-frequency Mamba, both directions"
+        ),
+        _preset(
+            "semamba-advanced-uni",
+            "enhance",
+            "semamba:SEMamba",
+            "SEMamba (2024), table 2, Mamba in one direction",
+            core="unidirectional",
+            expand=2,
+        ),
+        *(
+            _preset(
+                f"semamba-causal-{blocks}",
+                "enhance",
+                "semamba_causal:SEMambaCausal",
+                f"RT-SEMamba (2026): causal, {blocks} block{'s' if blocks > 1 else ''}",
+                blocks=blocks,
+            )
+            for blocks in (1, 2, 4, 8)
+        ),
+        _preset("saf", "enhance", "saf:SAF", "Spectrum Attention Fusion (2023), our completion of the paper"),
+        _preset("saf-causal", "enhance", "saf:SAF", "the same with no look-ahead: streams", causal=True),
+        _preset(
+            "s4m",
+            "separate",
+            "s4m:S4M",
+            "S4M (2023), two speakers at 8 kHz: an S4 at every scale",
+            ssm="dplr",
+            every_scale=True,
+            expansion=1,
+        ),
+        _preset("s4m-tiny", "separate", "s4m:S4M", "S4M-tiny (2023), 8 kHz: an S4 at the coarsest scale", ssm="dplr"),
+        _preset(
+            "s4m-tiny-4ms",
+            "separate",
+            "s4m:S4M",
+            "two speakers at 16 kHz: S4M-tiny in frames of 4 ms, half the work",
+            sample_rate=16_000,
+            window_ms=4.0,
+        ),
+        _preset(
+            "s4m-causal",
+            "separate",
+            "s4m:S4M",
+            "two speakers at 16 kHz as they speak: causal, half the passes",
+            sample_rate=16_000,
+            window_ms=4.0,
+            passes=8,
+            causal=True,
+        ),
+    )  # fmt: skip
 }
 
 
