@@ -107,9 +107,11 @@ def test_a_learned_score_without_weights_is_not_a_number(folders):
         (("--weights", "mos=x"), "expected NAME=FILE with NAME one of dnsmos"),
         (("--asr", "pocketsphinx"), "--asr and --transcripts go together"),
         (("--json", "."), "is a folder"),
+        (("--meta", "meta.json"), "--meta meta.json names none of the files: it has 'z', the files are '0', '1', '2'"),
     ],
 )
 def test_wrong_use_is_told_before_any_work(folders, extra, message):
+    (folders / "meta.json").write_text('[{"file": "z", "snr_db": 3}]')
     ran = score("--clean", "clean", "--enhanced", "out", *extra)
     assert ran.returncode == 2
     assert message in " ".join(ran.stderr.split())

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from clearstate.metrics.files import Pair, bare, load, match
+from clearstate.metrics.files import Pair, bare, for_pairs, load, match
 
 RATE = 16_000
 
@@ -127,3 +127,13 @@ def test_a_broken_file_is_named(tmp_path):
     (tmp_path / "e.wav").write_bytes(b"not audio")
     with pytest.raises(ValueError, match=r"e\.wav: cannot be read as audio"):
         load(Pair("c", clean, tmp_path / "e.wav"))
+
+
+def test_lists_about_files_are_matched_like_files():
+    entries = {"p1.wav": "one", "p2_noisy": "two", "exact.clean": "three", "p1": "four"}
+    assert for_pairs(entries, ["p1", "p2.clean", "exact.clean", "other"]) == {
+        "p1": "four",
+        "p2.clean": "two",
+        "exact.clean": "three",
+    }
+    assert for_pairs({"day/p3.flac": "x"}, ["day/p3"]) == {"day/p3": "x"}

@@ -1,8 +1,10 @@
 """clearstate score: how near the enhanced files come to the clean ones."""
 
 import os
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from clearstate.metrics.scoring import FileScores, Options
 
 WARNINGS_SHOWN = 10
+Entry = TypeVar("Entry")
 
 
 def run(
@@ -68,6 +71,9 @@ def run(
     that is late is said to be. The table gives the mean, its 95 % interval (bootstrap over files) and the number of
     files.
 
+    A clean folder with s1/ and s2/ in it is one of separated speakers: each mixture is scored in the order of outputs
+    that fits best.
+
     **Examples**
 
     `clearstate score --clean clean/ --enhanced out/`
@@ -82,16 +88,22 @@ def run(
     """
     from clearstate.metrics.files import match
     from clearstate.metrics.results import Results, read_records, to_json_text, write
+    from clearstate.metrics.separation import is_separated, match_separated
 
     _check_outputs(json_file, csv_file, report)
     options, unavailable = _options(metrics, noisy, _named_files(weights or []), high_band, asr, transcripts)
     try:
-        matches = match(clean, enhanced, noisy)
+        matches = (match_separated if is_separated(clean) else match)(clean, enhanced, noisy)
         records = read_records(meta, clean) if meta else {}
     except ValueError as error:
         raise UsageError(str(error)) from error
     if not matches.pairs:
         raise CommandError(_no_pairs(matches, clean, enhanced))
+    names = [pair.name for pair in matches.pairs]
+    if asr:
+        options = replace(options, transcripts=_belonging(options.transcripts, names, f"--transcripts {transcripts}"))
+    if meta:
+        records = _belonging(records, names, f"--meta {meta}")
 
     results = Results(
         files=_score(matches, options, jobs or os.cpu_count() or 1),
@@ -165,6 +177,22 @@ def _options(
         raise UsageError(str(error)) from error
     have, weights, missing = available(keys, named)
     return Options(tuple(have), high_band, weights, asr, spoken), missing
+
+
+def _belonging(entries: Mapping[str, Entry], names: list[str], what: str) -> dict[str, Entry]:
+    """The entries of the pairs that are scored; a list that names none of them is wrong use."""
+    from clearstate.metrics.files import for_pairs
+
+    found = for_pairs(entries, names)
+    if not found:
+        raise UsageError(f"{what} names none of the files: it has {_first(entries)}, the files are {_first(names)}")
+    _warn(f"{len(names) - len(found)} files are not in {what}", [name for name in names if name not in found])
+    return found
+
+
+def _first(names: Iterable[str]) -> str:
+    shown = list(names)
+    return ", ".join(map(repr, shown[:3])) + (", …" if len(shown) > 3 else "") if shown else "none"
 
 
 def _no_pairs(matches: "Matches", clean: Path, enhanced: Path) -> str:

@@ -8,10 +8,12 @@ from clearstate.metrics.composite import Composite, composite, llr, wss
 from clearstate.metrics.extras import MissingExtra
 from clearstate.metrics.intrusive import lsd, sdr, segmental_snr, si_sdr, snr
 from clearstate.metrics.perceptual import estoi, pesq_nb, pesq_wb, stoi
+from clearstate.metrics.separation import best_order
 
 __all__ = [
     "Composite",
     "MissingExtra",
+    "best_order",
     "composite",
     "estoi",
     "llr",

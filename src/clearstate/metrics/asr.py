@@ -46,8 +46,8 @@ def words(text: str) -> list[str]:
 def wer(reference: str, hypothesis: str) -> WordErrors:
     """Word errors by edit distance (Levenshtein 1966), all three kinds at cost 1.
 
-    >>> wer("the cat sat on the mat", "the cat sit on mat today")
-    WordErrors(substitutions=1, deletions=1, insertions=1, words=6)
+    >>> wer("the cat sat on the mat", "the cat sit on mat")
+    WordErrors(substitutions=1, deletions=1, insertions=0, words=6)
     """
     r, h = words(reference), words(hypothesis)
     # best[j] = (errors, substitutions, deletions, insertions) of r[:i] against h[:j]

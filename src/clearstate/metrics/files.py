@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
+
+Entry = TypeVar("Entry")
 
 AUDIO = frozenset({".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".au", ".caf", ".w64", ".rf64"})
 
@@ -132,6 +135,16 @@ def bare(stem: str) -> str:
         for step in strip:
             stem = step(stem) or stem
     return stem
+
+
+def for_pairs(entries: Mapping[str, Entry], names: Sequence[str]) -> dict[str, Entry]:
+    """Entries of a list (transcripts, metadata) by the pair names they belong to, matched as loosely as files are."""
+    keys = (lambda n: n, lambda n: bare(Path(n).stem if Path(n).suffix.lower() in AUDIO else Path(n).name))
+    found: dict[str, Entry] = {}
+    for key in keys:
+        known = {key(name): entry for name, entry in entries.items()}
+        found |= {name: known[key(name)] for name in names if name not in found and key(name) in known}
+    return found
 
 
 @dataclass(frozen=True)

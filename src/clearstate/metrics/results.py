@@ -181,7 +181,7 @@ def read_records(path: Path, clean: Path) -> dict[str, dict[str, object]]:
             raise ValueError(f"{path}: an object has neither 'file' nor 'name': {json.dumps(item)[:120]}")
         if "task" in item and len({i.get("task") for i in data}) > 1 and item["task"] not in folders:
             continue
-        name = Path(str(named)).with_suffix("").as_posix() if Path(str(named)).suffix else str(named)
+        name = str(named)
         if name in result:
             raise ValueError(f"{path}: two objects are called {name!r}")
         result[name] = item
