@@ -87,6 +87,7 @@ class Run:
             torch.set_num_threads(recipe.threads)
         self.fabric = make_fabric(recipe)
         self.fabric.launch()
+        check_model(recipe, model)
         self.folder = Path(recipe.run)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.sample_rate = int(model.sample_rate)  # type: ignore[arg-type]  # every model of ours has one
@@ -94,11 +95,12 @@ class Run:
         self.plain = model  # without Fabric's wrapper
         self.optimiser_plain = optim.make(model, recipe.optimiser)
         self.model, self.optimiser = self.fabric.setup(model, self.optimiser_plain)
+        if recipe.loss.consistency > 0:
+            self.model.mark_forward_method("with_spectrum")  # or DDP would not see its gradients
         self.ema = optim.Ema(model, recipe.optimiser.ema)
         self.objective = Objective(recipe.loss)
         self.adversary = Adversary(self.fabric, recipe, self.sample_rate) if recipe.loss.metric > 0 else None
         self.teacher = open_teacher(recipe, self.sample_rate, self.fabric.device)
-        check_model(recipe, model)
         self.at = Counters()
         self.stop_signal = 0
         self.resume()
@@ -182,7 +184,7 @@ class Run:
         loss = self.recipe.loss
         extra: dict[str, Tensor] = {}
         if loss.consistency > 0:
-            estimate, spectrum = self.model(noisy, with_spectrum=True)
+            estimate, spectrum = self.model.with_spectrum(noisy)
             extra["consistency"] = predicted_consistency(spectrum, noisy, self.plain.config)
         else:
             estimate = self.model(noisy)

@@ -1,6 +1,5 @@
 """The loss of a recipe: its terms weighted and summed, spectra computed once."""
 
-import inspect
 import math
 from typing import Any, NamedTuple
 
@@ -9,6 +8,7 @@ from torch import Tensor, nn
 
 from clearstate import losses
 from clearstate.metrics.extras import need
+from clearstate.models import load_model
 from clearstate.train.recipe import LossRecipe, Recipe, RecipeError, loss_weights
 
 
@@ -94,8 +94,6 @@ def open_teacher(recipe: Recipe, sample_rate: int, device: torch.device) -> nn.M
     """
     if recipe.loss.teacher is None:
         return None
-    from clearstate.models import load_model
-
     teacher = load_model(recipe.loss.teacher).eval().requires_grad_(False).to(device)
     if teacher.sample_rate != sample_rate:
         raise RecipeError(
@@ -115,8 +113,8 @@ def check_extras(recipe: Recipe) -> None:
 
 def check_model(recipe: Recipe, model: nn.Module) -> None:
     """Raise RecipeError if the loss needs what the model does not give."""
-    if recipe.loss.consistency > 0 and "with_spectrum" not in inspect.signature(model.forward).parameters:
+    if recipe.loss.consistency > 0 and not hasattr(model, "with_spectrum"):
         raise RecipeError(
             f"loss.consistency needs the spectrum that a model predicts, and {recipe.model.name} gives none "
-            "(its forward has no with_spectrum): set loss.consistency=0"
+            "(it has no with_spectrum(noisy)): set loss.consistency=0"
         )

@@ -61,7 +61,7 @@ class LossRecipe:
     multi_resolution: Weight = 0.0  # compressed magnitude at several window lengths
     log_error: Weight = 0.0  # per dB; keeps the level, defined for silent targets
     phase: Weight = 0.0  # anti-wrapping: instantaneous phase + group delay + instantaneous frequency
-    consistency: Weight = 0.0  # of the predicted spectrum; the model must provide predict_spectrum()
+    consistency: Weight = 0.0  # of the predicted spectrum; the model must have with_spectrum(noisy)
     l1: Weight = 0.0  # waveform
     si_sdr: Weight = 0.0  # per dB
     snr_pit: Weight = 0.0  # per dB; several sources, best assignment

@@ -1,0 +1,167 @@
+"""Steps with a metric discriminator, a teacher and a consistency term: each does what the recipe says."""
+
+import math
+import signal
+
+import pytest
+import torch
+from tiny import SAMPLES, Tiny, TinyConfig, Tones, finished, losses, stop_after, tiny_model, tiny_run
+from torch import Tensor
+
+from clearstate.losses import level, output_distillation
+from clearstate.train import objective
+from clearstate.train.recipe import RecipeError
+
+METRIC = ("loss.metric=0.05", "schedule.max_steps=4", "data.batch=2")
+
+
+class Voices(Tones):
+    """Syllables of buzz, 1 s: enough like speech for PESQ, which sees no utterance in steady tones."""
+
+    def example(self, epoch: int, item: int) -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed(1000 * epoch + item)
+        seconds = torch.arange(2 * SAMPLES) / 16_000
+        clean = 0.1 * sum(torch.sin(2 * torch.pi * 140 * k * seconds) / k for k in range(1, 20))
+        clean = clean * (torch.sin(2 * torch.pi * 3 * seconds) > 0)
+        noisy = clean + 0.05 * torch.randn(2 * SAMPLES, generator=generator)
+        return {"clean": clean * (item != 5), "noisy": noisy}
+
+
+@pytest.fixture
+def pool_targets(monkeypatch):
+    """Targets without processes: item by item 0.5, as many as there are items."""
+
+    def give(values):
+        monkeypatch.setattr("clearstate.train.pool.ScorePool.submit", lambda self, c, e, rate: list(c))
+        monkeypatch.setattr("clearstate.train.pool.ScorePool.collect", lambda self, items: values[: len(items)])
+
+    return give
+
+
+def test_generator_and_discriminator_learn_from_pesq_and_a_silent_item_is_only_masked(tmp_path):
+    run = tiny_run(tmp_path, *METRIC, "schedule.max_steps=12", items=Voices(items=24))
+    before = {name: p.detach().clone() for name, p in run.adversary.plain.named_parameters()}
+    seen = []
+    learn = run.adversary.learn
+
+    def watched(clean, candidate, target, rate):
+        seen.append(target)
+        learn(clean, candidate, target, rate)
+
+    run.adversary.learn = watched
+    assert run.run().skipped == 0
+    targets = torch.cat(seen)
+    known = targets[targets.isfinite()]
+    assert len(targets) == 24 and len(known) == 23  # item 5 has no speech, and nothing else is lost with it
+    assert run.adversary.unscored == 1
+    assert ((known >= 0) & (known <= 1.05)).all()
+    after = dict(run.adversary.plain.named_parameters())
+    after.pop("body.11.weight")  # slopes for negative values, none of which is the maximum that is pooled
+    assert all(not torch.equal(before[name], value) for name, value in after.items())
+
+
+def test_what_the_generator_gets_goes_through_the_discriminator_and_not_into_it(tmp_path, pool_targets):
+    pool_targets([0.5, 0.5])
+    run = tiny_run(tmp_path, *METRIC)
+    run.adversary.learn = lambda *_: None
+    batch = [Tones().example(0, i) for i in range(2)]
+    noisy, clean = (torch.stack([item[name] for item in batch]) for name in ("noisy", "clean"))
+    estimate = run.plain(noisy)
+    loss = run.adversary.turn(estimate, clean, noisy, 1e-3)
+    assert loss.shape == (2,)
+    loss.mean().backward()
+    assert all(p.grad is None and p.requires_grad for p in run.adversary.plain.parameters())
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in run.plain.parameters())
+
+
+def test_with_no_score_at_all_the_discriminator_still_learns_what_clean_is(tmp_path, pool_targets):
+    pool_targets([None, math.nan])
+    outcome = finished(tmp_path, *METRIC)
+    assert outcome.finished and outcome.skipped == 0
+
+
+def test_an_adversarial_run_resumes_with_its_discriminator(tmp_path, pool_targets):
+    pool_targets([0.5, 0.7])
+    finished(tmp_path / "whole", *METRIC)
+    assert stop_after(tiny_run(tmp_path / "parts", *METRIC), 2).run().signal == signal.SIGTERM
+    finished(tmp_path / "parts", *METRIC)
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+
+
+def test_pesq_needs_16_khz(tmp_path):
+    model = tiny_model()
+    model.sample_rate = 8_000
+    with pytest.raises(RecipeError, match="the model runs at 8000"):
+        tiny_run(tmp_path, *METRIC, model=model)
+
+
+def test_a_student_is_drawn_to_its_teacher(tmp_path, monkeypatch):
+    teacher = Tiny(TinyConfig(channels=8)).eval()
+    monkeypatch.setattr(objective, "load_model", lambda name: teacher)
+    distil = ("loss.distill=1", "loss.teacher=big", "loss.distill_ramp=0", "loss.magnitude=0", "loss.complex=0")
+    distil += ("loss.multi_resolution=0", "loss.log_error=0", "optimiser.lr=0.02", "optimiser.ema=0.5")
+    noisy = torch.stack([Tones().example(9, i)["noisy"] for i in range(4)])
+
+    def distance(student) -> float:
+        with torch.no_grad():
+            gain = level(noisy)
+            return output_distillation(student(noisy) * gain, teacher(noisy) * gain, 512, 256).mean().item()
+
+    run = tiny_run(tmp_path, *distil, "schedule.max_steps=60", model=tiny_model(dropout=0.0))
+    before = distance(run.plain.eval())
+    run.run()
+    assert distance(run.plain.eval()) < 0.8 * before
+
+
+def test_the_teacher_gains_weight_over_the_ramp(tmp_path, monkeypatch):
+    teacher = Tiny(TinyConfig(channels=8)).eval()
+    monkeypatch.setattr(objective, "load_model", lambda name: teacher)
+    finished(tmp_path, "loss.distill=1", "loss.teacher=big", "loss.distill_ramp=0.5", model=tiny_model(dropout=0.0))
+    import json
+
+    lines = [json.loads(text) for text in (tmp_path / "log.jsonl").read_text().splitlines()]
+    course = [line["distill"] for line in lines]
+    assert course[0] == 0 and 0 < course[3] < course[6]
+
+
+def test_a_teacher_of_another_rate_is_refused(tmp_path, monkeypatch):
+    teacher = tiny_model()
+    teacher.sample_rate = 48_000
+    monkeypatch.setattr(objective, "load_model", lambda name: teacher)
+    with pytest.raises(RecipeError, match="runs at 48000 Hz, the student at 16000"):
+        tiny_run(tmp_path, "loss.distill=1", "loss.teacher=big")
+
+
+class Spectral(Tiny):
+    """Predicts a spectrum: the noisy one, with a gain for each bin and a phase that no signal has."""
+
+    def __init__(self):
+        super().__init__(TinyConfig())
+        self.window = torch.hann_window(512)
+        self.gain = torch.nn.Parameter(torch.ones(257))
+        self.turn = torch.nn.Parameter(torch.linspace(0, 3, 63)[:, None] * torch.linspace(-9, 9, 257))
+
+    def with_spectrum(self, noisy: Tensor) -> tuple[Tensor, Tensor]:
+        spec = torch.stft(noisy, 512, 128, window=self.window, return_complex=True).transpose(1, 2)
+        spec = spec * torch.polar(self.gain.expand(63, -1), self.turn)
+        wave = torch.istft(spec.transpose(1, 2), 512, 128, window=self.window, length=noisy.shape[-1])
+        return wave, spec
+
+    def forward(self, noisy: Tensor) -> Tensor:
+        return self.with_spectrum(noisy)[0]
+
+
+def test_the_consistency_of_a_predicted_spectrum_improves(tmp_path):
+    model = Spectral()
+    model.config = type("Config", (), {"n_fft": 512, "hop": 128})()
+    only = ("loss.consistency=1", "loss.magnitude=0", "loss.complex=0", "loss.multi_resolution=0", "loss.log_error=0")
+    run = tiny_run(tmp_path, *only, "optimiser.lr=0.05", "schedule.max_steps=30", model=model)
+    run.export = lambda: None  # its configuration is no dataclass
+    run.run()
+    course = [loss for _, loss, _ in losses(tmp_path)]
+    assert course[-1] < 0.9 * course[0]
+
+
+def test_a_model_without_a_spectrum_cannot_have_a_consistency_loss(tmp_path):
+    with pytest.raises(RecipeError, match=r"no with_spectrum.*loss\.consistency=0"):
+        tiny_run(tmp_path, "loss.consistency=0.1")
