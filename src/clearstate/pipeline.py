@@ -13,7 +13,7 @@ Arrays are NumPy, (channels, n); a `pair` is (2, channels, n): the noisy signal 
 time grid and equally delayed.
 """
 
-from math import ceil
+from math import ceil, exp, sqrt
 from typing import Any, Protocol
 
 import numpy as np
@@ -251,11 +251,9 @@ class Link:
 
     def __init__(self, channels: int, hop: int) -> None:
         self.hop = self.delay = hop
-        self.window = np.sin(np.pi * np.arange(2 * hop) / (2 * hop)).astype(
-            np.float32
-        )  # periodic: the squares add to 1
+        self.window = np.sin(np.pi * np.arange(2 * hop) / (2 * hop)).astype(np.float32)  # its squares add to 1
         self._held = np.zeros((2, channels, hop), dtype=np.float32)
-        self._tail = np.zeros((2, channels, hop), dtype=np.float32)  # the second half of the last frame
+        self._tail = np.zeros((channels, hop), dtype=np.float32)  # the second half of the last frame
 
     def push(self, pair: Array) -> Array:
         held = np.concatenate([self._held, pair], axis=2)
@@ -267,13 +265,12 @@ class Link:
         frames = np.concatenate([halves[:, :, :-1], halves[:, :, 1:]], axis=3) * self.window  # (2, c, t, 2 hop)
         x, y = np.fft.rfft(frames)  # (c, t, f) each
         gain = (y * x.conj()).sum(0) / ((x.real**2 + x.imag**2).sum(0) + SILENCE)  # (t, f)
-        linked = np.fft.irfft(gain * x, n=2 * self.hop)  # (c, t, 2 hop)
-        frames = np.stack([frames[0], linked.astype(np.float32)]) * self.window
-        first, second = frames[..., : self.hop], frames[..., self.hop :]
-        first[:, :, 0] += self._tail
-        first[:, :, 1:] += second[:, :, :-1]
-        self._tail = second[:, :, -1].copy()
-        return first.reshape(*pair.shape[:2], count * self.hop)
+        linked = np.fft.irfft(gain * x, n=2 * self.hop).astype(np.float32) * self.window  # (c, t, 2 hop)
+        first, second = linked[..., : self.hop], linked[..., self.hop :]
+        first[:, 0] += self._tail
+        first[:, 1:] += second[:, :-1]
+        self._tail = second[:, -1].copy()
+        return np.stack([held[0, :, : count * self.hop], first.reshape(-1, count * self.hop)])
 
     def finish(self) -> Array:
         return self.push(np.zeros((*self._held.shape[:2], 2 * self.hop - 1), dtype=np.float32))
@@ -292,8 +289,8 @@ class HighGain:
         longest = max(1, int(GAIN_SECONDS * rate))
         self.hop = next(h for h in range(longest, 0, -1) if grid % h == 0)
         self.window = np.hanning(2 * self.hop + 1)[:-1].astype(np.float32)
-        self.rise = 1 - np.exp(-self.hop / (GAIN_RISE_SECONDS * rate))
-        self.fall = 1 - np.exp(-self.hop / (GAIN_FALL_SECONDS * rate))
+        self.rise = 1 - exp(-self.hop / (GAIN_RISE_SECONDS * rate))
+        self.fall = 1 - exp(-self.hop / (GAIN_FALL_SECONDS * rate))
         self._held: Array | None = None  # the last hop
         self._now: float | None = None  # the gain, once there was something to take it from
         self._curve = np.zeros(0)  # one value a sample, at the model's rate
@@ -311,16 +308,19 @@ class HighGain:
         spectra = np.fft.rfft(np.concatenate([halves[:, :, :-1], halves[:, :, 1:]], axis=3) * self.window)
         top = spectra[..., self.hop // 2 :]
         noisy, enhanced = (top.real**2 + top.imag**2).sum(axis=(1, 3))  # (t,) each
-        self._curve = np.concatenate([self._curve, *(self._ramp(n, e) for n, e in zip(noisy, enhanced, strict=True))])
+        ends = np.array([self._follow(n, e) for n, e in zip(noisy.tolist(), enhanced.tolist(), strict=True)])  # (t, 2)
+        ramps = ends[:, :1] + (ends[:, 1:] - ends[:, :1]) * np.arange(1, self.hop + 1) / self.hop  # (t, hop)
+        self._curve = np.concatenate([self._curve, ramps.ravel()])
 
-    def _ramp(self, noisy: float, enhanced: float) -> Array:
+    def _follow(self, noisy: float, enhanced: float) -> tuple[float, float]:
+        """The gain before and after the hop that follows a frame with these energies."""
         if noisy <= SILENCE:
             self._now = None  # nothing to follow: the next sound sets the gain at once
-            return np.ones(self.hop)
-        target = min(1.0, float(np.sqrt(enhanced / noisy)))
+            return 1.0, 1.0
+        target = min(1.0, sqrt(enhanced / noisy))
         before = target if self._now is None else self._now
         self._now = before + (self.rise if target > before else self.fall) * (target - before)
-        return before + (self._now - before) * np.arange(1, self.hop + 1) / self.hop
+        return before, self._now
 
     def at(self, start: int, end: int, up: int, down: int) -> Array:
         """The gain at output samples start .. end, `up / down` model samples apart; forgets what lies before."""

@@ -132,15 +132,22 @@ def polyphase(x, table, start, up, down, x_from, y):  # pragma: no cover - compi
     """y[c, m] = sum_j table[phase, j] x[c, first + j] for outputs at instants (start + m down) / up.
 
     x (c, n) begins at input index x_from; y (c, m) is filled. reassoc lets the sum run in vector lanes: the order is
-    fixed by the number of taps, so it is the same in every call.
+    fixed by the number of taps, so it is the same in every call. The slice tells the compiler that no index is
+    negative, without which it does not use the lanes (measured: 2 against 15 multiplications a nanosecond).
     """
     taps = table.shape[1]
+    step, turn = down // up, down % up
     for c in range(x.shape[0]):
+        first = start // up - taps // 2 + 1 - x_from
+        phase = start % up
         for m in range(y.shape[1]):
-            instant = start + m * down
-            first = instant // up - taps // 2 + 1 - x_from
-            row = table[instant % up]
+            row, near = table[phase], x[c, first : first + taps]
             total = np.float32(0.0)
             for j in range(taps):
-                total += row[j] * x[c, first + j]
+                total += row[j] * near[j]
             y[c, m] = total
+            first += step
+            phase += turn
+            if phase >= up:
+                phase -= up
+                first += 1

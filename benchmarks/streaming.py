@@ -1,0 +1,171 @@
+"""Live sound: how long one hop takes, whether memory grows, and what many streams cost together.
+
+    python benchmarks/streaming.py [--model NAME_OR_FOLDER] [--minutes 5] [--streams 100] [--json FILE]
+
+One thread throughout. Must: 99 of 100 hops within a tenth of the hop's duration. The time of a hop is told twice: by
+the clock on the wall, which on a busy machine counts other programs' turns too, and by the processor time of the
+thread, which does not. The reference in the same run is the model with its recurrences as a plain PyTorch loop; the
+outputs are compared before anything is timed. A model without shipped weights is timed with arbitrary ones.
+"""
+
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from clearstate.models import build, load_model
+from clearstate.ssm.backend import backend, use_backend
+from clearstate.streaming import Stream
+
+MUST = 1 / 10  # of the hop's duration
+TOLERANCE = 2e-5
+
+
+def get_model(name: str) -> Any:
+    try:
+        return load_model(name)
+    except ValueError:
+        torch.manual_seed(0)
+        return build(name).eval()
+
+
+def noise(channels: int, samples: int) -> np.ndarray:
+    return 0.1 * np.random.default_rng(0).standard_normal((channels, samples)).astype(np.float32)
+
+
+def hops(call: Callable[[], Any], count: int) -> dict[str, float]:
+    """Seconds of one call: median and 99th percentile on the wall, 99th percentile of the thread."""
+    for _ in range(50):
+        call()
+    wall, thread = np.empty(count), np.empty(count)
+    for i in range(count):
+        started, worked = time.perf_counter(), time.thread_time()
+        call()
+        wall[i], thread[i] = time.perf_counter() - started, time.thread_time() - worked
+    return {
+        "p50": float(np.median(wall)),
+        "p99": float(np.quantile(wall, 0.99)),
+        "cpu99": float(np.quantile(thread, 0.99)),
+    }
+
+
+def stepper(model: Any, batch: int) -> Callable[[], Any]:
+    """The model alone, hop by hop on noise; its state goes round."""
+    x = torch.from_numpy(noise(batch, model.hop))
+    state = [model.init_state(batch)]
+
+    def step() -> None:
+        with torch.inference_mode():
+            _, state[0] = model.step(x, state[0])
+
+    return step
+
+
+def resident() -> int:
+    """Bytes of this process in memory now."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:  # not Linux: the peak, which also shows growth
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def growth(model: Any, minutes: float) -> list[int]:
+    """Resident bytes at the start, and after each fifth of so many minutes of stereo at 44.1 kHz, 10 ms at a time."""
+    stream, chunk = Stream(model, 44_100, channels=2), noise(2, 441)
+    for _ in range(200):
+        stream.process(chunk)
+    sizes = [resident()]
+    for _ in range(5):
+        for _ in range(int(minutes * 60 * 100 / 5)):
+            stream.process(chunk)
+        sizes.append(resident())
+    return sizes
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="live")
+    parser.add_argument("--hops", type=int, default=3_000, help="hops timed in each case")
+    parser.add_argument("--minutes", type=float, default=2, help="of sound, in the search for growing memory")
+    parser.add_argument("--streams", type=int, default=100)
+    parser.add_argument("--json", metavar="FILE", help="also write the rows to FILE")
+    wanted = parser.parse_args()
+
+    torch.set_num_threads(1)
+    model = get_model(wanted.model)
+    hop = model.hop / model.sample_rate
+    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, 1 thread used, load {load()}")
+    print(f"{wanted.model}: hop {model.hop} samples = {1000 * hop:.1f} ms, recurrences by {backend()}\n")
+
+    x = torch.from_numpy(noise(1, 60 * model.hop))
+    with torch.inference_mode():
+        fast = model(x)
+        with use_backend("reference"):
+            error = (model(x) - fast).abs().max().item()
+    if error > TOLERANCE:
+        sys.exit(f"the outputs differ by {error:.2g} (more than {TOLERANCE}): nothing to compare")
+
+    rows: list[dict[str, Any]] = []
+
+    def row(case: str, call: Callable[[], Any], duration: float, count: int) -> None:
+        spent = hops(call, count)
+        rows.append({"case": case, "hop": duration, **spent, "ratio": spent["p99"] / duration})
+        shown = "  ".join(f"{1e6 * spent[key]:8.0f}" for key in ("p50", "p99", "cpu99"))
+        print(f"{case:44}{shown}   {duration / spent['p99']:7.1f}x  {duration / spent['cpu99']:7.1f}x")
+
+    print(f"{'one hop, microseconds':44}{'p50':>8}{'p99':>10}{'p99 cpu':>10}   real time at p99, wall and cpu")
+    with use_backend("reference"):
+        row("model.step, plain PyTorch (reference)", stepper(model, 1), hop, max(200, wanted.hops // 10))
+    row("model.step", stepper(model, 1), hop, wanted.hops)
+    for rate, channels in ((model.sample_rate, 1), (48_000, 1), (44_100, 2)):
+        chunk = noise(channels, round(rate * hop))
+        stream = Stream(model, rate, channels)
+        case = f"Stream, {rate} Hz, {channels} ch, {1000 * stream.latency_seconds:.1f} ms late"
+        row(case, lambda stream=stream, chunk=chunk: stream.process(chunk), chunk.shape[1] / rate, wanted.hops)
+
+    count = wanted.streams
+    together = hops(stepper(model, count), max(50, wanted.hops // count))["p50"]
+    alone = count * next(r for r in rows if r["case"] == "model.step")["p50"]
+    print(
+        f"\n{count} streams, a hop of each: {1e3 * together:.2f} ms as one batch, {1e3 * alone:.2f} ms one by one",
+        end="",
+    )
+    print(f": {alone / together:.2f}x; one batch of {count} is {hop / together:.1f}x real time")
+    rows.append({"case": f"{count} streams", "hop": hop, "p50": together, "ratio_one_by_one": alone / together})
+
+    sizes = growth(model, wanted.minutes)
+    grown = max(sizes[2:]) - sizes[1]
+    shown = ", ".join(f"{size / 1e6:.1f}" for size in sizes)
+    print(f"memory over {wanted.minutes:g} minutes of stereo: {shown} MB; grown by {grown / 1e6:.2f} MB")
+    rows.append({"case": f"memory over {wanted.minutes:g} minutes", "bytes": sizes, "grown": grown})
+
+    if wanted.json:
+        with open(wanted.json, "w", encoding="utf-8") as file:
+            json.dump(rows, file, indent=2)
+    at_rate = next(r for r in rows if r["case"].startswith(f"Stream, {model.sample_rate} Hz"))
+    passed = at_rate["ratio"] <= MUST
+    print(
+        f"\np99 of a hop within 1/{1 / MUST:.0f} of it: {'yes' if passed else 'NO'} (1/{1 / at_rate['ratio']:.1f})",
+        end="",
+    )
+    print("" if passed else f"; by processor time 1/{at_rate['hop'] / at_rate['cpu99']:.1f}")
+    sys.exit(not passed)
+
+
+def load() -> str:
+    return f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown"
+
+
+if __name__ == "__main__":
+    main()
