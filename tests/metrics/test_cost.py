@@ -105,3 +105,11 @@ def test_the_default_model_costs_at_least_its_weights_a_frame():
     counted = cost(model, 1.0)
     assert {"scan", "fft", "matrix", "convolution", "attention"} <= set(counted.parts)
     assert counted.macs > weights(model) * model.sample_rate / model.hop
+
+
+def test_the_list_of_models_shows_the_count():
+    from clearstate.cli.models import describe
+
+    row = describe("live", cost=True)
+    assert row["macs_per_second"] == pytest.approx(sum(row["macs_by_kind"].values()))
+    assert "macs_per_second" not in describe("live")

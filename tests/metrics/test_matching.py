@@ -137,3 +137,4 @@ def test_lists_about_files_are_matched_like_files():
         "exact.clean": "three",
     }
     assert for_pairs({"day/p3.flac": "x"}, ["day/p3"]) == {"day/p3": "x"}
+    assert for_pairs({"000": "mixture"}, ["000/s1", "000/s2"]) == {"000/s1": "mixture", "000/s2": "mixture"}

@@ -22,6 +22,7 @@ _WORDS = (
 )
 _WORD = "|".join(_WORDS.split())
 _SUFFIX, _PREFIX = re.compile(rf"[-_. ]+({_WORD})$"), re.compile(rf"^({_WORD})[-_. ]+")
+_SPEAKER_PART = re.compile(r"/s\d$")
 _FILE_ID = re.compile(r"fileid_\d+")
 
 
@@ -139,12 +140,14 @@ def bare(stem: str) -> str:
 
 def for_pairs(entries: Mapping[str, Entry], names: Sequence[str]) -> dict[str, Entry]:
     """Entries of a list (transcripts, metadata) by the pair names they belong to, matched as loosely as files are."""
-    keys = (lambda n: n, lambda n: bare(Path(n).stem if Path(n).suffix.lower() in AUDIO else Path(n).name))
-    found: dict[str, Entry] = {}
-    for key in keys:
-        known = {key(name): entry for name, entry in entries.items()}
-        found |= {name: known[key(name)] for name in names if name not in found and key(name) in known}
-    return found
+
+    def loose(name: str) -> str:
+        path = Path(_SPEAKER_PART.sub("", name))  # what is said of a mixture holds for each of its speakers
+        return bare(path.stem if path.suffix.lower() in AUDIO else path.name)
+
+    known = {loose(name): entry for name, entry in entries.items()}
+    found = {name: entries[name] if name in entries else known.get(loose(name)) for name in names}
+    return {name: entry for name, entry in found.items() if entry is not None}
 
 
 @dataclass(frozen=True)
