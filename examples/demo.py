@@ -5,8 +5,9 @@ Writes demo/result.wav and demo/spectrograms.png; the scores compare both with t
 
 from pathlib import Path
 
-import clearstate
 import soundfile
+
+import clearstate
 from clearstate import metrics
 from clearstate.plot import before_and_after
 

@@ -2,8 +2,9 @@
 
 import sys
 
-import clearstate
 import soundfile
+
+import clearstate
 
 noisy, rate = soundfile.read(sys.argv[1], always_2d=True)  # (samples, channels)
 enhancer = clearstate.load("live")

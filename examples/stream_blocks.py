@@ -2,8 +2,9 @@
 
 import sys
 
-import clearstate
 import soundfile
+
+import clearstate
 
 with soundfile.SoundFile(sys.argv[1]) as microphone:
     rate, channels = microphone.samplerate, microphone.channels

@@ -206,6 +206,14 @@ def test_an_unknown_model_suggests_the_nearest():
     one_line(enhance("talk.wav", model="lvie"), 2, "'lvie'", "did you mean 'live'?", "clearstate models")
 
 
+def test_a_model_for_another_task():
+    from clearstate.models import PRESETS
+
+    write("talk.wav")
+    other = next(name for name, preset in PRESETS.items() if preset.task != "enhance")
+    one_line(enhance("talk.wav", model=other), 2, f"--model {other}", "live")
+
+
 def test_a_model_folder_without_a_model():
     write("talk.wav")
     os.mkdir("nothing")
@@ -351,35 +359,29 @@ def test_being_stopped_leaves_nothing_half_written(tiny, signum, code, jobs):
     os.unlink("a.wav")
     for name in ("a.wav", "b.wav"):
         soundfile.write(name, samples, RATE)
-    code_text = "import sys; from clearstate.cli import main; main(sys.argv[1:])"
+    program = "import sys; from clearstate.cli import main; main(sys.argv[1:])"
+    arguments = ["enhance", "a.wav", "b.wav", "-o", "out", "--model", str(tiny), "--jobs", str(jobs)]
     child = subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            code_text,
-            "enhance",
-            "a.wav",
-            "b.wav",
-            "-o",
-            "out",
-            "--model",
-            str(tiny),
-            "-j",
-            str(jobs),
-        ],
+        [sys.executable, "-c", program, *arguments],
         stderr=subprocess.PIPE,
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
     )
-    deadline = time.monotonic() + 60
-    while not (os.path.isdir("out") and len(os.listdir("out")) == jobs) and time.monotonic() < deadline:
-        assert child.poll() is None, child.stderr.read()
-        time.sleep(0.02)
-    assert not any(name in os.listdir("out") for name in ("a.wav", "b.wav"))
-    if signum == signal.SIGINT:
-        os.killpg(child.pid, signum)  # a terminal tells the whole group
-    else:
-        child.send_signal(signum)
-    _, told = child.communicate(timeout=60)
+    try:
+        deadline = time.monotonic() + 120
+        while not (os.path.isdir("out") and len(os.listdir("out")) == jobs):
+            assert child.poll() is None, child.stderr.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        assert not any(name in os.listdir("out") for name in ("a.wav", "b.wav"))
+        if signum == signal.SIGINT:
+            os.killpg(child.pid, signum)  # a terminal tells the whole group
+        else:
+            child.send_signal(signum)
+        _, told = child.communicate(timeout=120)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
     assert child.returncode == code, told
     assert b"Traceback" not in told
     assert os.listdir("out") == []

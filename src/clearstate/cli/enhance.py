@@ -111,16 +111,20 @@ def _check_pipes(jobs: list[Job], as_json: bool) -> None:
 
 
 def _check_model(name: str) -> None:
-    """An unknown name is found here, before processes are started and files opened."""
-    from clearstate.models import find
+    """A name that is unknown, or of a model for something else, is found before processes are started."""
+    from clearstate.models import PRESETS, find
 
-    if not Path(name).is_dir():
-        try:
-            find(name)
-        except ValueError as error:
-            raise UsageError(
-                f"{error} (`clearstate models` lists them all; a folder with weights will also do)"
-            ) from error
+    if Path(name).is_dir():
+        return  # what is in the folder shows when it is loaded
+    try:
+        task = find(name).task
+    except ValueError as error:
+        raise UsageError(f"{error} (`clearstate models` lists them all; a folder with weights will also do)") from error
+    if task != "enhance":
+        fit = ", ".join(other for other, preset in PRESETS.items() if preset.task == "enhance")
+        raise UsageError(
+            f"--model {name} is there to {task}, not to enhance: see clearstate {task}, or take one of {fit}"
+        )
 
 
 def _lengths(jobs: list[Job]) -> dict[str, float]:
