@@ -6,6 +6,7 @@ import numpy as np
 import pesq
 import pystoi
 import pytest
+import scipy.linalg
 import soundfile
 
 from clearstate import metrics
@@ -84,12 +85,28 @@ def test_a_perfect_copy_has_no_distance_and_the_highest_opinions(pair):
 
 
 def test_levinson_solves_the_normal_equations():
-    scipy_linalg = pytest.importorskip("scipy.linalg")
     x = np.random.default_rng(0).standard_normal((3, 480))
     lags = _autocorrelation(x, 16)
     ours = levinson(lags)
     for row, a in zip(lags, ours, strict=True):
-        np.testing.assert_allclose(a[1:], scipy_linalg.solve_toeplitz(row[:-1], -row[1:]), atol=1e-10)
+        np.testing.assert_allclose(a[1:], scipy.linalg.solve_toeplitz(row[:-1], -row[1:]), atol=1e-10)
+
+
+def test_llr_is_the_ratio_of_prediction_errors(make_pair):
+    """Frame by frame: both predictors run over the reference's autocorrelation, by scipy's solver."""
+    clean, noisy = make_pair(seconds=0.3)
+    window = np.hanning(482)[1:-1]
+    ratios = []
+    for start in range(0, 120 * int(len(clean) / 120 - 4), 120):
+        errors = []
+        lags_r = np.correlate(*[clean[start : start + 480] * window] * 2, "full")[479 : 479 + 17]
+        for x in (clean, noisy):
+            lags = np.correlate(*[x[start : start + 480] * window] * 2, "full")[479 : 479 + 17]
+            a = np.r_[1, scipy.linalg.solve_toeplitz(lags[:-1], -lags[1:])]
+            errors.append(a @ scipy.linalg.toeplitz(lags_r) @ a)
+        ratios.append(np.log(errors[1] / errors[0]))
+    best = np.sort(ratios)[: round(0.95 * len(ratios))]
+    assert metrics.llr(clean, noisy, RATE) == pytest.approx(best.mean(), rel=1e-6)
 
 
 def test_the_peak_walk_equals_the_loop_of_the_scripts():
