@@ -3,6 +3,7 @@
 Writes demo/result.wav and demo/spectrograms.png; the scores compare both with the clean reference of the example.
 """
 
+import os
 from pathlib import Path
 
 import soundfile
@@ -22,7 +23,7 @@ def main() -> None:
     clearstate.enhance(NOISY, result, overwrite=True)
     before_and_after(NOISY, result, picture)
 
-    print(f"noisy example   {NOISY}\nresult          {result}\nspectrograms    {picture}\n")
+    print(f"noisy example   {os.path.relpath(NOISY)}\nresult          {result}\nspectrograms    {picture}\n")
     print(f"{'':16}{'PESQ':>8}{'STOI':>8}{'SI-SDR':>11}")
     print(f"{'before':16}{scores(NOISY)}\n{'after':16}{scores(result)}")
 
