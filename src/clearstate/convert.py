@@ -1,0 +1,243 @@
+"""Published checkpoints to weights of ours: one table of names for each network, applied strictly.
+
+A table says for every tensor of ours where it comes from and in what form it lies there. A checkpoint with a tensor
+missing, too many, of another shape, or with numbers that are not finite is refused, and all such tensors are named.
+
+    SEMamba, `{"generator": ...}` (github.com/RoyChao19477/SEMamba, MIT)     to  semamba-advanced
+    RT-SEMamba, the same form (github.com/RoyChao19477/RT-SEMamba_app, MIT)  to  semamba-causal-1 ... -8
+"""
+
+import os
+import pickle
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+Shape = tuple[int, ...]
+
+
+class Form(NamedTuple):
+    """How a tensor lies in a checkpoint."""
+
+    shape: Callable[[Shape], Shape]  # its shape there, from ours
+    ours: Callable[[Tensor], Tensor]
+
+
+SAME = Form(lambda s: s, lambda x: x)
+POINTWISE = Form(lambda s: (*s, 1, 1), lambda x: x[:, :, 0, 0])  # a 1 x 1 convolution that is a linear layer here
+TRANSPOSED = Form(lambda s: (s[1], s[0], 1), lambda x: x[:, :, 0].T)  # a transposed 1-d convolution with one tap
+COLUMN = Form(lambda s: (*s, 1), lambda x: x[:, 0])  # (f, 1) for (f,)
+
+
+class Source(NamedTuple):
+    name: str  # in the checkpoint
+    form: Form = SAME
+
+
+Table = dict[str, Source]  # by our names
+
+
+class Outcome(NamedTuple):
+    """What was converted."""
+
+    tensors: int
+    parameters: int
+    folder: Path
+
+
+# ---------------------------------------------------------------------------------------------------- the tables
+
+
+def layer(ours: str, theirs: str, form: Form = SAME) -> Iterator[tuple[str, Source]]:
+    """A layer with weight and bias; `form` is the weight's."""
+    yield f"{ours}.weight", Source(f"{theirs}.weight", form)
+    yield f"{ours}.bias", Source(f"{theirs}.bias")
+
+
+def norm_prelu(ours: str, norm: str, prelu: str) -> Iterator[tuple[str, Source]]:
+    """A norm and the PReLU after it, which are one layer here."""
+    yield from layer(ours, norm)
+    yield f"{ours}.slope", Source(f"{prelu}.weight")
+
+
+def mamba(ours: str, theirs: str) -> Iterator[tuple[str, Source]]:
+    """A Mamba block; its names are those of Mamba's own code on both sides."""
+    for name in (
+        "norm.weight", "mixer.in_proj.weight", "mixer.conv1d.weight", "mixer.conv1d.bias", "mixer.x_proj.weight",
+        "mixer.dt_proj.weight", "mixer.dt_proj.bias", "mixer.A_log", "mixer.D", "mixer.out_proj.weight",
+    ):  # fmt: skip
+        yield f"{ours}.{name}", Source(f"{theirs}.{name}")
+
+
+def dense_codec(layers: int = 4) -> Iterator[tuple[str, Source]]:
+    """The encoder and decoders of MP-SENet that SEMamba kept, names included."""
+
+    def dense(ours: str, theirs: str) -> Iterator[tuple[str, Source]]:
+        for i in range(layers):
+            yield from layer(f"{ours}.dense.layers.{i}.conv", f"{theirs}.dense_block.dense_block.{i}.0")
+            there = f"{theirs}.dense_block.dense_block.{i}"
+            yield from norm_prelu(f"{ours}.dense.layers.{i}.norm", f"{there}.1", f"{there}.2")
+
+    yield from layer("encoder.enter", "dense_encoder.dense_conv_1.0", POINTWISE)
+    yield from norm_prelu("encoder.enter_norm", "dense_encoder.dense_conv_1.1", "dense_encoder.dense_conv_1.2")
+    yield from dense("encoder", "dense_encoder")
+    yield from layer("encoder.down", "dense_encoder.dense_conv_2.0")
+    yield from norm_prelu("encoder.down_norm", "dense_encoder.dense_conv_2.1", "dense_encoder.dense_conv_2.2")
+
+    yield from dense("mask", "mask_decoder")
+    yield from layer("mask.up", "mask_decoder.mask_conv.0")
+    yield from layer("mask.leave", "mask_decoder.mask_conv.1", POINTWISE)
+    yield from norm_prelu("mask.norm", "mask_decoder.mask_conv.2", "mask_decoder.mask_conv.3")
+    yield from layer("mask.scale", "mask_decoder.mask_conv.4", POINTWISE)
+    yield "mask.slope", Source("mask_decoder.lsigmoid.slope", COLUMN)
+
+    yield from dense("phase", "phase_decoder")
+    yield from layer("phase.up", "phase_decoder.phase_conv.0")
+    yield from norm_prelu("phase.norm", "phase_decoder.phase_conv.1", "phase_decoder.phase_conv.2")
+    yield from layer("phase.real", "phase_decoder.phase_conv_r", POINTWISE)
+    yield from layer("phase.imaginary", "phase_decoder.phase_conv_i", POINTWISE)
+
+
+def semamba_table(config: Any) -> Table:
+    """SEMamba, advanced, both directions (265 tensors)."""
+    table = dict(dense_codec())
+    for i in range(config.blocks):
+        for ours, theirs, merge in (("time", "time_mamba", "tlinear"), ("frequency", "freq_mamba", "flinear")):
+            for side, blocks in (("ahead", "forward_blocks"), ("back", "backward_blocks")):
+                table.update(mamba(f"blocks.{i}.{ours}.{side}", f"TSMamba.{i}.{theirs}.{blocks}.0"))
+            table.update(layer(f"blocks.{i}.{ours}.merge", f"TSMamba.{i}.{merge}", TRANSPOSED))
+    return table
+
+
+def semamba_causal_table(config: Any) -> Table:
+    """RT-SEMamba with any number of blocks."""
+    table: Table = {}
+
+    def dense(ours: str, theirs: str) -> None:
+        for i in range(config.depth):
+            there = f"{theirs}.dense_block.dense_block.{i}"  # index 0 is a padding
+            table.update(layer(f"{ours}.dense.layers.{i}.conv", f"{there}.1"))
+            table.update(norm_prelu(f"{ours}.dense.layers.{i}.norm", f"{there}.2.norm", f"{there}.3"))
+
+    def decoder(ours: str, theirs: str, heads: tuple[str, ...]) -> None:
+        dense(ours, theirs.partition(".")[0])
+        table.update(layer(f"{ours}.up", f"{theirs}.0.conv"))
+        table.update(norm_prelu(f"{ours}.norm", f"{theirs}.1.norm", f"{theirs}.2"))
+        for i, head in enumerate(heads):
+            table.update(layer(f"{ours}.heads.{i}", head))
+
+    first, last = "dense_encoder.dense_conv_1", "dense_encoder.dense_conv_2"
+    table.update(layer("encoder.enter", f"{first}.0", POINTWISE))
+    table.update(norm_prelu("encoder.enter_norm", f"{first}.1.norm", f"{first}.2"))
+    dense("encoder", "dense_encoder")
+    table.update(layer("encoder.down", f"{last}.0"))
+    table.update(norm_prelu("encoder.down_norm", f"{last}.1.norm", f"{last}.2"))
+    for i in range(config.blocks):
+        there = f"TSMamba.{i}"
+        table.update(mamba(f"blocks.{i}.time", f"{there}.time_mamba.forward_blocks.0"))
+        table.update(layer(f"blocks.{i}.time_merge", f"{there}.tlinear", TRANSPOSED))
+        for side, blocks in (("ahead", "forward_blocks"), ("back", "backward_blocks")):
+            table.update(mamba(f"blocks.{i}.frequency.{side}", f"{there}.freq_mamba.{blocks}.0"))
+        table.update(layer(f"blocks.{i}.frequency.merge", f"{there}.flinear", TRANSPOSED))
+        for k in (0, 2):
+            table.update(layer(f"blocks.{i}.mlp.{k}", f"mlp_after_mamba.{i}.mlp.{k}"))
+        table.update(layer(f"blocks.{i}.mlp_norm", f"mlp_after_mamba.{i}.norm"))
+    decoder("mask", "mask_decoder.mask_conv", ("mask_decoder.mask_conv.3",))
+    table["mask_slope"] = Source("mask_decoder.lsigmoid.slope", COLUMN)
+    decoder("phase", "phase_decoder.phase_conv", ("phase_decoder.phase_conv_r", "phase_decoder.phase_conv_i"))
+    return table
+
+
+TABLES: dict[str, Callable[[Any], Table]] = {"SEMamba": semamba_table, "SEMambaCausal": semamba_causal_table}
+
+
+def table_for(model: nn.Module, name: str) -> Table:
+    """The table of a model's network.
+
+    Raises:
+        ValueError: if nobody has published a checkpoint of it.
+    """
+    kind, config = type(model).__name__, model.config
+    if kind not in TABLES or getattr(config, "core", "bidirectional") != "bidirectional":
+        raise ValueError(f"no published checkpoints of {name!r} are known; there are of semamba-advanced and "
+                         "semamba-causal-1, -2, -4 and -8")  # fmt: skip
+    return TABLES[kind](config)
+
+
+# ---------------------------------------------------------------------------------------------------- converting
+
+
+def convert(checkpoint: str | os.PathLike[str], preset: str, folder: str | os.PathLike[str]) -> Outcome:
+    """Write a published checkpoint as a folder that `clearstate.load` reads.
+
+    Args:
+        checkpoint: the published file.
+        preset: the model it is of, such as "semamba-advanced".
+        folder: written anew; must not hold weights.
+    Raises:
+        ValueError: for a preset without a table, or a checkpoint that does not fit in every tensor.
+        FileExistsError: if the folder holds weights already.
+        OSError: if the file cannot be read.
+    """
+    from clearstate.models import build, save_model
+
+    folder = Path(folder)
+    if (folder / "model.safetensors").exists():
+        raise FileExistsError(f"{folder} holds weights already: give another folder, or remove them")
+    model = build(preset)
+    state = translate(read_checkpoint(checkpoint), model, table_for(model, preset))
+    model.load_state_dict(state, strict=True)
+    save_model(model.eval(), preset, folder)
+    return Outcome(len(state), sum(p.numel() for p in model.parameters()), folder)
+
+
+def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """The generator's tensors in a checkpoint, `{"generator": tensors}` or the tensors alone; no code of it is run.
+
+    Raises:
+        ValueError: if it is something else.
+        OSError: if it cannot be read.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(
+            f"{path} is not a PyTorch checkpoint of plain tensors: {str(error).splitlines()[0]}"
+        ) from error
+    if isinstance(content, dict) and isinstance(content.get("generator"), dict):
+        content = content["generator"]
+    if not isinstance(content, dict) or not content or not all(isinstance(x, Tensor) for x in content.values()):
+        found = ", ".join(map(str, list(content)[:5])) if isinstance(content, dict) else type(content).__name__
+        raise ValueError(f"{path} holds {found or 'nothing'}: expected tensors by name, or those under 'generator'")
+    return content
+
+
+def translate(theirs: dict[str, Tensor], model: nn.Module, table: Table) -> dict[str, Tensor]:
+    """Their tensors under our names and in our shapes, float32.
+
+    Raises:
+        ValueError: naming every tensor that is missing, not known, of the wrong shape or not finite.
+    """
+    ours = model.state_dict()
+    assert set(table) == set(ours), sorted(set(table) ^ set(ours))
+    wrong: list[str] = []
+    state: dict[str, Tensor] = {}
+    for name, source in table.items():
+        expected = source.form.shape(tuple(ours[name].shape))
+        found = theirs.get(source.name)
+        if found is None:
+            wrong.append(f"{source.name} is missing")
+        elif tuple(found.shape) != expected:
+            wrong.append(f"{source.name} is {tuple(found.shape)}, expected {expected}")
+        elif not found.isfinite().all():
+            wrong.append(f"{source.name} holds numbers that are not finite")
+        else:
+            state[name] = source.form.ours(found.float()).contiguous()
+    known = {source.name for source in table.values()}
+    wrong += [f"{name} has no place" for name in theirs if name not in known]
+    if wrong:
+        raise ValueError(f"the checkpoint does not fit, in {len(wrong)} of its tensors: {'; '.join(wrong)}")
+    return state
