@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -80,6 +81,27 @@ def test_an_outcome_as_json_says_what_was_written_or_why_not():
         "ok": False,
         "error": "no",
     }
+
+
+def test_a_terminal_sees_a_bar_with_percent_time_left_and_speed(monkeypatch, capsys):
+    """Ten seconds of audio, half of it done after a little more than a second of work."""
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich then takes a pipe for a terminal
+    monkeypatch.setenv("COLUMNS", "120")
+
+    def open_slow():
+        def work(job, progress):
+            for done in (1.0, 5.0, 5.0):
+                progress(done, 10.0)
+                time.sleep(0.6)
+            return {"seconds": 10.0}
+
+        return work
+
+    run_batch([Job("talk.wav", "out.wav")], open_slow, lengths={"talk.wav": 10.0})
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capsys.readouterr().err)
+    assert "talk.wav" in shown and " 50%" in shown and "time left" in shown
+    assert re.search(r"[\d.]+ x real time", shown)
+    assert "talk.wav -> out.wav" in shown
 
 
 SLOW = """

@@ -86,7 +86,7 @@ class Display:
         from rich.progress import Progress as Bar
 
         self.console = Console(stderr=True, highlight=False, soft_wrap=True)
-        self.started = time.perf_counter()
+        self.start: tuple[float, float] | None = None  # when the first report came, and of how much audio
         self.files, self.finished_files, self.finished_seconds = files, 0, 0.0
         self.running: dict[str, float] = {}  # seconds done of the files being worked on
         self.bar = Bar(
@@ -100,7 +100,7 @@ class Display:
             transient=True,
             disable=not self.console.is_terminal,
         )
-        self.task = self.bar.add_task("starting", total=seconds or None, speed="")
+        self.task = self.bar.add_task("loading the model", total=seconds or None, speed="")
 
     def __enter__(self) -> "Display":
         self.bar.start()
@@ -114,12 +114,12 @@ class Display:
         seconds = self.finished_seconds + sum(self.running.values())
         names = " ".join(os.path.basename(name) for name in self.running)
         count = f"{self.finished_files + 1}/{self.files} " if self.files > 1 else ""
-        speed = seconds / max(time.perf_counter() - self.started, 1e-6)
+        now = time.perf_counter()
+        since, before = self.start = self.start or (now, seconds)
+        speed = f"{(seconds - before) / (now - since):.3g} x real time" if now - since > 1 else ""
         if self.files == 1 and total > 0:  # a length that only the reader knew
             self.bar.update(self.task, total=total)
-        self.bar.update(
-            self.task, completed=seconds, description=f"{count}{names}"[:40], speed=f"{speed:.3g} x real time"
-        )
+        self.bar.update(self.task, completed=seconds, description=f"{count}{names}"[:40], speed=speed)
 
     def finish(self, outcome: Outcome, expected: float) -> None:
         self.running.pop(outcome.source, None)
