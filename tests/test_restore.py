@@ -203,6 +203,13 @@ def test_quiet_and_loud_recordings_are_treated_alike(rate):
     np.testing.assert_allclose(loud, quiet, atol=2e-6)
 
 
+@pytest.mark.parametrize("rate", [16_000, 48_000])
+def test_no_finite_input_becomes_nan(rate):
+    x = noise(2, rate)
+    for level in (1e-300, 1e-40, 1e7, 1e25, 1e100, 1e300):
+        assert np.isfinite(Enhancer(CausalDouble()).enhance(x * level, rate)).all()
+
+
 # --- channels --------------------------------------------------------------------------------------------------------
 
 

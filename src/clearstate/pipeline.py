@@ -32,6 +32,7 @@ LINK_SECONDS = 0.016  # hop of the spectra in which channels share a gain
 GAIN_SECONDS = 0.004  # hop of the gain above the model's band
 GAIN_FALL_SECONDS = 0.050  # time constant; slower than speech's pauses are short, so that hiss does not flutter
 GAIN_RISE_SECONDS = 0.004
+LOUDEST = 1e6  # 120 dB beyond full scale: what a model hears is cut there, lest a square leave float32
 SILENCE = 1e-30  # power; float32 keeps its precision above, and nothing audible is below
 
 
@@ -121,7 +122,8 @@ class Chain:
     def _push(self, x: Array) -> Array:
         self._received += x.shape[1]
         self._dry = np.concatenate([self._dry, x], axis=1) if self._dry.shape[1] else x
-        return self._mix(self._pairs(self.runner.push(self.down.push(x) if self.down else x)))
+        heard = np.clip(x, -LOUDEST, LOUDEST)
+        return self._mix(self._pairs(self.runner.push(self.down.push(heard) if self.down else heard)))
 
     def _pairs(self, pair: Array) -> Array:
         return self._aligned(self.link.push(pair) if self.link else pair)

@@ -13,6 +13,7 @@ import pytest
 import soundfile
 
 from clearstate.audio import io as audio_io
+from clearstate.audio import tags
 from clearstate.audio.io import AudioError, AudioInfo, choose_format, open_reader, open_writer
 from clearstate.audio.wavpipe import decode, encode
 
@@ -121,16 +122,58 @@ def test_tags_are_kept(tmp_path, suffix):
     copy(source, target)
     copy(target, tmp_path / f"again.{suffix}")  # nothing piles up over generations
     with open_reader(tmp_path / f"again.{suffix}") as reader:
-        tags = reader.info.tags
-    assert (tags["title"], tags["artist"], tags["date"], tags["comment"]) == ("Über das Hören", "Ada", "2021", "take 3")
-    assert "libsndfile" not in tags.get("software", "")
+        kept = reader.info.tags
+    assert (kept["title"], kept["artist"], kept["date"], kept["comment"]) == ("Über das Hören", "Ada", "2021", "take 3")
+    assert "libsndfile" not in kept.get("software", "")
 
 
-def test_an_mp3_tag_says_which_letters_it_uses(tmp_path):
-    info = AudioInfo("x", RATE, 1, None, None, tags={"title": "Über"})
+def test_an_mp3_keeps_its_whole_tag_with_cover_and_chapters(tmp_path):
+    soundfile.write(tmp_path / "plain.mp3", tone(channels=1).T, 44_100, format="MP3")
+    cover = b"APIC" + (2_020).to_bytes(4, "big") + b"\0\0\0image/png\0\x03\0" + bytes(range(256)) * 7 + b"x" * 214
+    title = tags.id3_from({"title": "Über 北京", "comment": "a"})[10:]
+    size = bytes((len(title) + len(cover)) >> shift & 127 for shift in (21, 14, 7, 0))
+    tag = b"ID3\x03\0\0" + size + title + cover
+    (tmp_path / "in.mp3").write_bytes(tag + (tmp_path / "plain.mp3").read_bytes())
+    info = copy(tmp_path / "in.mp3", tmp_path / "out.mp3")
+    assert info.tags["title"] == "Über 北京"
+    assert (tmp_path / "out.mp3").read_bytes().startswith(tag)
+    assert soundfile.info(tmp_path / "out.mp3").frames == soundfile.info(tmp_path / "in.mp3").frames
+    with open_reader(tmp_path / "out.mp3") as reader:
+        assert reader.info.tags["title"] == "Über 北京"
+
+
+def test_tags_of_another_format_become_those_of_an_mp3_in_any_script(tmp_path):
+    info = AudioInfo("x", RATE, 1, None, None, tags={"title": "北京", "artist": "Zoë", "comment": "ok"})
     with open_writer(tmp_path / "a.mp3", info) as writer:
         writer.write(tone(channels=1))
-    assert b"\x00\xdcber" in (tmp_path / "a.mp3").read_bytes()  # encoding 0, Latin-1
+    with open_reader(tmp_path / "a.mp3") as reader:
+        assert {key: reader.info.tags[key] for key in info.tags} == info.tags
+        assert reader.info.frames == tone().shape[1]
+
+
+@pytest.mark.parametrize(("container", "to"), [("WAV", "WAV"), ("RF64", "RF64"), ("WAVEX", "WAVEX")])
+def test_a_wav_keeps_its_broadcast_data_and_cue_points(tmp_path, container, to):
+    source, target = tmp_path / "in.wav", tmp_path / "out.wav"
+    soundfile.write(source, tone(4_001, 1).T, RATE, subtype="PCM_24", format=container)
+    cue = struct.pack("<I", 1) + struct.pack("<II4sIII", 1, 1_000, b"data", 0, 0, 1_000)
+    chunks = [
+        (b"bext", b"a scene".ljust(602, b"\0")),
+        (b"cue ", cue),
+        (b"LIST", b"adtllabl\x09\0\0\0\1\0\0\0here\0\0"),
+        (b"iXML", b"<x/>!"),
+    ]
+    tags.append_chunks(source, chunks)
+    assert soundfile.info(source).frames == 4_001
+    copy(source, target)
+    assert tags.chunks_of(target) == chunks
+    info = soundfile.info(target)
+    assert (info.frames, info.format, info.subtype) == (4_001, to, "PCM_24")
+    assert np.array_equal(read(source), read(target))
+    size = target.stat().st_size
+    with open(target, "rb") as file:
+        head = file.read(28)
+    declared = struct.unpack("<Q", head[20:28])[0] if to == "RF64" else struct.unpack("<I", head[4:8])[0]
+    assert declared == size - 8
 
 
 def test_blocks_are_short_whatever_the_length(tmp_path):

@@ -19,12 +19,13 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Protocol
 
 import numpy as np
 import soundfile
 from numpy.typing import NDArray
+
+from clearstate.audio import tags
 
 Block = NDArray[np.float64]  # (channels, n)
 
@@ -40,6 +41,7 @@ CONTAINERS = {  # by extension, where the extension is not the name of the conta
     ".snd": "AU",
     ".wave": "WAV",
 }
+WAVS = ("WAV", "WAVEX", "RF64")
 BYTES = {"PCM_S8": 1, "PCM_U8": 1, "PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4, "DOUBLE": 8, "ULAW": 1, "ALAW": 1}
 LIBSNDFILE_MARK = " (libsndfile-"  # what it appends to the name of the software in the tags
 
@@ -190,22 +192,42 @@ class FileWriter:
             handle, self._temporary = tempfile.mkstemp(prefix=f".{Path(name).name}.", suffix=".part", dir=folder)
         except PermissionError:
             raise PermissionError(f"{name}: cannot write into {folder}; choose another place") from None
-        os.close(handle)
-        endian = like.endian if container == like.container else "FILE"
-        # LAME's V2, some 190 kbit/s in stereo, loses nothing audible a second time; libsndfile's default is lower.
-        quality = {"compression_level": 0.2} if container == "MP3" else {}
         try:
-            self._file = soundfile.SoundFile(
-                self._temporary, "w", like.sample_rate, like.channels, subtype, endian, container, **quality
+            self._raw = os.fdopen(handle, "w+b")
+            try:
+                self._file = self._open(container, subtype)
+            except (soundfile.LibsndfileError, ValueError) as error:
+                reason = getattr(error, "error_string", str(error)).rstrip(".")
+                raise AudioError(
+                    f"{name}: {container} ({subtype}) cannot hold {like.sample_rate} Hz with {like.channels} channels "
+                    f"({reason}); write to .wav or .flac"
+                ) from None
+        except BaseException:
+            self._remove()
+            raise
+
+    def _open(self, container: str, subtype: str) -> soundfile.SoundFile:
+        like = self._like
+        if container == "MP3":
+            tag = tags.id3_of(like.name) if like.container == "MP3" and os.path.isfile(like.name) else b""
+            self._raw.write(tag or tags.id3_from(like.tags))
+            # LAME's V2, some 190 kbit/s in stereo, loses nothing audible a second time; libsndfile's default is lower.
+            return soundfile.SoundFile(
+                tags.Behind(self._raw),
+                "w",
+                like.sample_rate,
+                like.channels,
+                subtype,
+                None,
+                "MP3",
+                compression_level=0.2,
             )
-        except (soundfile.LibsndfileError, ValueError) as error:
-            os.unlink(self._temporary)
-            reason = getattr(error, "error_string", str(error)).rstrip(".")
-            raise AudioError(
-                f"{name}: {container} ({subtype}) cannot hold {like.sample_rate} Hz with {like.channels} channels "
-                f"({reason}); write to .wav or .flac"
-            ) from None
-        self._write_tags(like.tags)
+        endian = like.endian if container == like.container else "FILE"
+        file = soundfile.SoundFile(self._temporary, "w", like.sample_rate, like.channels, subtype, endian, container)
+        for key, text in like.tags.items():
+            with suppress(soundfile.LibsndfileError):  # a format without tags, or without this one
+                setattr(file, key, text)
+        return file
 
     def write(self, block: Block) -> None:
         """Append (channels, n) samples; beyond full scale, integer formats clip."""
@@ -215,29 +237,30 @@ class FileWriter:
             # soundfile asserts that all frames were written; libsndfile says no more than "System error".
             raise OSError(f"{self.name}: could not be written on (is the disk full?); free some space") from None
 
-    def _write_tags(self, tags: dict[str, str]) -> None:
-        for key, text in tags.items():
-            with suppress(soundfile.LibsndfileError):  # a format without tags, or without this one
-                setattr(self._file, key, _Latin1(text) if self._file.format == "MP3" else text)
-
     def __enter__(self) -> "FileWriter":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
         try:
             try:
                 self._file.close()
-            except soundfile.LibsndfileError:
+                self._raw.close()
+                if kind is None and self._file.format in WAVS and os.path.isfile(self._like.name):  # not a pipe
+                    tags.append_chunks(self._temporary, tags.chunks_of(self._like.name))
+            except (soundfile.LibsndfileError, OSError):
                 raise OSError(f"{self.name}: could not be finished (is the disk full?); free some space") from None
             if kind is None:
                 check_target(self.name, self._like.name, self._overwrite)  # it may have appeared meanwhile
                 os.chmod(self._temporary, 0o666 & ~_umask())  # mkstemp's files are for the owner alone
                 os.replace(self._temporary, self.name)
         finally:
-            with suppress(FileNotFoundError):
-                os.unlink(self._temporary)
+            self._remove()
+
+    def _remove(self) -> None:
+        with suppress(OSError):
+            self._raw.close()
+        with suppress(FileNotFoundError):
+            os.unlink(self._temporary)
 
 
 def check_target(name: str, source: str, overwrite: bool) -> None:
@@ -279,7 +302,7 @@ def choose_format(name: str, like: AudioInfo) -> tuple[str, str]:
     else:
         subtype = "PCM_16" if "PCM_16" in subtypes else soundfile.default_subtype(container)
     size = (like.frames or 0) * like.channels * BYTES.get(subtype, 2)
-    return ("RF64" if container in ("WAV", "WAVEX") and size > WAV_LIMIT else container), subtype
+    return ("RF64" if container in WAVS and size > WAV_LIMIT else container), subtype
 
 
 def checked(block: Block, info: AudioInfo, start: int) -> Block:
@@ -297,22 +320,12 @@ def checked(block: Block, info: AudioInfo, start: int) -> Block:
 
 
 def clean_tag(text: str) -> str:
-    """A tag as it was meant: libsndfile marks the software it writes, and reads the UTF-8 of many MP3s as Latin-1."""
+    """A tag as it was meant: libsndfile marks the software it writes, and believes UTF-8 that calls itself Latin-1."""
     text = text.split(LIBSNDFILE_MARK)[0]
     try:
         return text.encode("latin-1").decode("utf-8")
     except UnicodeError:
         return text
-
-
-class _Latin1(str):
-    """Text for an ID3 tag. LAME's tag writer declares Latin-1 whatever it is given, but soundfile gives it UTF-8."""
-
-    def encode(self, encoding: str = "utf-8", errors: str = "strict") -> bytes:
-        try:
-            return super().encode("latin-1")
-        except UnicodeError:  # better readable by those who guess UTF-8 than lost
-            return super().encode(encoding, errors)
 
 
 def _umask() -> int:
