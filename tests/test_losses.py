@@ -78,6 +78,7 @@ def test_no_loss_fails_on_digital_silence():
         losses.log_error(estimate, silence, silence),
         losses.magnitude_loss(a, b),
         losses.complex_loss(a, b),
+        losses.log_magnitude_loss(spectrum(estimate, 512, 256), spectrum(silence, 512, 256)),
         losses.multi_resolution_loss(estimate, silence),
         *losses.phase_losses(losses.phase(spectrum(estimate, 512, 256)), losses.phase(spectrum(silence, 512, 256))),
         losses.consistency_loss(spectrum(estimate, 512, 256), 512, 256, 4000),
@@ -199,6 +200,8 @@ def test_magnitude_and_complex_losses_follow_their_formulas():
     x, y = compressed(ours), compressed(theirs)
     assert losses.magnitude_loss(a, b).item() == pytest.approx(np.mean((np.abs(x) - np.abs(y)) ** 2), rel=1e-4)
     assert losses.complex_loss(a, b).item() == pytest.approx(np.mean(np.abs(x - y) ** 2), rel=1e-4)
+    by_hand = np.abs(np.log1p(np.abs(ours.numpy())) - np.log1p(np.abs(theirs.numpy()))).mean()
+    assert losses.log_magnitude_loss(ours, theirs).item() == pytest.approx(by_hand, rel=1e-4)
 
 
 def test_the_complex_loss_sees_a_phase_that_the_magnitude_loss_does_not():

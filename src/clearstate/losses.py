@@ -161,6 +161,15 @@ def complex_loss(estimate: Compressed, clean: Compressed) -> Tensor:
     return (estimate.spectrum - clean.spectrum).square().sum(-1).mean((1, 2))
 
 
+def log_magnitude_loss(estimate: Tensor, clean: Tensor) -> Tensor:
+    """mean | log(1 + |Y|) - log(1 + |S|) | of complex spectra (b, t, f), to (b,).
+
+    What the basic models of SEMamba (arXiv:2405.06573) are trained with; the domain of their L1 is our reading.
+    """
+    ours, theirs = (torch.sqrt(spec.real.square() + spec.imag.square() + FLOOR) for spec in (estimate, clean))
+    return (torch.log1p(ours) - torch.log1p(theirs)).abs().mean((1, 2))
+
+
 RESOLUTIONS = ((256, 128), (1024, 512))  # (n_fft, hop) in samples
 
 

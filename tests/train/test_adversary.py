@@ -141,14 +141,11 @@ class Spectral(Tiny):
         self.gain = torch.nn.Parameter(torch.ones(257))
         self.turn = torch.nn.Parameter(torch.linspace(0, 3, 63)[:, None] * torch.linspace(-9, 9, 257))
 
-    def with_spectrum(self, noisy: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, noisy: Tensor, with_spectrum: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         spec = torch.stft(noisy, 512, 128, window=self.window, return_complex=True).transpose(1, 2)
         spec = spec * torch.polar(self.gain.expand(63, -1), self.turn)
         wave = torch.istft(spec.transpose(1, 2), 512, 128, window=self.window, length=noisy.shape[-1])
-        return wave, spec
-
-    def forward(self, noisy: Tensor) -> Tensor:
-        return self.with_spectrum(noisy)[0]
+        return (wave, spec) if with_spectrum else wave
 
 
 def test_the_consistency_of_a_predicted_spectrum_improves(tmp_path):

@@ -86,6 +86,13 @@ def test_the_rate_rises_then_falls_along_a_cosine():
     assert all(a > b for a, b in pairwise(rates[10:]))
 
 
+def test_an_exponential_fall_loses_the_same_share_in_every_stretch():
+    schedule = ScheduleRecipe(max_steps=200, warmup=0.0, floor=0.99**200, fall="exponential")
+    assert [optim.rate(schedule, epoch / 200) for epoch in (0, 1, 2, 200)] == pytest.approx(
+        [1, 0.99, 0.99**2, 0.99**200]
+    )
+
+
 def test_the_schedule_follows_the_limit_that_is_nearer():
     both = ScheduleRecipe(max_steps=100, max_minutes=10)
     assert optim.progress(both, 50, 1.0) == 0.5

@@ -95,8 +95,6 @@ class Run:
         self.plain = model  # without Fabric's wrapper
         self.optimiser_plain = optim.make(model, recipe.optimiser)
         self.model, self.optimiser = self.fabric.setup(model, self.optimiser_plain)
-        if recipe.loss.consistency > 0:
-            self.model.mark_forward_method("with_spectrum")  # or DDP would not see its gradients
         self.ema = optim.Ema(model, recipe.optimiser.ema)
         self.objective = Objective(recipe.loss)
         self.adversary = Adversary(self.fabric, recipe, self.sample_rate) if recipe.loss.metric > 0 else None
@@ -184,7 +182,7 @@ class Run:
         loss = self.recipe.loss
         extra: dict[str, Tensor] = {}
         if loss.consistency > 0:
-            estimate, spectrum = self.model.with_spectrum(noisy)
+            estimate, spectrum = self.model(noisy, with_spectrum=True)
             extra["consistency"] = predicted_consistency(spectrum, noisy, self.plain.config)
         else:
             estimate = self.model(noisy)

@@ -1,5 +1,6 @@
 """The loss of a recipe: its terms weighted and summed, spectra computed once."""
 
+import inspect
 import math
 from typing import Any, NamedTuple
 
@@ -56,7 +57,7 @@ class Objective:
     def enhancement_terms(self, y: Tensor, s: Tensor, x: Tensor) -> dict[str, Tensor]:
         wanted, recipe = self.weights, self.recipe
         terms: dict[str, Tensor] = {}
-        if {"magnitude", "complex", "phase"} & set(wanted):
+        if {"magnitude", "complex", "phase", "log_magnitude"} & set(wanted):
             ours, theirs = (losses.spectrum(signal, recipe.n_fft, recipe.hop) for signal in (y, s))  # (b, t, f)
             a, b = losses.compress(ours, recipe.exponent), losses.compress(theirs, recipe.exponent)
             if "magnitude" in wanted:
@@ -66,6 +67,8 @@ class Objective:
             if "phase" in wanted:
                 parts = losses.phase_losses(losses.phase(ours), losses.phase(theirs))
                 terms["phase"] = parts.instantaneous + parts.group_delay + parts.frequency
+            if "log_magnitude" in wanted:
+                terms["log_magnitude"] = losses.log_magnitude_loss(ours, theirs)
         if "multi_resolution" in wanted:
             terms["multi_resolution"] = losses.multi_resolution_loss(y, s, exponent=recipe.exponent)
         if "log_error" in wanted:
@@ -113,8 +116,8 @@ def check_extras(recipe: Recipe) -> None:
 
 def check_model(recipe: Recipe, model: nn.Module) -> None:
     """Raise RecipeError if the loss needs what the model does not give."""
-    if recipe.loss.consistency > 0 and not hasattr(model, "with_spectrum"):
+    if recipe.loss.consistency > 0 and "with_spectrum" not in inspect.signature(model.forward).parameters:
         raise RecipeError(
             f"loss.consistency needs the spectrum that a model predicts, and {recipe.model.name} gives none "
-            "(it has no with_spectrum(noisy)): set loss.consistency=0"
+            "(its forward has no with_spectrum): set loss.consistency=0"
         )

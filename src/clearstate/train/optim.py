@@ -47,7 +47,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(groups, {"lr": lr, "betas": betas, "weight_decay": 0.0})
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # the loop has no closures
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is None:
@@ -109,12 +109,14 @@ def progress(schedule: ScheduleRecipe, step: int, minutes: float) -> float:
 def rate(schedule: ScheduleRecipe, done: float) -> float:
     """The learning rate as a share of its peak when `done` (0 to 1) of the run is over.
 
-    >>> [round(rate(ScheduleRecipe(max_steps=100, warmup=0.1, floor=0.0), x), 3) for x in (0.0, 0.05, 0.1, 0.55, 1.0)]
-    [0.0, 0.5, 1.0, 0.5, 0.0]
+    >>> [round(rate(ScheduleRecipe(max_steps=100, warmup=0.1, floor=0.1), x), 3) for x in (0.0, 0.05, 0.1, 0.55, 1.0)]
+    [0.0, 0.5, 1.0, 0.55, 0.1]
     """
     if done < schedule.warmup:
         return done / schedule.warmup
     fall = (done - schedule.warmup) / (1 - schedule.warmup)
+    if schedule.fall == "exponential":
+        return schedule.floor**fall
     return schedule.floor + (1 - schedule.floor) * 0.5 * (1 + math.cos(math.pi * fall))
 
 

@@ -58,10 +58,11 @@ class LossRecipe:
 
     magnitude: Weight = 0.0  # compressed magnitude, squared
     complex: Weight = 0.0  # compressed complex spectrum, squared
+    log_magnitude: Weight = 0.0  # log(1 + magnitude), absolute
     multi_resolution: Weight = 0.0  # compressed magnitude at several window lengths
     log_error: Weight = 0.0  # per dB; keeps the level, defined for silent targets
     phase: Weight = 0.0  # anti-wrapping: instantaneous phase + group delay + instantaneous frequency
-    consistency: Weight = 0.0  # of the predicted spectrum; the model must have with_spectrum(noisy)
+    consistency: Weight = 0.0  # of the predicted spectrum; needs forward(noisy, with_spectrum=True)
     l1: Weight = 0.0  # waveform
     si_sdr: Weight = 0.0  # per dB
     snr_pit: Weight = 0.0  # per dB; several sources, best assignment
@@ -89,7 +90,7 @@ class OptimiserRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleRecipe:
-    """How long, and the learning rate on the way: linear warm-up, then a cosine down to `floor` times the peak.
+    """How long, and the learning rate on the way: linear warm-up, then down to `floor` times the peak.
 
     With both limits the run ends at the first; the schedule follows whichever is further along.
     """
@@ -97,7 +98,8 @@ class ScheduleRecipe:
     max_steps: Count | None = None
     max_minutes: Above0 | None = None  # time spent in training, over all resumptions
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.02  # share of the run
-    floor: Share = 0.01  # share of the peak
+    floor: Annotated[float, Field(gt=0, le=1)] = 0.01  # share of the peak
+    fall: Literal["cosine", "exponential"] = "cosine"  # exponential: x0.99 an epoch for 200 epochs is floor: 0.134
 
 
 @dataclass(frozen=True, kw_only=True)
