@@ -83,6 +83,25 @@ PRESETS: dict[str, Preset] = {
             )
             for blocks in (1, 2, 4, 8)
         ),
+        _preset("mp-senet", "enhance", "mp_senet:MPSENet", "MP-SENet (2024): Transformers over time and frequency"),
+        _preset(
+            "mp-senet-mamba",
+            "enhance",
+            "mp_senet:MPSENet",
+            "the same with a Mamba branch for the magnitude beside a Transformer branch for the phase",
+            shared_blocks=6,
+            branch_blocks=6,
+        ),
+        _preset(
+            "mp-senet-mamba-small",
+            "enhance",
+            "mp_senet:MPSENet",
+            "the small hybrid: shared blocks of Mamba, two blocks in each branch",
+            shared="mamba",
+            shared_blocks=2,
+            branch_blocks=2,
+            one_mixer=True,
+        ),
         _preset("saf", "enhance", "saf:SAF", "Spectrum Attention Fusion (2023), our completion of the paper"),
         _preset("saf-causal", "enhance", "saf:SAF", "the same with no look-ahead: streams", causal=True),
         _preset(

@@ -42,9 +42,7 @@ class SAFConfig:
     hidden: int = 128  # channels within a TCN block
     dilations: tuple[int, ...] = (1, 2, 4, 8, 16)  # frames, one TCN block each
     norm: Literal["layer", "rms", "batch"] = "layer"  # over the channels of a bin; "batch": over everything else
-    phase: Literal["angle", "cossin", "none"] = (
-        "angle"  # beside the magnitude: arg X / pi, its cosine and sine, nothing
-    )
+    phase: Literal["angle", "cossin", "none"] = "angle"  # beside the magnitude: arg X / pi, its cos and sin, nothing
 
 
 class SAFState(NamedTuple):
@@ -122,6 +120,13 @@ def norm_of(config: SAFConfig, channels: int) -> nn.Module:
     return nn.LayerNorm(channels) if config.norm == "layer" else nn.RMSNorm(channels, eps=1e-5)
 
 
+def zeroed(layer: nn.Linear) -> nn.Linear:
+    """The last layer of a residual block that changes nothing while it is fresh."""
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
 # ----------------------------------------------------------------------------------------------- encoder and decoders
 
 
@@ -196,7 +201,7 @@ class ConvolutionalAttention(nn.Module):
         c = config.channels
         self.heads = config.heads
         self.norm = norm_of(config, c)
-        self.enter, self.value, self.out = nn.Linear(c, c), nn.Linear(c, c), nn.Linear(c, c)
+        self.enter, self.value, self.out = nn.Linear(c, c), nn.Linear(c, c), zeroed(nn.Linear(c, c))
         self.spread = Conv(c, c, (config.kernel, config.kernel), bands, depthwise=True)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
@@ -219,7 +224,7 @@ class BandAttention(nn.Module):
         c = config.channels
         self.heads, self.reach = config.heads, config.bands // 2
         self.norm = norm_of(config, c)
-        self.qkv, self.out = nn.Linear(c, 3 * c), nn.Linear(c, c)
+        self.qkv, self.out = nn.Linear(c, 3 * c), zeroed(nn.Linear(c, c))
         self.offset = nn.Parameter(torch.zeros(config.heads, config.bands))  # a preference for each neighbour
 
     def forward(self, x: Tensor) -> Tensor:
@@ -250,7 +255,7 @@ class TCNBlock(nn.Module):
         super().__init__()
         c, hidden = config.channels, config.hidden
         self.norm = norm_of(config, c)
-        self.widen, self.narrow = nn.Linear(c, hidden), nn.Linear(hidden, c)
+        self.widen, self.narrow = nn.Linear(c, hidden), zeroed(nn.Linear(hidden, c))
         self.activate, self.activate_again = PReLU(hidden), PReLU(hidden)
         self.along = Conv(hidden, hidden, (3, 1), bands, dilation, depthwise=True)
         self.inner_norm = norm_of(config, hidden)
@@ -268,9 +273,6 @@ class Fusion(nn.Module):
         self.convolutional = ConvolutionalAttention(config, bands)
         self.local = BandAttention(config)
         self.tcn = nn.ModuleList(TCNBlock(config, dilation, bands) for dilation in config.dilations)
-        for last in (self.convolutional.out, self.local.out, *(block.narrow for block in self.tcn)):
-            nn.init.zeros_(last.weight)  # a fresh layer changes nothing
-            nn.init.zeros_(last.bias)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         x = self.local(self.convolutional(x, context))
@@ -284,6 +286,9 @@ class Fusion(nn.Module):
 
 class SAF(nn.Module):
     """See the module's drawing. Maps noisy (b, n) to enhanced (b, n); if causal, `step` does the same hop by hop."""
+
+    window: Tensor
+    synthesis: Tensor
 
     def __init__(self, config: SAFConfig | None = None) -> None:
         super().__init__()
