@@ -5,6 +5,8 @@ missing, too many, of another shape, or with numbers that are not finite is refu
 
     SEMamba, `{"generator": ...}` (github.com/RoyChao19477/SEMamba, MIT)     to  semamba-advanced
     RT-SEMamba, the same form (github.com/RoyChao19477/RT-SEMamba_app, MIT)  to  semamba-causal-1 ... -8
+    MP-SENet of 2024, the same form (github.com/yxlu-0102/MP-SENet, MIT)     to  mp-senet
+    MP-SENet + Mamba, the same form (github.com/StrangeAlex/VK_SE_task)      to  mp-senet-mamba, mp-senet-mamba-small
 """
 
 import os
@@ -63,13 +65,19 @@ def norm_prelu(ours: str, norm: str, prelu: str) -> Iterator[tuple[str, Source]]
     yield f"{ours}.slope", Source(f"{prelu}.weight")
 
 
-def mamba(ours: str, theirs: str) -> Iterator[tuple[str, Source]]:
-    """A Mamba block; its names are those of Mamba's own code on both sides."""
+def mixer(ours: str, theirs: str) -> Iterator[tuple[str, Source]]:
+    """A Mamba mixer; its names are those of Mamba's own code on both sides."""
     for name in (
-        "norm.weight", "mixer.in_proj.weight", "mixer.conv1d.weight", "mixer.conv1d.bias", "mixer.x_proj.weight",
-        "mixer.dt_proj.weight", "mixer.dt_proj.bias", "mixer.A_log", "mixer.D", "mixer.out_proj.weight",
+        "in_proj.weight", "conv1d.weight", "conv1d.bias", "x_proj.weight", "dt_proj.weight", "dt_proj.bias", "A_log",
+        "D", "out_proj.weight",
     ):  # fmt: skip
         yield f"{ours}.{name}", Source(f"{theirs}.{name}")
+
+
+def mamba(ours: str, theirs: str) -> Iterator[tuple[str, Source]]:
+    """A Mamba block: a norm without bias, and a mixer."""
+    yield f"{ours}.norm.weight", Source(f"{theirs}.norm.weight")
+    yield from mixer(f"{ours}.mixer", f"{theirs}.mixer")
 
 
 def dense_codec(layers: int = 4) -> Iterator[tuple[str, Source]]:
@@ -151,7 +159,90 @@ def semamba_causal_table(config: Any) -> Table:
     return table
 
 
-TABLES: dict[str, Callable[[Any], Table]] = {"SEMamba": semamba_table, "SEMambaCausal": semamba_causal_table}
+def mp_senet_table(config: Any) -> Table:
+    """MP-SENet of 2024 (247 tensors) and its hybrids with Mamba (731 in the large one).
+
+    What is called time there runs over frequency, and the other way round; but for Mamba, whose axes are right. See
+    `AS_PUBLISHED`. Its `mag_ts_transformer` holds Mamba blocks.
+    """
+    table = dict(past_codec())
+
+    def transformer(ours: str, theirs: str) -> None:
+        for i in (1, 2, 3):
+            table.update(layer(f"{ours}.norm{i}", f"{theirs}.norm{i}"))
+        for kind in ("weight", "bias"):
+            table[f"{ours}.qkv.{kind}"] = Source(f"{theirs}.attention.in_proj_{kind}")
+            for matrix in ("ih_l0", "hh_l0", "ih_l0_reverse", "hh_l0_reverse"):
+                table[f"{ours}.gru.{kind}_{matrix}"] = Source(f"{theirs}.ffn.gru.{kind}_{matrix}")
+        table.update(layer(f"{ours}.out", f"{theirs}.attention.out_proj"))
+        table.update(layer(f"{ours}.leave", f"{theirs}.ffn.linear"))
+
+    def transformers(ours: str, theirs: str, blocks: int) -> None:
+        for i in range(blocks):
+            transformer(f"{ours}.{i}.frequency", f"{theirs}.{i}.time_transformer")
+            transformer(f"{ours}.{i}.time", f"{theirs}.{i}.freq_transformer")
+
+    def mambas(ours: str, theirs: str, blocks: int) -> None:
+        mixers = ("mamba",) if config.one_mixer else ("mamba_t", "mamba_f")
+        for i in range(blocks):
+            table.update(layer(f"{ours}.{i}.norm", f"{theirs}.{i}.norm"))
+            for k, name in enumerate(mixers):
+                table.update(mixer(f"{ours}.{i}.mixers.{k}.ahead", f"{theirs}.{i}.{name}"))
+
+    if not config.branch_blocks:
+        transformers("shared", "TSTransformer", config.shared_blocks)
+        return table
+    shared = transformers if config.shared == "transformer" else mambas
+    shared("shared", "shared_ts_transformer", config.shared_blocks)
+    table.update(layer("branches.to_magnitude", "mag_proj", POINTWISE))
+    table.update(layer("branches.to_phase", "phase_proj", POINTWISE))
+    mambas("branches.magnitude", "mag_ts_transformer", config.branch_blocks)
+    transformers("branches.phase", "phase_ts_transformer", config.branch_blocks)
+    transformer("branches.magnitude_hears", "cross_attention.phase_to_mag_attn")
+    transformer("branches.phase_hears", "cross_attention.mag_to_phase_attn")
+    return table
+
+
+def past_codec(layers: int = 4) -> Iterator[tuple[str, Source]]:
+    """The encoder and decoders of MP-SENet of 2024. Index 0 of a dense layer is a padding."""
+
+    def dense(ours: str, theirs: str) -> Iterator[tuple[str, Source]]:
+        for i in range(layers):
+            there = f"{theirs}.dense_block.dense_block.{i}"
+            yield from layer(f"{ours}.dense.layers.{i}.conv", f"{there}.1")
+            yield from norm_prelu(f"{ours}.dense.layers.{i}.norm", f"{there}.2", f"{there}.3")
+
+    yield from layer("encoder.enter", "dense_encoder.dense_conv_1.0", POINTWISE)
+    yield from norm_prelu("encoder.enter_norm", "dense_encoder.dense_conv_1.1", "dense_encoder.dense_conv_1.2")
+    yield from dense("encoder", "dense_encoder")
+    yield from layer("encoder.down", "dense_encoder.dense_conv_2.0")
+    yield from norm_prelu("encoder.down_norm", "dense_encoder.dense_conv_2.1", "dense_encoder.dense_conv_2.2")
+    for ours, theirs, heads in (
+        ("mask", "mask_decoder.mask_conv", ("mask_decoder.mask_conv.3",)),
+        ("phase", "phase_decoder.phase_conv", ("phase_decoder.phase_conv_r", "phase_decoder.phase_conv_i")),
+    ):
+        yield from dense(ours, theirs.partition(".")[0])
+        yield from layer(f"{ours}.up", f"{theirs}.0.conv")
+        yield from norm_prelu(f"{ours}.norm", f"{theirs}.1", f"{theirs}.2")
+        for i, head in enumerate(heads):
+            yield from layer(f"{ours}.heads.{i}", head)
+    yield "mask.slope", Source("mask_decoder.lsigmoid.slope", COLUMN)
+
+
+TABLES: dict[str, Callable[[Any], Table]] = {
+    "SEMamba": semamba_table,
+    "SEMambaCausal": semamba_causal_table,
+    "MPSENet": mp_senet_table,
+}
+
+# Values of our configs under which a network computes what the published one does. MP-SENet and the hybrid give
+# batches first to layers that were built for sequences first: at batch 1 that turns the order of the axes, and leaves
+# the hybrid's cross-attention a single element to attend to.
+AS_PUBLISHED: dict[str, dict[str, Any]] = {
+    "mp-senet": {"order": "frequency_first"},
+    "mp-senet-mamba": {"order": "frequency_first", "fusion": "bin", "kv_norm": "none"},
+    "mp-senet-mamba-small": {"order": "frequency_first", "fusion": "bin", "kv_norm": "none"},
+}
 
 
 def table_for(model: nn.Module, name: str) -> Table:
@@ -162,8 +253,8 @@ def table_for(model: nn.Module, name: str) -> Table:
     """
     kind, config = type(model).__name__, model.config
     if kind not in TABLES or getattr(config, "core", "bidirectional") != "bidirectional":
-        raise ValueError(f"no published checkpoints of {name!r} are known; there are of semamba-advanced and "
-                         "semamba-causal-1, -2, -4 and -8")  # fmt: skip
+        raise ValueError(f"no published checkpoints of {name!r} are known; there are of semamba-advanced, "
+                         "semamba-causal-1, -2, -4 and -8, mp-senet, mp-senet-mamba and -small")  # fmt: skip
     return TABLES[kind](config)
 
 
@@ -187,7 +278,7 @@ def convert(checkpoint: str | os.PathLike[str], preset: str, folder: str | os.Pa
     folder = Path(folder)
     if (folder / "model.safetensors").exists():
         raise FileExistsError(f"{folder} holds weights already: give another folder, or remove them")
-    model = build(preset)
+    model = build(preset, **AS_PUBLISHED.get(preset, {}))
     state = translate(read_checkpoint(checkpoint), model, table_for(model, preset))
     model.load_state_dict(state, strict=True)
     save_model(model.eval(), preset, folder)

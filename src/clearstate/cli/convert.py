@@ -18,8 +18,9 @@ def run(
 ) -> None:
     """Convert a published checkpoint to weights that every other verb takes.
 
-    For SEMamba (`--to semamba-advanced`) and RT-SEMamba (`--to semamba-causal-8`, or -1, -2, -4). Every tensor must
-    have its place and its shape; one that has not is named, and nothing is written.
+    For SEMamba (`--to semamba-advanced`), RT-SEMamba (`--to semamba-causal-8`, or -1, -2, -4), MP-SENet
+    (`--to mp-senet`) and its hybrid (`--to mp-senet-mamba`, or -small). Every tensor must have its place and its shape;
+    one that has not is named, and nothing is written.
 
     **Example**
 
