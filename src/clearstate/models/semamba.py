@@ -92,17 +92,21 @@ class SEMamba(nn.Module):
         self.mask = codec.MaskDecoder(config.channels, bins, config.ceiling)
         self.phase = codec.PhaseDecoder(config.channels)
 
-    def forward(self, noisy: Tensor, overview: Overview | None = None) -> Tensor:
+    def forward(
+        self, noisy: Tensor, overview: Overview | None = None, with_spectrum: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """Enhance signals (b, n), n >= 1.
 
         Args:
             overview: of the signals that these are blocks of (see `overview`); None if they are whole.
+            with_spectrum: return the predicted spectrum (b, t, f) too, which need not be that of any signal.
         """
         gain = codec.level_gain(noisy) if overview is None else overview.gain
         spec = codec.centred_spectrum(noisy * gain, self.window, self.config.hop)  # (b, t, f) complex
         moments_of = codec.own_moments if overview is None else codec.given_moments(overview.moments)
         spec = self.enhanced(spec, self.estimate(spec, moments_of))
-        return codec.centred_waveform(spec, self.window, self.config.hop, noisy.shape[-1]) / gain
+        y = codec.centred_waveform(spec, self.window, self.config.hop, noisy.shape[-1]) / gain
+        return (y, spec / gain[..., None]) if with_spectrum else y
 
     def estimate(self, spec: Tensor, moments_of: MomentsOf = codec.own_moments) -> Estimate:
         """The network itself: noisy spectra (b, t, f) to what is to be done with them."""
