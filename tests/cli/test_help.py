@@ -42,8 +42,7 @@ def test_every_verb_teaches_by_example(verb, capsys):
         main([verb, "--help"])
     assert leave.value.code == 0
     shown = re.sub(r"\s+", " ", capsys.readouterr().out)
-    assert re.search(r"Examples? ", shown)
-    assert f"clearstate {verb}" in shown
+    assert shown.count(f"clearstate {verb}") >= 2  # the usage line, and an example
 
 
 def test_no_verb_shows_the_help():
