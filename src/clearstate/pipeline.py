@@ -55,6 +55,7 @@ class Chain:
         channels: rows of every chunk.
         strength: the most by which anything is attenuated, in dB; 0 changes nothing, None takes all the model removes.
         residual: give what was removed, input - output, instead of the output.
+        live: chunks are short and come one by one.
     Raises:
         ValueError: for a rate, channel count or strength that cannot be, or a model that does not enhance.
     """
@@ -66,6 +67,7 @@ class Chain:
         channels: int,
         strength: float | None = None,
         residual: bool = False,
+        live: bool = False,
     ) -> None:
         check_settings(model, sample_rate, channels, strength)
         sample_rate = int(sample_rate)
@@ -74,7 +76,7 @@ class Chain:
         self.channels = channels
         model_rate = int(model.sample_rate)
         self.piece = max(1, int(PIECE_SECONDS * sample_rate))
-        self.runner: Runner = CausalRunner(model, channels) if model.causal else BlockRunner(model, channels)
+        self.runner: Runner = CausalRunner(model, channels, live) if model.causal else BlockRunner(model, channels)
         grid = self.runner.grid
         self.link = Link(channels, in_step(grid, int(LINK_SECONDS * model_rate))) if channels > 1 else None
         self.grid = max(grid, self.link.hop if self.link else 0)  # output comes in multiples of it, but for the end
@@ -162,10 +164,15 @@ class Chain:
 
 
 class CausalRunner:
-    """A causal model as one endless stream: the state is carried, so chunking changes nothing."""
+    """A causal model as one endless stream: the state is carried, so chunking changes nothing.
 
-    def __init__(self, model: Any, channels: int) -> None:
+    For live sound the compiled step is taken, if the model has one: it is faster by the frame, and its compilation
+    (half a minute, once on a machine) would be lost on a file.
+    """
+
+    def __init__(self, model: Any, channels: int, live: bool = False) -> None:
         self.model, self.delay = model, int(model.latency)
+        self.step = getattr(model, "step_compiled", model.step) if live else model.step
         self.hop = self.grid = int(model.hop)
         self.device = device_of(model)
         self.state = model.init_state(channels)
@@ -180,7 +187,7 @@ class CausalRunner:
             return np.zeros((2, len(x), 0), dtype=np.float32)
         ready, self._held = held[:, :whole], held[:, whole:].copy()
         with torch.inference_mode():
-            y, self.state = self.model.step(torch.from_numpy(ready).to(self.device), self.state)
+            y, self.state = self.step(torch.from_numpy(ready).to(self.device), self.state)
         noisy = np.concatenate([self._noisy, ready], axis=1)
         self._noisy = noisy[:, whole:].copy()
         return np.stack([noisy[:, :whole], y.cpu().numpy()])

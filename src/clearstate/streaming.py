@@ -55,7 +55,7 @@ class Stream:
 
     def reset(self) -> None:
         """Begin a new signal: as if the stream had just been made."""
-        chain = Chain(self.model, self.sample_rate, self.channels, self.strength)
+        chain = Chain(self.model, self.sample_rate, self.channels, self.strength, live=True)
         if chain.latency is None:
             raise ValueError(f"{type(self.model).__name__} needs the whole signal; to stream, use {causal_names()}")
         self._chain = chain

@@ -94,10 +94,20 @@ def test_the_compiled_frame_is_the_readable_network(values):
 @torch.no_grad()
 def test_the_compiled_frame_follows_a_change_of_the_weights():
     model, x = build("live").eval(), noise(1, 256)
-    first, _ = model.step(x, model.init_state(1))
+    first, _ = model.step_compiled(x, model.init_state(1))
     model.head.bias.mul_(0.5)
-    second, _ = model.step(x, model.init_state(1))
+    second, _ = model.step_compiled(x, model.init_state(1))
     assert (second - first).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_a_stream_in_the_compiled_step_is_the_offline_output(model):
+    x, state, out = noise(2, 20 * model.hop), model.init_state(2), []
+    for piece in x.split(model.hop, dim=-1):
+        y, state = model.step_compiled(piece, state)
+        out.append(y)
+    offline = model(x)[:, : -model.latency]
+    torch.testing.assert_close(torch.cat(out, -1)[:, model.latency :], offline, atol=2e-5, rtol=1e-3)
 
 
 def flat(nested):

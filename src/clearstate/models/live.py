@@ -10,13 +10,14 @@ The mask acts on the power-compressed spectrum, so a mask of one changes nothing
 
 The spectrum is divided by a running level before the network sees it: the output scales exactly with the input.
 
-A stream's single frames run in `live_fused.py`, the same arithmetic compiled into one function.
+Live sound comes frame by frame and takes `live_fused.py`, the same arithmetic compiled into one function.
 
 b batch, t frames, f bins, k bands (fine: f / 4, coarse: config.bands), c channels.
 """
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +47,11 @@ class LiveConfig:
     states: int = 8  # of Mamba, a channel
     heads: int = 3  # of the attention over bands
     wide: int = 96  # width of the Mamba over the whole band
+
+
+EnhanceSpectrum = Callable[
+    [Tensor, Tensor, tuple[MambaState, ...], MambaState], tuple[Tensor, Tensor, tuple[MambaState, ...], MambaState]
+]
 
 
 class LiveState(NamedTuple):
@@ -93,6 +99,7 @@ class Live(nn.Module):
     """See the module's drawing. Maps noisy (b, n) to enhanced (b, n); `step` does the same hop by hop."""
 
     causal = True
+    window: Tensor
 
     def __init__(self, config: LiveConfig | None = None) -> None:
         super().__init__()
@@ -149,8 +156,9 @@ class Live(nn.Module):
     def init_state(self, batch: int) -> LiveState:
         """The state before the first sample."""
         zeros, bands = self.window.new_zeros, batch * self.config.bands
+        mixers: Iterable[Any] = self.time
         return LiveState(
-            zeros(batch, self.latency), zeros(batch, 2, 1), tuple(m.init_state(bands) for m in self.time),
+            zeros(batch, self.latency), zeros(batch, 2, 1), tuple(mixer.init_state(bands) for mixer in mixers),
             self.wide.init_state(batch), zeros(batch, self.latency),
         )  # fmt: skip
 
@@ -160,6 +168,16 @@ class Live(nn.Module):
         Raises:
             ValueError: if the number of samples is not a multiple of the hop.
         """
+        return self._step(x, state, self.enhance_spectrum)
+
+    def step_compiled(self, x: Tensor, state: LiveState) -> tuple[Tensor, LiveState]:
+        """`step` for live sound: single frames run in one compiled function, compiled at the first call."""
+        frames = x.shape[0] * x.shape[-1] // self.hop
+        return self._step(
+            x, state, self.enhance_spectrum_fused if self._fits_fused(x, frames) else self.enhance_spectrum
+        )
+
+    def _step(self, x: Tensor, state: LiveState, enhance: EnhanceSpectrum) -> tuple[Tensor, LiveState]:
         if extra := x.shape[-1] % self.hop:
             raise ValueError(
                 f"step() got {x.shape[-1]} samples, not a multiple of hop={self.hop}: "
@@ -167,7 +185,6 @@ class Live(nn.Module):
             )
         x = torch.cat([state.past, x], dim=-1)
         spec = analyse(x, self.window, self.hop)  # (b, t, f) complex
-        enhance = self.enhance_spectrum_fused if self._fits_fused(spec) else self.enhance_spectrum
         spec, level, bands, wide = enhance(spec, state.level, state.bands, state.wide)
         y, tail = synthesise(spec, self.window, self.hop, state.tail)
         return y, LiveState(x[:, x.shape[-1] - self.latency :], level, bands, wide, tail)
@@ -212,12 +229,11 @@ class Live(nn.Module):
         after = tuple(MambaState(c, h) for c, h in zip(conv.flatten(1, 2), ssm.flatten(1, 2), strict=True))
         return torch.view_as_complex(parts), level, after, MambaState(wide_conv[:, 0], wide_ssm[:, 0])
 
-    def _fits_fused(self, spec: Tensor) -> bool:
+    def _fits_fused(self, x: Tensor, frames: int) -> bool:
         """Whether the compiled frame applies: few frames, no gradient, on the CPU, and kernels that may be used."""
-        few = spec.shape[0] * spec.shape[1] <= FUSED_FRAMES
-        if not few or torch.is_grad_enabled() or torch.compiler.is_compiling() or spec.dtype != torch.complex64:
+        if frames > FUSED_FRAMES or torch.is_grad_enabled() or x.dtype != torch.float32:
             return False
-        return spec.device.type == "cpu" and backend() == "numba"
+        return x.device.type == "cpu" and backend() == "numba"
 
     def _packed(self) -> "Weights":
         """The parameters in the layout of the compiled frame, packed again when any of them has changed."""

@@ -9,13 +9,11 @@ k fine bands or coarse bands, c channels.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numba import njit
-from torch import nn
 
-from clearstate.ssm import Mamba
 from clearstate.ssm.linear_cpu import linear, multiply
 from clearstate.ssm.math_cpu import FAST, exp, silu, softplus
 from clearstate.ssm.step_cpu import recur
@@ -114,12 +112,12 @@ def _array(x) -> np.ndarray:
     return np.ascontiguousarray(x.detach().cpu().float().numpy())
 
 
-def _linear(layer: nn.Linear) -> LinearWeights:
+def _linear(layer: Any) -> LinearWeights:
     bias = np.zeros(layer.out_features, np.float32) if layer.bias is None else _array(layer.bias)
     return LinearWeights(_array(layer.weight.T), bias)
 
 
-def _norm(layer: nn.LayerNorm) -> LinearWeights:
+def _norm(layer: Any) -> LinearWeights:
     return LinearWeights(_array(layer.weight)[None], _array(layer.bias))
 
 
@@ -128,7 +126,7 @@ def _fine(block) -> FineWeights:
     return FineWeights(_norm(block.norm), LinearWeights(taps, _array(block.spread.bias)), _linear(block.mix))
 
 
-def _mamba(norm: nn.LayerNorm, mixer: Mamba) -> MambaWeights:
+def _mamba(norm: Any, mixer: Any) -> MambaWeights:
     rank, n = mixer.dt_rank, mixer.d_state
     to_dt, to_b, to_c = (
         LinearWeights(_array(part.T), np.zeros(part.shape[0], np.float32))
