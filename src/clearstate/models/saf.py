@@ -318,9 +318,9 @@ class SAF(nn.Module):
         if self.causal:
             y, _ = self.step(padded, self.init_state(noisy.shape[0]))
         else:
-            level = rms(noisy).clamp_min(1e-37) * self.window.norm()  # (b, 1); spectra then have bins near 1
+            level = rms(noisy) * self.window.norm()  # (b, 1); spectra then have bins near 1
             padded = F.pad(padded, (self.latency, 0))
-            spec = analyse(padded / level, self.window, self.hop)  # (b, t, f)
+            spec = analyse(padded / level.clamp_min(1e-37), self.window, self.hop)  # (b, t, f)
             y, _ = synthesise(self.enhance_spectrum(spec, Context()) * level[..., None], self.synthesis, self.hop)
         return y[:, self.latency : self.latency + samples]
 
