@@ -26,5 +26,5 @@ def test_the_package_uses_the_folder_and_leaves_numbas_setting_alone(monkeypatch
         return 2 * x
 
     assert twice(3) == 6
-    assert numba.config.CACHE_DIR == before
+    assert before == numba.config.CACHE_DIR
     assert list(tmp_path.rglob("*.nbi"))

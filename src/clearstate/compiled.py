@@ -24,13 +24,14 @@ def njit(**options: Any) -> Callable[[Callable], Any]:
     """
 
     def decorate(function: Callable) -> Any:
-        given = numba.config.CACHE_DIR
+        config: Any = numba.config  # its values appear at run time
+        given = config.CACHE_DIR
         if options.get("cache") and not given:
-            numba.config.CACHE_DIR = str(cache_folder())
+            config.CACHE_DIR = str(cache_folder())
         try:
             return numba.njit(**options)(function)
         finally:
-            numba.config.CACHE_DIR = given
+            config.CACHE_DIR = given
 
     return decorate
 
