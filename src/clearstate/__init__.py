@@ -1,6 +1,7 @@
 """clearstate clears up speech with state-space models: what is named here is what we promise to keep.
 
     clearstate.enhance("talk.mp3", "clean.mp3")        a file of any kind and length
+    clearstate.separate("talk.mp3", "voices/")         one file a speaker
     clearstate.load("live").enhance(array, 48_000)     a signal in memory
     clearstate.Stream("live", sample_rate=48_000)      live sound, chunk by chunk
 
@@ -12,12 +13,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from clearstate.restore import Enhancer, enhance, load
+    from clearstate.separation import Separator, separate
     from clearstate.streaming import Stream
 
 __version__ = "0.1.0"
-__all__ = ["Enhancer", "Stream", "__version__", "enhance", "load"]
+__all__ = ["Enhancer", "Separator", "Stream", "__version__", "enhance", "load", "separate"]
 
-_HOMES = {"Enhancer": "restore", "Stream": "streaming", "enhance": "restore", "load": "restore"}
+_HOMES = {
+    "Enhancer": "restore",
+    "Separator": "separation",
+    "Stream": "streaming",
+    "enhance": "restore",
+    "load": "restore",
+    "separate": "separation",
+}
 
 
 def __getattr__(name: str) -> Any:

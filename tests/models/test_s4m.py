@@ -5,6 +5,7 @@ import torch
 from contracts import CAUSAL, OFFLINE, noise
 
 from clearstate import losses
+from clearstate.metrics.cost import cost
 from clearstate.models import build
 from clearstate.models.s4m import S4M, S4MConfig
 
@@ -106,6 +107,17 @@ def test_the_ledger_by_part():
 def test_presets(name, count, rate):
     model = build(name)
     assert (parameters(model), model.sample_rate, model.causal) == (count, rate, name == "s4m-causal")
+
+
+@pytest.mark.parametrize("full, published", [(False, 7.86e9), (True, 38.27e9)])
+def test_the_published_work(full, published):
+    """Multiply-accumulates a second of the 16 passes at 8 kHz, convolutions alone, as the published tables count."""
+    macs = []
+    for passes in (1, 2):  # what is done once a forward (kernels, filter bank) falls out of the difference
+        model = S4M(S4MConfig(passes=passes, every_scale=full, expansion=1 if full else 2))
+        parts = cost(model, seconds=0.5).parts
+        macs.append(parts["matrix"] + parts["convolution"])
+    assert 16 * (macs[1] - macs[0]) == pytest.approx(published, rel=0.02)  # whole frames of the coarsest scale
 
 
 @torch.no_grad()

@@ -107,7 +107,9 @@ class Inject(nn.Module):
     def forward(self, x: Tensor, g: Tensor) -> Tensor:
         gate, shift = self.gate_norm(self.gate(g)), self.shift_norm(self.shift(g))
         skip = max(1, g.shape[1] // x.shape[1])  # 1, but for `compat`, where g is the finer one
-        return self.local_norm.modulate(self.local(x), torch.sigmoid(gate[:, ::skip]), shift[:, ::skip])
+        scale = self.local.scale
+        x = self.local(x) if scale is None else x
+        return self.local_norm.modulate(x, torch.sigmoid(gate[:, ::skip]), shift[:, ::skip], scale)
 
 
 class Remember(nn.Module):

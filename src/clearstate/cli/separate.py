@@ -1,0 +1,137 @@
+"""clearstate separate: several voices in one recording in, one recording a voice out."""
+
+import functools
+import re
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from clearstate.cli.batch import Outcome, Progress, Worker, run_batch
+from clearstate.cli.enhance import _close, _lengths
+from clearstate.cli.inputs import STDIO, Job, plan
+from clearstate.cli.terminal import UsageError, explain, note
+
+DEFAULT_MODEL = "s4m-tiny-4ms"  # as in clearstate.separation, which imports torch
+OURS = re.compile(r"\.speaker\d+$")  # the end of a name that an earlier run gave
+
+
+def run(
+    inputs: Annotated[
+        list[str],
+        typer.Argument(metavar="INPUT", help="Audio files, folders (searched through), patterns, or - for stdin."),
+    ],
+    output: Annotated[
+        str | None,
+        typer.Option("--output", "-o", metavar="FOLDER", help="Where to write. Without it, beside the input."),
+    ] = None,
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="A separator that `clearstate models` lists, or a folder with weights.")
+    ] = DEFAULT_MODEL,
+    enhance: Annotated[
+        str | None,
+        typer.Option("--enhance", "-e", metavar="MODEL", help="Remove noise first, with this model (try: live)."),
+    ] = None,
+    jobs: Annotated[
+        int, typer.Option("--jobs", "-j", min=1, help="Files at a time, each in a process of its own.")
+    ] = 1,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace output files that exist.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a report of every file to stdout.")] = False,
+) -> None:
+    """Separate people who speak at the same time.
+
+    `talk.wav` becomes talk.speaker1.wav, talk.speaker2.wav and talk.timeline.json (who is active when, in seconds).
+    The outputs have the length (to the sample), sample rate, channels, bit depth and tags of the input, and add up to
+    it: levels are true, and what is not speech goes to whoever is loudest there. Each voice stays in its file however
+    long the recording. A file that fails is named at the end and the others are done.
+
+    **Examples**
+
+    `clearstate separate talk.wav -o voices/`
+
+    `clearstate separate cafe.mp3 --enhance live` removes the noise first
+
+    `clearstate separate meetings/ -o voices/ --jobs 2 --json`
+
+    Exit code: 0 all done, 1 some file failed, 2 wrong use, 130 interrupted.
+    """
+    check_model(model, "separate", "--model")
+    if enhance is not None:
+        check_model(enhance, "enhance", "--enhance")
+    todo, failures = places(inputs, output)
+    outcomes = [Outcome(source, None, error=why) for source, why in failures]
+    if any(job.source == STDIO for job in todo) and sys.stdin.isatty():
+        raise UsageError("'-' reads audio from stdin, but stdin is the keyboard; pipe a file in, or name one")
+    if todo:
+        opener = functools.partial(open_worker, model, enhance, overwrite)
+        outcomes += run_batch(todo, opener, processes=jobs, lengths=_lengths(todo))
+    _close(outcomes, model, as_json)
+
+
+def open_worker(model: str, enhance: str | None, overwrite: bool) -> Worker:
+    """Load the models once; the worker it gives separates one file at a time."""
+    from clearstate.separation import load_separator
+
+    try:
+        separator = load_separator(model, enhance)
+    except (ValueError, OSError) as error:
+        raise UsageError(f"--model {model}: {explain(error)}") from error
+
+    def work(job: Job, progress: Progress) -> dict[str, Any]:
+        done = separator.separate_file(job.source, job.target, overwrite=overwrite, progress=progress)
+        speakers = [
+            {"file": speaker.file, "active_seconds": round(speaker.active_seconds, 2)} for speaker in done.speakers
+        ]
+        return {
+            "seconds": done.seconds, "sample_rate": done.sample_rate, "channels": done.channels,
+            "timeline": done.timeline, "speakers": speakers,
+        }  # fmt: skip
+
+    return work
+
+
+def places(inputs: list[str], output: str | None) -> tuple[list[Job], list[tuple[str, str]]]:
+    """What to read, and into which folder each goes; and the inputs that cannot be, with the reason.
+
+    Raises:
+        UsageError: for an output that is a file, or two inputs whose outputs would have the same names.
+    """
+    if output is not None and (output == STDIO or Path(output).is_file()):
+        raise UsageError(f"-o {output}: there is a file for each speaker; name a folder")
+    if inputs == [STDIO]:
+        return [Job(STDIO, output or ".")], []
+    found = plan(inputs, None, tag="speaker", overwrite=True)
+    named = {Path(word) for word in inputs}  # what was found in a folder may be ours
+    jobs = [
+        Job(job.source, output if output is not None else str(Path(job.source).parent))
+        for job in found.jobs
+        if not OURS.search(Path(job.source).stem) or Path(job.source) in named
+    ]
+    taken: dict[tuple[str, str], str] = {}
+    for job in jobs:
+        key = (job.target, Path(job.source).stem)
+        if key in taken:
+            raise UsageError(
+                f"{taken[key]} and {job.source} would both become {Path(job.target) / key[1]}.speaker1...; "
+                "separate them apart, into different folders"
+            )
+        taken[key] = job.source
+    if not jobs and not found.failures:
+        note("clearstate: nothing to separate: only results of an earlier run")
+    return jobs, found.failures
+
+
+def check_model(name: str, task: str, option: str) -> None:
+    """An unknown name, or a model of another task, is found before processes are started and files opened."""
+    from clearstate.models import PRESETS, find
+
+    if Path(name).is_dir():
+        return
+    try:
+        preset = find(name)
+    except ValueError as error:
+        raise UsageError(f"{option} {name}: {error} (a folder with weights will also do)") from error
+    if preset.task != task:
+        fitting = ", ".join(p.name for p in PRESETS.values() if p.task == task)
+        raise UsageError(f"{option} {name}: its task is {preset.task}, expected {task}; take one of {fitting}")
