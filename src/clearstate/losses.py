@@ -235,7 +235,8 @@ def phase_losses(estimate: Tensor, clean: Tensor) -> PhaseLosses:
 def consistency_loss(spec: Tensor, n_fft: int, hop: int, samples: int, exponent: float = 0.3) -> Tensor:
     """mean | Y_c - STFT(iSTFT(Y))_c |² of a predicted spectrum Y (b, t, f), both compressed; to (b,).
 
-    Zero for the spectrum of a real signal; MP-SENet 2024 (arXiv:2308.08926), Zadorozhnyy et al. 2022 for the idea.
+    Zero for the spectrum of a real signal, but for the frames at both ends, which depend on the padding. As in
+    MP-SENet 2024 (arXiv:2308.08926); Zadorozhnyy et al. 2022 (arXiv:2210.14474) for the idea.
     """
     again = spectrum(waveform(spec, n_fft, hop, samples), n_fft, hop)
     return complex_loss(compress(spec, exponent), compress(again, exponent))

@@ -1,9 +1,12 @@
 """A recipe is checked in full before anything starts, and says what to change."""
 
+from pathlib import Path
+
 import pytest
 from tiny import tiny_recipe
 
-from clearstate.train.command import main
+from clearstate.train.command import build_model, main
+from clearstate.train.objective import check_model
 from clearstate.train.recipe import RecipeError, audio_path, load_recipe, recipe_from, set_dotted
 
 MINIMAL = """
@@ -125,3 +128,20 @@ def test_data_that_cannot_be_opened_says_what_to_do(tmp_path, override, hint):
 def test_the_command_line_answers_a_bad_recipe_with_code_2(recipe_file, capsys):
     assert main([str(recipe_file), "loss.magnitud=1"]) == 2
     assert "did you mean magnitude?" in capsys.readouterr().err
+
+
+RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=[path.stem for path in RECIPES])
+def test_every_recipe_checks_and_fits_its_model(path):
+    recipe = load_recipe(path)
+    check_model(recipe, build_model(recipe))
+    assert recipe.run.startswith("runs/")
+
+
+def test_an_unknown_model_or_setting_of_it_names_the_nearest(recipe_file):
+    with pytest.raises(RecipeError, match=r"model\.name='life'; did you mean live\?"):
+        build_model(load_recipe(recipe_file, ["model.name=life"]))
+    with pytest.raises(RecipeError, match=r"model\.config\.block; did you mean blocks\?"):
+        build_model(load_recipe(recipe_file, ["model.config.block=2"]))

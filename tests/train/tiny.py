@@ -15,7 +15,9 @@ from clearstate.models import PRESETS, Preset
 from clearstate.train.loop import Outcome, Run
 from clearstate.train.recipe import Recipe, recipe_from, set_dotted
 
-PRESETS["tiny"] = Preset("tiny", "enhance", "", "for tests")  # so that its weights can be saved
+# so that their weights can be saved
+PRESETS["tiny"] = PRESETS["other"] = Preset("tiny", "enhance", "", "for tests")
+PRESETS["apart"] = Preset("apart", "separate", "", "for tests")
 SAMPLES = 8_000  # half a second
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from clearstate import losses
 from clearstate.metrics.extras import need
-from clearstate.models import load_model
+from clearstate.models import find, load_model
 from clearstate.train.recipe import LossRecipe, Recipe, RecipeError, loss_weights
 
 
@@ -48,10 +48,6 @@ class Objective:
         return Judged(total, {name: value.detach().mean() for name, value in items.items()})
 
     def separation_terms(self, estimates: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        if set(self.weights) != {"snr_pit"}:
-            raise ValueError(
-                f"the model gives several sources, whose loss is snr_pit; the recipe sets {', '.join(self.weights)}"
-            )
         return {"snr_pit": losses.permutation_invariant(losses.negative_snr, estimates, targets).loss}
 
     def enhancement_terms(self, y: Tensor, s: Tensor, x: Tensor) -> dict[str, Tensor]:
@@ -116,6 +112,12 @@ def check_extras(recipe: Recipe) -> None:
 
 def check_model(recipe: Recipe, model: nn.Module) -> None:
     """Raise RecipeError if the loss needs what the model does not give."""
+    terms = {name for name, weight in loss_weights(recipe.loss).items() if weight > 0}
+    if (find(recipe.model.name).task == "separate") != (terms == {"snr_pit"}):
+        raise RecipeError(
+            f"{recipe.model.name} with the loss {', '.join(sorted(terms))}: snr_pit, and nothing else, is the loss of "
+            "models that separate sources"
+        )
     if recipe.loss.consistency > 0 and "with_spectrum" not in inspect.signature(model.forward).parameters:
         raise RecipeError(
             f"loss.consistency needs the spectrum that a model predicts, and {recipe.model.name} gives none "

@@ -6,6 +6,7 @@ import os
 import pickle
 import signal
 import sys
+from itertools import permutations
 
 import numpy as np
 
@@ -15,11 +16,17 @@ METRICS = ("pesq", "stoi", "si_sdr", "snr")
 def scores(clean: np.ndarray, estimate: np.ndarray, sample_rate: int) -> dict[str, float]:
     """PESQ (wide band at 16 kHz, narrow at 8, none at other rates), STOI, SI-SDR and SNR of one pair, (n,) each.
 
-    SNR stands beside SI-SDR because it sees the level: when the two part, the output's level drifts.
+    SNR stands beside SI-SDR because it sees the level: when the two part, the output's level drifts. Several sources
+    (k, n) are scored in the order of the highest SI-SDR, and each score is the mean over them.
     """
     from clearstate.metrics.intrusive import si_sdr, snr
     from clearstate.metrics.perceptual import pesq_nb, pesq_wb, stoi
 
+    if clean.ndim == 2:
+        pairs = [[si_sdr(c, e) for e in estimate] for c in clean]
+        order = max(permutations(range(len(clean))), key=lambda p: sum(row[j] for row, j in zip(pairs, p, strict=True)))
+        rows = [scores(c, estimate[j], sample_rate) for c, j in zip(clean, order, strict=True)]
+        return {name: sum(row[name] for row in rows) / len(rows) for name in METRICS}
     pesq = {16_000: pesq_wb, 8_000: pesq_nb}.get(sample_rate)
     return {
         "pesq": pesq(clean, estimate, sample_rate) if pesq else math.nan,
