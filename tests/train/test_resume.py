@@ -125,6 +125,8 @@ def test_a_run_folder_of_another_model_is_not_resumed(tmp_path):
     finished(tmp_path, "schedule.max_steps=2")
     with pytest.raises(RecipeError, match="run=FOLDER"):
         tiny_run(tmp_path, "model.name=other")
+    with pytest.raises(RecipeError, match="of the optimiser adamw, the recipe asks for muon"):
+        tiny_run(tmp_path, "optimiser.name=muon")
 
 
 def test_every_item_comes_once_an_epoch_and_the_order_does_not_depend_on_where_one_starts():

@@ -369,16 +369,21 @@ class Run:
         """Go back to the folder's checkpoint, if it has one.
 
         Raises:
-            RecipeError: if the checkpoint is of another model than the recipe's.
+            RecipeError: if the checkpoint is of another model or optimiser than the recipe's.
         """
         state = checkpoint.load(self.folder)
         if state is None:
             return
-        if state["recipe"]["model"] != as_tree(self.recipe)["model"]:
-            raise RecipeError(
-                f"{self.folder} holds a checkpoint of the model {state['recipe']['model']}, the recipe asks for "
-                f"{as_tree(self.recipe)['model']}: give this run another folder with run=FOLDER, or remove the old one"
-            )
+        before, now = state["recipe"], as_tree(self.recipe)
+        for what, old, new in (
+            ("model", before["model"], now["model"]),
+            ("optimiser", before["optimiser"].get("name", "adamw"), now["optimiser"]["name"]),
+        ):
+            if old != new:
+                raise RecipeError(
+                    f"{self.folder} holds a checkpoint of the {what} {old}, the recipe asks for {new}: "
+                    "give this run another folder with run=FOLDER, or remove the old one"
+                )
         self.plain.load_state_dict(state["model"])
         self.ema.load_state_dict(state["ema"])
         self.optimiser_plain.load_state_dict(state["optimiser"])
