@@ -21,7 +21,7 @@ trained = pytest.mark.skipif(PRESETS["live"].weights is None, reason="the packag
 def run(script, *args, cwd):
     command = [sys.executable, str(EXAMPLES / script), *map(str, args)]
     result = subprocess.run(
-        command, cwd=cwd, capture_output=True, text=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        command, cwd=cwd, capture_output=True, text=True, timeout=600, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
     assert result.returncode == 0, result.stderr
     return result.stdout
@@ -60,6 +60,6 @@ def test_an_array_and_a_stream_give_the_same_clip(tmp_path):
     run("enhance_array.py", clip, tmp_path / "array.wav", cwd=tmp_path)
     told = run("stream_blocks.py", clip, tmp_path / "stream.wav", cwd=tmp_path)
     array, streamed = (soundfile.read(tmp_path / name)[0] for name in ("array.wav", "stream.wav"))
-    late = round(float(told.split()[1]) * 16)  # ms to samples
+    late = int(told.split()[1])  # samples
     assert len(streamed) == len(array) + late
     np.testing.assert_allclose(streamed[late:], array, atol=1e-3)

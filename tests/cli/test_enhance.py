@@ -27,7 +27,7 @@ RATE = 16_000
 
 def in_a_process(*args, **options):
     """Run the command line in a process of its own, in the current folder."""
-    options = {"capture_output": True, "timeout": 120} | options
+    options = {"capture_output": True, "timeout": 600} | options
     code = "import sys; from clearstate.cli import main; main(sys.argv[1:])"
     return subprocess.run([sys.executable, "-c", code, *map(str, args)], **options)
 
@@ -381,7 +381,7 @@ def test_being_stopped_leaves_nothing_half_written(tiny, signum, code, jobs):
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
     )
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 600
         while not (os.path.isdir("out") and len(os.listdir("out")) == jobs):
             assert child.poll() is None, child.stderr.read()
             assert time.monotonic() < deadline
@@ -391,7 +391,7 @@ def test_being_stopped_leaves_nothing_half_written(tiny, signum, code, jobs):
             os.killpg(child.pid, signum)  # a terminal tells the whole group
         else:
             child.send_signal(signum)
-        _, told = child.communicate(timeout=120)
+        _, told = child.communicate(timeout=600)
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGKILL)
