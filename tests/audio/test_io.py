@@ -536,3 +536,16 @@ def test_lossless_through_av_keeps_its_depth(tmp_path):
         y = np.concatenate(list(reader.blocks()), axis=1)
         assert reader.info.subtype == "PCM_32"
     np.testing.assert_allclose(y[:, : x.shape[1]], x / 2.0**31, atol=2.0**-23)
+
+
+@pytest.mark.parametrize("subtype, steps", [("PCM_16", 2**15), ("PCM_24", 2**23)])
+def test_integer_files_hold_the_nearest_step(tmp_path, subtype, steps):
+    exact = np.arange(-300, 300) / 7 / steps  # between the steps
+    path, out = tmp_path / "in.wav", tmp_path / "out.wav"
+    soundfile.write(path, np.zeros(10), 8_000, subtype)
+    with open_reader(path) as source:
+        info = source.info
+    with open_writer(out, info) as sink:
+        sink.write(exact[None])
+    written, _ = soundfile.read(out, dtype="float64")
+    assert np.array_equal(written * steps, np.rint(exact * steps))

@@ -180,6 +180,17 @@ def open_writer(path: str | os.PathLike[str], like: AudioInfo, *, overwrite: boo
     return FileWriter(name, like, overwrite)
 
 
+INTEGER_BITS = {"PCM_S8": 8, "PCM_U8": 8, "PCM_16": 16, "PCM_24": 24}
+
+
+def rounded(block: Block, subtype: str) -> Block:
+    """Samples at the nearest step of an integer subtype: libsndfile, when it also clips, takes the step below."""
+    if subtype not in INTEGER_BITS:
+        return block
+    steps = 2.0 ** (INTEGER_BITS[subtype] - 1)
+    return np.rint(block * steps) / steps
+
+
 class FileWriter:
     """Writes under a temporary name beside `name`; leaving the `with` block without an error gives it its own."""
 
@@ -232,7 +243,7 @@ class FileWriter:
     def write(self, block: Block) -> None:
         """Append (channels, n) samples; beyond full scale, integer formats clip."""
         try:
-            self._file.write(block.T)
+            self._file.write(rounded(block, self._file.subtype).T)
         except (soundfile.LibsndfileError, AssertionError, OSError):
             # soundfile asserts that all frames were written; libsndfile says no more than "System error".
             raise OSError(f"{self.name}: could not be written on (is the disk full?); free some space") from None
