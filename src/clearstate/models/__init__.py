@@ -132,7 +132,7 @@ PRESETS: dict[str, Preset] = {
             passes=8,
             causal=True,
         ),
-    )  # fmt: skip
+    )
 }
 
 

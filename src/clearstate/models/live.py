@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clearstate.audio.stft import analyse, compress, expand, sqrt_hann, synthesise
-from clearstate.ssm import Mamba, MambaState, backend, selective_scan
+from clearstate.models.level import running_power
+from clearstate.ssm import Mamba, MambaState, backend
 
 if TYPE_CHECKING:
     from clearstate.models.live_fused import Weights
@@ -248,20 +249,9 @@ class Live(nn.Module):
         return self._packed_weights
 
     def running_level(self, spec: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """Root of the mean power of the frames so far (b, t, 1), the older the less; digital silence does not count.
-
-        A running sum of powers over a running sum of weights, so that the first frame already has its own level.
-        """
-        with torch.no_grad():
-            power = torch.view_as_real(spec).square().sum(-1).mean(-1)  # (b, t)
-            counts = (power > 3e-10).to(power.dtype)  # -120 dBFS
-            u = torch.stack([power * counts, counts], dim=-1)  # (b, t, 2)
-            ones = torch.ones_like(counts)[..., None]
-            rate = -self.config.hop / (self.config.level_seconds * self.config.sample_rate)
-            h, state = selective_scan(
-                u, counts[..., None].expand_as(u), u.new_full((2, 1), rate), ones, ones, state=state
-            )
-            return (h[..., :1] / h[..., 1:].clamp_min(1e-6) + 1e-12).sqrt(), state
+        """Root of the mean power of the frames so far (b, t, 1), never zero, and the state to pass on."""
+        power, state = running_power(spec, state, self.config.level_seconds * self.config.sample_rate / self.config.hop)
+        return (power + 1e-12).sqrt(), state
 
     def to_fine_bands(self, parts: Tensor) -> Tensor:
         """Eight bins around each group of four, to one fine band: (b, t, f, 2) to (b, t, k, c).

@@ -349,7 +349,7 @@ class SAF(nn.Module):
         power, level_state = running_power(spec, state.level, frames)
         level = power.sqrt()  # (b, t, 1); zero until something is heard, and then nothing comes out
         context = Context(state.frames)
-        enhanced = self.enhance_spectrum(spec / (level + 1e-6), context) * level
+        enhanced = self.enhance_spectrum(spec / level.clamp_min(1e-6), context) * level
         y, tail = synthesise(enhanced, self.synthesis, self.hop, state.tail)
         return y, SAFState(x[:, x.shape[-1] - self.latency :], level_state, tuple(context.after), tail)
 
