@@ -1,0 +1,62 @@
+"""The table of a separator's card: SI-SDRi, SDRi and SNRi on held-out mixtures, beside the mixture itself.
+
+    python benchmarks/valid_separate.py --model s4m-tiny-4ms --data FOLDER
+
+FOLDER/s1 and FOLDER/s2 hold files of the same names, whose sum is the mixture.
+
+The model runs as `clearstate separate` runs it (`Separator`), so what is scored is what a user gets.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from rich.progress import track
+
+from clearstate.metrics.intrusive import sdr, si_sdr, snr
+from clearstate.metrics.separation import best_order
+from clearstate.separation import load_separator
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="s4m-tiny-4ms", help="a name, or a folder with weights")
+    parser.add_argument("--data", type=Path, required=True, help="folder with s1, s2, ... of the same file names")
+    parser.add_argument("--items", type=int, help="only the first so many")
+    parser.add_argument("--json", type=Path, help="also write the numbers there")
+    given = parser.parse_args()
+    separator = load_separator(given.model)
+    folders = sorted(path for path in given.data.iterdir() if path.is_dir() and path.name[:1] == "s")
+    names = sorted(path.name for path in folders[0].iterdir() if path.suffix in (".wav", ".flac"))[: given.items]
+    if len(folders) != int(separator.model.speakers):
+        raise SystemExit(
+            f"{given.model} gives {separator.model.speakers} speakers, but {given.data} has {len(folders)}"
+        )
+
+    rows = []
+    for name in track(names, description="mixtures", transient=True):
+        read = [soundfile.read(folder / name) for folder in folders]
+        sources, rate = np.stack([audio for audio, _ in read]), read[0][1]
+        mixture = sources.sum(0)
+        voices = separator.separate(mixture, rate)
+        order = best_order(sources, voices)
+        for source, j in zip(sources, order, strict=True):
+            rows.append([metric(source, signal) for metric in (si_sdr, sdr, snr) for signal in (mixture, voices[j])])
+    before, after = (np.array(rows)[:, i::2] for i in (0, 1))  # (sources, metrics)
+    improved = (after[:, 0] > before[:, 0]).mean()
+    print(f"{given.model} on {len(names)} mixtures ({len(rows)} voices) in {given.data}")
+    print(f"{'dB':8}{'mixture':>9}{'output':>9}{'gain':>9}")
+    result = {"mixtures": len(names), "improved": float(improved)}
+    for i, key in enumerate(("si_sdr", "sdr", "snr")):
+        values = before[:, i].mean(), after[:, i].mean(), (after - before)[:, i].mean()
+        print(f"{key.upper().replace('_', '-'):8}" + "".join(f"{value:9.2f}" for value in values))
+        result[key] = dict(zip(("mixture", "output", "gain"), map(float, values), strict=True))
+    print(f"SI-SDR is better than the mixture's for {100 * improved:.0f} % of the voices")
+    if given.json:
+        given.json.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
