@@ -253,3 +253,20 @@ def optional_array(x: Tensor | None, dims: int, like: Tensor) -> np.ndarray:
 
 
 _NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
+
+
+# On a CUDA device the same two operators run Triton kernels; imported on first use, since Triton is slow to import.
+
+
+@scan_op.register_kernel("cuda")
+def _(*inputs):
+    from .scan_cuda import forward
+
+    return forward(*inputs)
+
+
+@scan_backward_op.register_kernel("cuda")
+def _(*inputs):
+    from .scan_cuda import backward
+
+    return backward(*inputs)
