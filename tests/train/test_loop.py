@@ -2,6 +2,7 @@
 
 import json
 import math
+import signal
 import sys
 from itertools import pairwise
 
@@ -13,6 +14,7 @@ from torch import nn
 
 from clearstate.train import loop, optim
 from clearstate.train.recipe import OptimiserRecipe, ScheduleRecipe
+from clearstate.train.report import read_log
 
 NO_DROPOUT = {"dropout": 0.0}
 
@@ -156,6 +158,24 @@ def test_validation_scores_the_averaged_weights_and_keeps_the_best(tmp_path):
     with torch.no_grad():
         again = [si_sdr(clean.numpy(), model(noisy[None])[0].numpy()) for noisy, clean in pairs]
     assert sum(again) / 3 == pytest.approx(outcome.best, abs=1e-3)
+
+
+def test_a_signal_during_a_validation_puts_it_off_to_the_resumed_run(tmp_path):
+    changes = ("valid.every_steps=6", "valid.best=si_sdr")
+    finished(tmp_path / "whole", *changes, pairs=TonePairs())
+
+    class Interrupting(TonePairs):
+        def pair(self, i):
+            run.stop_signal = signal.SIGTERM
+            return super().pair(i)
+
+    run = tiny_run(tmp_path / "parts", *changes, pairs=Interrupting())
+    assert not run.run().finished and run.at.step == 6
+    assert all(line["kind"] == "train" for line in read_log(tmp_path / "parts" / "log.jsonl"))
+    finished(tmp_path / "parts", *changes, pairs=TonePairs())
+    logs = [read_log(tmp_path / name / "log.jsonl") for name in ("whole", "parts")]
+    rows = [[(line["step"], line["si_sdr"]) for line in log if line["kind"] == "valid"] for log in logs]
+    assert rows[0] == rows[1] and len(rows[0]) == 2
 
 
 def test_each_validation_draws_curves_and_three_fixed_examples(tmp_path):

@@ -29,7 +29,8 @@ def uninterrupted(tmp_path_factory):
 def start(folder: Path, delay: float, *overrides: str) -> subprocess.Popen:
     """The tiny run as a program of its own; `delay` seconds an item keep it from ending before it is killed."""
     arguments = [sys.executable, str(PROGRAM), str(folder), str(delay), "0.1", STEPS, *overrides]
-    return subprocess.Popen(arguments, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(arguments, env=environment, stderr=subprocess.PIPE, start_new_session=True)
 
 
 def wait_for(condition, process: subprocess.Popen, seconds: float = 300.0) -> None:
@@ -78,8 +79,8 @@ def test_the_comparison_sees_a_lost_random_state(uninterrupted, tmp_path, monkey
 def test_sigterm_writes_a_checkpoint_and_the_run_goes_on_from_there(uninterrupted, tmp_path, workers):
     process = start(tmp_path, 0.005, f"data.workers={workers}")
     wait_for(lambda: (tmp_path / "log.jsonl").is_file() and len(losses(tmp_path)) >= 5, process)
-    process.terminate()
-    _, complaint = process.communicate(timeout=30)
+    os.killpg(process.pid, signal.SIGTERM)  # to its workers too, as torchrun and schedulers do
+    _, complaint = process.communicate(timeout=300)
     assert process.returncode == 0, complaint.decode()
     reached = checkpoint.load(tmp_path)["counters"]["step"]
     assert reached == len(losses(tmp_path)) < 40  # nothing was lost

@@ -69,7 +69,7 @@ class Keyed(Dataset):
 
 
 def loader(items: Items, positions: Positions, workers: int, prefetch: int) -> DataLoader:
-    """An endless loader; its workers live as long as it is iterated, and leave Ctrl-C to the main process."""
+    """An endless loader; its workers live as long as it is iterated."""
     return DataLoader(
         Keyed(items),
         batch_sampler=positions,
@@ -82,9 +82,13 @@ def loader(items: Items, positions: Positions, workers: int, prefetch: int) -> D
 
 
 def quiet_worker(_: int) -> None:
-    """A worker ends when its loader does: signals are the main process's to handle."""
+    """A worker ends when its loader does, or within seconds of a main process that was killed.
+
+    Signals are the main process's to handle. torchrun and schedulers send SIGTERM to the whole group, and a worker that
+    dies of it takes the main process with it before that can write its checkpoint.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if hasattr(os, "nice"):
         os.nice(1)  # when cores are few, the step that is being computed goes first
     torch.set_num_threads(1)

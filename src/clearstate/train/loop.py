@@ -106,6 +106,8 @@ class Run:
             check_extras(recipe)
         self.pool = ScorePool("clearstate.train.scoring:scores", recipe.valid.workers)
         self.report = Report(self.folder, self.at.step, recipe.tensorboard, quiet) if self.first else None
+        if self.report is not None and self.at.step:
+            self.report.say(f"resuming {self.folder} at step {self.at.step}")
         self.chosen = spread(len(pairs), recipe.valid.items) if pairs is not None else []
 
     @property
@@ -122,13 +124,14 @@ class Run:
         batches = self.batches()
         try:
             while (done := self.done()) < 1 and not self.stop_signal:
+                if self.validation_is_due():  # first, for a run may have stopped on its way into a validation
+                    self.validate()
+                    continue
                 self.set_rate(done)
                 values = self.step(list(islice(batches, self.recipe.optimiser.accumulate)))
                 now = time.monotonic()
                 minutes, last = (now - last) / 60, now
                 self.count(values, minutes)
-                if self.validation_is_due():
-                    self.validate()
                 if (last - saved) / 60 >= self.recipe.checkpoint_minutes:
                     saved = last
                     self.save()
@@ -294,7 +297,7 @@ class Run:
 
     def validation_is_due(self) -> bool:
         valid, at = self.recipe.valid, self.at
-        if not self.chosen or at.step == at.validated_step:
+        if not self.chosen or at.step == at.validated_step or at.step == 0:
             return False
         by_steps = valid.every_steps is not None and at.step % valid.every_steps == 0
         by_time = valid.every_minutes is not None and at.minutes - at.validated_minutes >= valid.every_minutes
@@ -304,8 +307,14 @@ class Run:
         """Score the averaged weights; keep them if they are the best so far."""
         assert self.pairs is not None
         at, metric = self.at, self.recipe.valid.best
+        result = validate(
+            self.fabric, self.ema.model, self.pairs, self.chosen, self.pool, self.sample_rate,
+            stopped=lambda: bool(self.stop_signal),
+        )  # fmt: skip
+        if result is None:  # a signal came: it is due again when the run goes on
+            self.stop_signal = self.stop_signal or signal.SIGTERM
+            return
         at.validated_step, at.validated_minutes = at.step, at.minutes
-        result = validate(self.fabric, self.ema.model, self.pairs, self.chosen, self.pool, self.sample_rate)
         better = math.isfinite(result[metric]) and (at.best is None or result[metric] > at.best)
         if better:
             at.best, at.best_step = result[metric], at.step

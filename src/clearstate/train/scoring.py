@@ -48,7 +48,8 @@ def serve(function: str) -> None:
 
     Ends when stdin closes, which the system does when the parent ends, in whatever way.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when this ends
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when this ends, also when the whole
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # group of processes is told to
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints must not come between the answers
     module, _, name = function.partition(":")

@@ -1,7 +1,7 @@
 """Scores of held-out pairs, with the averaged weights and in full length."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -24,16 +24,26 @@ class Pairs(Protocol):
 
 @torch.no_grad()
 def validate(
-    fabric: Fabric, model: nn.Module, pairs: Pairs, chosen: Sequence[int], pool: ScorePool, sample_rate: int
-) -> dict[str, float]:
+    fabric: Fabric,
+    model: nn.Module,
+    pairs: Pairs,
+    chosen: Sequence[int],
+    pool: ScorePool,
+    sample_rate: int,
+    stopped: Callable[[], bool] = lambda: False,
+) -> dict[str, float] | None:
     """Mean of each metric over the chosen pairs, shared out over the processes; same result on every rank.
 
+    Args:
+        stopped: asked before each pair; once it is true in some process, all of them give up.
     Returns:
         The means, `items` (how many pairs) and `unscored` (pairs for which some metric is undefined or failed; they
-        are left out of that metric's mean).
+        are left out of that metric's mean). None if it was stopped.
     """
     futures = []
     for i in chosen[fabric.global_rank :: fabric.world_size]:
+        if stopped():
+            break
         noisy, clean = pairs.pair(i)
         estimate = model(noisy[None].to(fabric.device))[0].float().cpu()
         futures += pool.submit([clean], [estimate], sample_rate)
@@ -43,11 +53,14 @@ def validate(
     defined = table.isfinite()
     sums = torch.stack([table.nan_to_num(0.0, 0.0, 0.0).sum(0), defined.sum(0).double()])  # (2, metrics)
     unscored = (~defined).any(1).sum().double()
-    total = fabric.all_reduce(torch.cat([sums.flatten(), unscored[None]]), reduce_op="sum")
+    ends = torch.tensor([float(unscored), float(stopped())], dtype=torch.float64)
+    total = fabric.all_reduce(torch.cat([sums.flatten(), ends]).to(fabric.device), reduce_op="sum")
     assert isinstance(total, Tensor)
-    means = total[: len(METRICS)] / total[len(METRICS) : -1]  # nan for a metric nothing could be scored with
+    if total[-1]:
+        return None
+    means = total[: len(METRICS)] / total[len(METRICS) : -2]  # nan for a metric nothing could be scored with
     result = dict(zip(METRICS, means.tolist(), strict=True))
-    return {**result, "items": len(chosen), "unscored": int(total[-1])}
+    return {**result, "items": len(chosen), "unscored": int(total[-2])}
 
 
 def spread(count: int, wanted: int | None) -> list[int]:
