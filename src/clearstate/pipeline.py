@@ -25,7 +25,7 @@ from clearstate.audio.resample import Resampler
 Array = NDArray[Any]
 
 PIECE_SECONDS = 4.0  # a causal model sees at most this much at a time: bounds the memory
-BLOCK_SECONDS = 12.0  # a non-causal one sees blocks of this length ...
+BLOCK_SECONDS = 8.0  # a non-causal one sees blocks of this length (150 MB a second for the largest models) ...
 OVERLAP_SECONDS = 2.0  # ... that overlap by this much ...
 FADE_SECONDS = 0.5  # ... and are cross-faded over the middle of the overlap; the rest is context
 LINK_SECONDS = 0.016  # hop of the spectra in which channels share a gain
@@ -232,7 +232,9 @@ class BlockRunner:
         if not noisy.shape[1]:
             return np.zeros((2, len(noisy), 0), dtype=np.float32)
         with torch.inference_mode():
-            y = self.model(torch.from_numpy(np.ascontiguousarray(noisy)).to(self.device)).cpu().numpy()
+            x = torch.from_numpy(np.ascontiguousarray(noisy)).to(self.device)
+            # Channel by channel: a batch would be no faster on a CPU, and need the memory of all at once.
+            y = torch.cat([self.model(channel[None]) for channel in x]).cpu().numpy()
         fade, start = len(self.ramp), 0
         end = y.shape[1] if last else self.hop + self.context
         if self._fading is not None:

@@ -104,8 +104,8 @@ class Stream:
 
 
 def causal_names() -> str:
-    """The models that can stream, for an error message."""
+    """The models that can stream and are there to be loaded, for an error message."""
     from clearstate.models import PRESETS, build
 
-    names = [repr(name) for name, preset in PRESETS.items() if preset.task == "enhance" and build(name).causal]
-    return " or ".join(names) or "a causal model"
+    shipped = [name for name, preset in PRESETS.items() if preset.task == "enhance" and preset.weights]
+    return " or ".join(repr(name) for name in shipped if build(name).causal) or "a causal one (`clearstate models`)"
