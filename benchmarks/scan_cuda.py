@@ -60,6 +60,15 @@ def largest_error(case: tuple[int, int, int], device: str) -> float:
     return worst
 
 
+def copying() -> float:
+    """Seconds a byte takes to be read or written by a plain copy on the device."""
+    from triton.testing import do_bench
+
+    source = torch.empty(COPIED, dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    return 1e-3 * do_bench(lambda: target.copy_(source), return_mode="median") / (2 * COPIED)
+
+
 def bytes_moved(case: tuple[int, int, int], backward: bool) -> int:
     """Bytes of everything that must be read or written once, float32; with `backward` those of both passes."""
     b, t, d = case
@@ -105,13 +114,9 @@ def main() -> None:
         return
     if backend("cuda") != "triton":
         sys.exit(f"the scan on this GPU would not run in triton, but in {backend('cuda')}: {unavailable('triton')}")
-    from triton.testing import do_bench
-
-    source = torch.empty(COPIED, dtype=torch.uint8, device="cuda")
-    target = torch.empty_like(source)
-    seconds_per_byte = 1e-3 * do_bench(lambda: target.copy_(source), return_mode="median") / (2 * COPIED)
-    del source, target
-    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, float32, {STATES} states; copy {1e-9 / seconds_per_byte:.0f} GB/s")  # fmt: skip
+    seconds_per_byte = copying()
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, float32, {STATES} states", end="; ")
+    print(f"copy {1e-9 / seconds_per_byte:.0f} GB/s")
     failed = False
     for case in CASES:
         error = largest_error(case, "cuda")

@@ -26,9 +26,13 @@ def test_the_interpreted_kernels_agree_with_the_equation():
 
 
 def test_the_kernels_compile_for_a_gpu(tmp_path):
-    """The interpreter accepts more than the compiler does. With every optional input, and with none."""
+    """The interpreter accepts more than the compiler does. With every optional input, and (float64) with none."""
     pytest.importorskip("triton.backends.nvidia", reason="this triton has no compiler for NVIDIA devices")
     program = """
+import sys
+import clearstate.ssm
+assert "clearstate.ssm.scan_cuda" not in sys.modules, "triton is slow to import: only on first use"
+
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -44,13 +48,9 @@ def assemble(kernel, dtype, terms, absent):
     made = triton.compile(source, target=GPUTarget("cuda", 80, 32), options=scan_cuda.LAUNCH)
     print(kernel.__name__, dtype, len(absent), "entry" in made.asm["ptx"], len(made.asm["cubin"]) > 0)
 
-for dtype, terms, absent in (("fp32", 8, []), ("fp32", 8, ["z", "D", "bias"]), ("fp64", 16, ["z", "D", "bias"])):
+for dtype, terms, absent in (("fp32", 8, []), ("fp64", 16, ["z", "D", "bias"])):
     assemble(scan_cuda._forward_kernel, dtype, terms, absent and [*absent, "h0", "kept"])
     assemble(scan_cuda._backward_kernel, dtype, terms, absent and [*absent, "dz", "dh_last"])
 """
     lines = python("-c", program, TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(tmp_path)).splitlines()
-    assert len(lines) == 6 and all(line.endswith("True True") for line in lines)
-
-
-def test_importing_the_recurrences_does_not_import_triton():
-    assert python("-c", "import sys, clearstate.ssm; print('clearstate.ssm.scan_cuda' in sys.modules)") == "False\n"
+    assert len(lines) == 4 and all(line.endswith("True True") for line in lines)
