@@ -24,7 +24,7 @@ from clearstate.audio.resample import Resampler
 
 Array = NDArray[Any]
 
-PIECE_SECONDS = 4.0  # a causal model sees at most this much at a time: bounds the memory
+PIECE_SECONDS = 2.0  # a causal model sees at most this much at a time: bounds the memory
 BLOCK_SECONDS = 8.0  # a non-causal one sees blocks of this length (150 MB a second for the largest models) ...
 OVERLAP_SECONDS = 2.0  # ... that overlap by this much ...
 FADE_SECONDS = 0.5  # ... and are cross-faded over the middle of the overlap; the rest is context

@@ -217,6 +217,22 @@ def test_a_wav_beyond_four_gigabytes_becomes_rf64():
     assert choose_format("out.wav", ten_hours) == ("RF64", "PCM_24")
 
 
+def test_what_32_bits_cannot_count_is_an_error_before_the_work_or_at_the_limit(tmp_path, monkeypatch):
+    ten_hours = AudioInfo("in.flac", 48_000, 2, 10 * 3_600 * 48_000, None, container="FLAC", subtype="PCM_24")
+    with pytest.raises(AudioError, match=r"AIFF cannot hold 10\.4 GB; write to \.flac"):
+        choose_format("out.aiff", ten_hours)
+    monkeypatch.setattr(audio_io, "WAV_LIMIT", 100_000)
+
+    def endless():
+        with open_writer(tmp_path / "out.wav", AudioInfo("stdin", RATE, 2, None, None)) as writer:
+            for _ in range(10):
+                writer.write(tone(10_000))
+
+    with pytest.raises(AudioError, match="WAV cannot hold more than 4 GB"):
+        endless()
+    assert os.listdir(tmp_path) == []
+
+
 # --- bad input -------------------------------------------------------------------------------------------------------
 
 

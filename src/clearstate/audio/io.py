@@ -42,6 +42,7 @@ CONTAINERS = {  # by extension, where the extension is not the name of the conta
     ".wave": "WAV",
 }
 WAVS = ("WAV", "WAVEX", "RF64")
+SMALL = ("WAV", "WAVEX", "AIFF", "AU")  # with lengths of 32 bits
 BYTES = {"PCM_S8": 1, "PCM_U8": 1, "PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4, "DOUBLE": 8, "ULAW": 1, "ALAW": 1}
 LIBSNDFILE_MARK = " (libsndfile-"  # what it appends to the name of the software in the tags
 
@@ -196,6 +197,7 @@ class FileWriter:
 
     def __init__(self, name: str, like: AudioInfo, overwrite: bool) -> None:
         self.name, self._like, self._overwrite = name, like, overwrite
+        self._size = 0  # bytes of sound so far
         folder = Path(name).absolute().parent
         check_target(name, like.name, overwrite)
         container, subtype = choose_format(name, like)
@@ -242,6 +244,9 @@ class FileWriter:
 
     def write(self, block: Block) -> None:
         """Append (channels, n) samples; beyond full scale, integer formats clip."""
+        self._size += block.size * BYTES.get(self._file.subtype, 0)
+        if self._file.format in SMALL and self._size > WAV_LIMIT:  # of a source that did not say how long it is
+            raise AudioError(f"{self.name}: {self._file.format} cannot hold more than 4 GB; write to .flac or .w64")
         try:
             self._file.write(rounded(block, self._file.subtype).T)
         except (soundfile.LibsndfileError, AssertionError, OSError):
@@ -313,7 +318,11 @@ def choose_format(name: str, like: AudioInfo) -> tuple[str, str]:
     else:
         subtype = "PCM_16" if "PCM_16" in subtypes else soundfile.default_subtype(container)
     size = (like.frames or 0) * like.channels * BYTES.get(subtype, 2)
-    return ("RF64" if container in WAVS and size > WAV_LIMIT else container), subtype
+    if container in SMALL and size > WAV_LIMIT:
+        if container not in WAVS:
+            raise AudioError(f"{name}: {container} cannot hold {size / 1e9:.1f} GB; write to .flac or .w64")
+        container = "RF64"
+    return container, subtype
 
 
 def checked(block: Block, info: AudioInfo, start: int) -> Block:
