@@ -3,6 +3,9 @@
 That their published arrangement is one of ours is shown in `tests/test_convert_mp_senet.py`.
 """
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 from contracts import OFFLINE, noise
@@ -20,6 +23,8 @@ from clearstate.models.mp_senet import (
     along,
 )
 from clearstate.ssm import use_backend
+from clearstate.train.objective import Objective, check_model, predicted_consistency
+from clearstate.train.recipe import load_recipe
 
 TINY = {"channels": 8, "hidden": 6, "heads": 2, "states": 4, "shared_blocks": 1}
 FORMS = {
@@ -307,3 +312,36 @@ def test_in_pieces_a_longer_signal_takes_no_more_than_its_maps(monkeypatch):
     monkeypatch.setattr(along, "__kwdefaults__", {"steps": 2_000})
     model = shaken(MPSENet(MPSENetConfig(**TINY)))
     assert largest(model, noise(1, 12_000)) == 121 * 202 * 8  # what the sub-pixel convolution returns
+
+
+# --- training --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["mp-senet", "mp-senet-mamba"])
+def test_under_the_loss_of_its_recipe_a_small_one_improves(name):
+    """All terms but the discriminator's, whose tests are its own."""
+    recipe = load_recipe(Path(__file__).parents[2] / "recipes" / f"{name}.yaml")
+    assert recipe.model.name == name and recipe.loss.metric == 0.05
+    torch.manual_seed(3)
+    model = build(name, **{**TINY, "branch_blocks": min(1, build_config(name).branch_blocks)})
+    check_model(recipe, model)
+    objective = Objective(replace(recipe.loss, metric=0.0))
+    clean = noise(2, 3_200, seed=4).cumsum(-1)
+    noisy = clean + noise(2, 3_200, 0.3, seed=5)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=5e-3, betas=recipe.optimiser.betas)
+    found = []
+    for _ in range(8):
+        estimate, spectrum = model(noisy, with_spectrum=True)
+        extra = {"consistency": predicted_consistency(spectrum, noisy, model.config)}
+        judged = objective(estimate, clean, noisy, extra)
+        optimiser.zero_grad()
+        judged.total.backward()
+        optimiser.step()
+        found.append(judged)
+    assert set(found[0].terms) == {"magnitude", "phase", "complex", "consistency", "l1"}
+    assert found[-1].total < 0.95 * found[0].total
+
+
+def build_config(name):
+    with torch.device("meta"):
+        return build(name).config

@@ -1,5 +1,7 @@
 """SAF: sizes to the digit, each part against its definition, look-ahead to the frame, streams equal to files."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from contracts import CAUSAL, OFFLINE, any_chunking_gives_the_offline_output, noise
@@ -18,6 +20,8 @@ from clearstate.models.saf import (
     rms,
     shifted,
 )
+from clearstate.train.objective import Objective
+from clearstate.train.recipe import load_recipe
 
 SMALL = {"channels": 8, "layers": 2, "heads": 2, "kernel": 5, "hidden": 12, "dilations": (1, 2, 4)}
 
@@ -197,6 +201,17 @@ def test_a_small_one_can_learn_four_signals_by_heart():
         optimiser.step()
     after = negative_si_sdr(model(noisy), clean).mean()
     assert before > -4 and after < -12, f"SI-SDR from {-before:.1f} to {-after:.1f} dB"
+
+
+def test_the_recipe_has_the_published_optimiser_and_a_loss_that_reaches_the_model():
+    recipe = load_recipe(Path(__file__).parents[2] / "recipes" / "saf.yaml")
+    assert (recipe.model.name, recipe.optimiser.lr, recipe.optimiser.betas) == ("saf", 5e-4, (0.95, 0.999))
+    model, clean = SAF(SAFConfig(**SMALL)), noise(2, 4_000, seed=4)
+    noisy = clean + noise(2, 4_000, seed=5)
+    judged = Objective(recipe.loss)(model(noisy), clean, noisy)
+    judged.total.backward()
+    assert set(judged.terms) == {"magnitude", "complex", "l1"}
+    assert model.mask.leave.weight.grad.any() and model.bias.leave.weight.grad.any()
 
 
 # --- the parts -------------------------------------------------------------------------------------------------------

@@ -217,7 +217,7 @@ def save_model(model: "nn.Module", preset: str, folder: Path) -> None:
 def _config(model_class: type, values: dict[str, Any]) -> Any:
     from typing import get_type_hints
 
-    hints = get_type_hints(model_class.__init__)
+    hints = get_type_hints(vars(model_class)["__init__"])
     config_class: Callable[..., Any] = next(t for t in _alternatives(hints["config"]) if t is not type(None))
     known = list(config_class.__dataclass_fields__)  # type: ignore[attr-defined]
     for key in values:
