@@ -18,8 +18,9 @@ from functools import lru_cache
 from math import ceil, gcd
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from clearstate.compiled import njit
 
 Floats = NDArray[np.floating]
 

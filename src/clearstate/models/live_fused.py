@@ -12,8 +12,8 @@ import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from numba import njit
 
+from clearstate.compiled import njit
 from clearstate.ssm.linear_cpu import linear, multiply
 from clearstate.ssm.math_cpu import FAST, exp, silu, softplus
 from clearstate.ssm.step_cpu import recur

@@ -11,7 +11,9 @@ A norm over frames and channels is one multiplication and one addition for each 
 """
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
+
+from clearstate.compiled import njit
 
 FAST = {"contract", "nsz", "arcp"}  # nothing that assumes the absence of NaN
 CHUNK = 128  # frames of a task

@@ -71,7 +71,10 @@ def conv_op(
     tasks = tasks_forward(b, d)
     kernel = kernels.forward_parallel if threads_for(tasks, b * t * d) > 1 else kernels.forward_serial
     bias_ = optional_array(x.new_zeros(d) if bias is None else bias, 1, x)
-    kernel(tasks, (b, t, d, k), strides, x_, optional_array(weight, 2, x), bias_, optional_array(state, 3, x), reverse, y.numpy(), last.numpy())  # fmt: skip
+    kernel(
+        tasks, (b, t, d, k), strides, x_, optional_array(weight, 2, x), bias_, optional_array(state, 3, x), reverse,
+        y.numpy(), last.numpy(),
+    )  # fmt: skip
     return y, last
 
 

@@ -5,7 +5,9 @@ of channels. The last `taps - 1` inputs stay in scratch rows, so the input is re
 """
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
+
+from clearstate.compiled import njit
 
 from .scan_cpu import CHUNK, FAST, GROUPS, _copy
 from .vector_cpu import BLOCK, TAP_ROWS, convolve, convolve_back

@@ -7,7 +7,9 @@ back computes them again. `s4.recurrence` is the slow twin.
 """
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
+
+from clearstate.compiled import njit
 
 from .scan_cpu import FAST
 

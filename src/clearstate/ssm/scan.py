@@ -74,7 +74,9 @@ def selective_scan(
     return y.to(dtype), h
 
 
-def selective_scan_reference(u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False, state=None, reverse=False):  # fmt: skip
+def selective_scan_reference(
+    u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False, state=None, reverse=False
+):  # fmt: skip
     """`selective_scan` as a loop over time that a reader can check against the equation."""
     dt = delta if delta_bias is None else delta + delta_bias
     if delta_softplus:
@@ -90,7 +92,9 @@ def selective_scan_reference(u, delta, A, B, C, D=None, z=None, delta_bias=None,
     return _skip_and_gate(y, u, D, z), h
 
 
-def selective_scan_parallel(u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False, state=None, reverse=False):  # fmt: skip
+def selective_scan_parallel(
+    u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False, state=None, reverse=False
+):  # fmt: skip
     """`selective_scan` as a log-depth scan in plain PyTorch (Hillis & Steele 1986).
 
     Traceable and without a loop over time, at the price of (b, t, d, n) tensors.
@@ -125,16 +129,29 @@ def _skip_and_gate(y: Tensor, u: Tensor, D: Tensor | None, z: Tensor | None) -> 
 def _check(u, delta, A, B, C, D, z, delta_bias, state) -> None:
     if u.dim() != 3 or A.dim() != 2 or u.shape[2] != A.shape[0] or u.shape[1] == 0:
         raise ValueError(
-            f"selective_scan got u {tuple(u.shape)} and A {tuple(A.shape)}: expected u (b, t, d) with t >= 1 and A (d, n)"
+            f"selective_scan got u {tuple(u.shape)} and A {tuple(A.shape)}: "
+            "expected u (b, t, d) with t >= 1 and A (d, n)"
         )
     (b, t, d), n = u.shape, A.shape[1]
     expected = {
-        "delta": (delta, (b, t, d)), "B": (B, (b, t, n)), "C": (C, (b, t, n)), "D": (D, (d,)), "z": (z, (b, t, d)),
-        "delta_bias": (delta_bias, (d,)), "state": (state, (b, d, n)),
+        "u": (u, (b, t, d)), "A": (A, (d, n)), "delta": (delta, (b, t, d)), "B": (B, (b, t, n)), "C": (C, (b, t, n)),
+        "D": (D, (d,)), "z": (z, (b, t, d)), "delta_bias": (delta_bias, (d,)), "state": (state, (b, d, n)),
     }  # fmt: skip
     for name, (tensor, shape) in expected.items():
-        if tensor is not None and tuple(tensor.shape) != shape:
-            raise ValueError(f"selective_scan got {name} {tuple(tensor.shape)}: with u {tuple(u.shape)} and {n} states expected {shape}")  # fmt: skip
+        if tensor is None:
+            continue
+        if tuple(tensor.shape) != shape:
+            raise ValueError(
+                f"selective_scan got {name} {tuple(tensor.shape)}: "
+                f"with u {tuple(u.shape)} and {n} states expected {shape}"
+            )
+        if not tensor.is_floating_point():
+            raise ValueError(f"selective_scan got {name} in {tensor.dtype}: expected a floating point dtype")
+        if (tensor.dtype == torch.float64) != (u.dtype == torch.float64):
+            raise ValueError(
+                f"selective_scan got {name} in {tensor.dtype} while u is in {u.dtype}: "
+                "convert one of them (.float() or .double())"
+            )
 
 
 # -- the compiled kernel as a PyTorch operator, so that autograd, torch.export and torch.compile see one node --------
@@ -156,7 +173,8 @@ def scan_op(
     tasks = kernels.tasks_forward(b, d)
     kernel = kernels.forward_parallel if threads_for(tasks, b * t * d * n) > 1 else kernels.forward_serial
     kernel(
-        tasks, (b, t, d, n), strides, u_, delta_, optional_array(A, 2, u), B_, C_, optional_array(D, 1, u), z_, optional_array(delta_bias, 1, u),
+        tasks, (b, t, d, n), strides, u_, delta_, optional_array(A, 2, u), B_, C_,
+        optional_array(D, 1, u), z_, optional_array(delta_bias, 1, u),
         delta_softplus, optional_array(state, 3, u), reverse, y.numpy(), last.numpy(), kept.numpy(),
     )  # fmt: skip
     return y, last, kept
@@ -187,7 +205,8 @@ def scan_backward_op(
     tasks = kernels.tasks_backward(b, d)
     kernel = kernels.backward_parallel if threads_for(tasks, b * t * d * n) > 1 else kernels.backward_serial
     kernel(
-        tasks, (b, t, d, n), strides, u_, delta_, optional_array(A, 2, u), B_, C_, optional_array(D, 1, u), z_, optional_array(delta_bias, 1, u),
+        tasks, (b, t, d, n), strides, u_, delta_, optional_array(A, 2, u), B_, C_,
+        optional_array(D, 1, u), z_, optional_array(delta_bias, 1, u),
         delta_softplus, reverse, kept.numpy(), optional_array(dy, 3, u), optional_array(dh_last, 3, u),
         du.numpy(), ddelta.numpy(), da.numpy(), db.view(-1).numpy(), dc.view(-1).numpy(), dd.numpy(), dz.numpy(),
         dh0.numpy(),
@@ -202,7 +221,8 @@ def _(dy, dh_last, kept, u, delta, A, B, C, D, z, delta_bias, delta_softplus, re
     (b, t, d), n = u.shape, A.shape[1]
     dz = u.new_empty(b, t, d) if z is not None else u.new_empty(0, 0, 0)
     db, dc = u.new_empty(b, t, n), u.new_empty(b, t, n)
-    return [u.new_empty(b, t, d), u.new_empty(b, t, d), u.new_empty(d, n), db, dc, u.new_empty(d), dz, u.new_empty(b, d, n)]  # fmt: skip
+    du, ddelta = u.new_empty(b, t, d), u.new_empty(b, t, d)
+    return [du, ddelta, u.new_empty(d, n), db, dc, u.new_empty(d), dz, u.new_empty(b, d, n)]
 
 
 def _save_for_backward(ctx, inputs, output):
@@ -218,7 +238,9 @@ def _backward(ctx, dy, dh_last, _):
         dy = torch.zeros_like(u)
     if dh_last is None:
         dh_last = u.new_zeros(0, 0, 0)
-    du, ddelta, dA, dB, dC, dD, dz, dh0 = scan_backward_op(dy, dh_last, kept, u, delta, A, B, C, D, z, delta_bias, *ctx.flags)
+    du, ddelta, dA, dB, dC, dD, dz, dh0 = scan_backward_op(
+        dy, dh_last, kept, u, delta, A, B, C, D, z, delta_bias, *ctx.flags
+    )
     return (
         du, ddelta, dA, dB, dC, None if D is None else dD, None if z is None else dz,
         None if delta_bias is None else ddelta.sum((0, 1)), dh0 if ctx.had_state else None, None, None, None,

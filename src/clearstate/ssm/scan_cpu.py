@@ -12,15 +12,35 @@ are such slices) need no copy; the channel axis has stride 1. Optional inputs co
 """
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
+
+from clearstate.compiled import njit
 
 from .vector_cpu import (
-    BIAS, BLOCK, DU, G, LANES, LOG2E, RAW, SKIP, STEP_ROWS, U, Y, Z,
-    advance, advance_keeping, enter, gate, retreat, sum_lanes, ungate,
+    BIAS,
+    BLOCK,
+    DU,
+    LOG2E,
+    RAW,
+    SKIP,
+    STEP_ROWS,
+    G,
+    U,
+    Y,
+    Z,
+    advance,
+    advance_keeping,
+    enter,
+    gate,
+    retreat,
+    sum_lanes,
+    ungate,
 )  # fmt: skip
 
 CHUNK = 16  # steps between kept states
-GROUPS = 16  # backward deals sequences to at most this many groups, whatever the thread count: so sums do not depend on it
+GROUPS = (
+    16  # backward deals sequences to at most this many groups, whatever the thread count: so sums do not depend on it
+)
 
 # Fused multiply-add is allowed. Nothing that assumes the absence of NaN: one in the input stays visible.
 FAST = {"contract", "nsz", "arcp", "afn"}

@@ -46,7 +46,9 @@ class _Vectors:
 
     def splat(self, scalar):
         """The same number in every lane."""
-        one = self.builder.insert_element(ir.Constant(self.vector, ir.Undefined), scalar, ir.Constant(ir.IntType(32), 0))
+        one = self.builder.insert_element(
+            ir.Constant(self.vector, ir.Undefined), scalar, ir.Constant(ir.IntType(32), 0)
+        )
         mask = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
         return self.builder.shuffle_vector(one, ir.Constant(self.vector, ir.Undefined), mask)
 
@@ -67,7 +69,7 @@ class _Vectors:
         if self.double:
             return b.call(self.intrinsic(f"llvm.exp2.v{LANES}f64", ir.FunctionType(self.vector, [self.vector])), [x])
         x = b.select(b.fcmp_ordered("<", x, self.number(-126.0)), self.number(-126.0), x)
-        x = b.select(b.fcmp_ordered(">", x, self.number(127.0)), self.number(127.0), x)
+        x = b.select(b.fcmp_ordered(">", x, self.number(128.0)), self.number(128.0), x)  # whose bits are infinity's
         shifted = b.fadd(x, self.number(12582912.0))
         r = b.fsub(x, b.fsub(shifted, self.number(12582912.0)))
         p = self.number(EXP2[-1])
@@ -118,9 +120,7 @@ class _Vectors:
 
 def _each_vector(v, width):
     """Loop over the vectors of a row: yields (column, loop)."""
-    return cgutils.for_range_slice(
-        v.builder, ir.Constant(v.index, 0), width, ir.Constant(v.index, LANES), v.index
-    )
+    return cgutils.for_range_slice(v.builder, ir.Constant(v.index, 0), width, ir.Constant(v.index, LANES), v.index)
 
 
 def _data(context, builder, array_type, array):
