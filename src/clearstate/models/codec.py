@@ -12,6 +12,7 @@ Without gradients on a CPU the norms and the up-sampling run in the compiled or 
 or inside ``use_backend("reference")``, in plain PyTorch. Both are the same functions of the same weights.
 """
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -22,6 +23,7 @@ from torch.nn import functional as F
 from clearstate.ssm import backend
 
 EPS = 1e-5  # added to the variance of an instance norm
+SLICE = 64  # frames that a dense block convolves at a time without gradients
 
 
 class Moments(NamedTuple):
@@ -101,10 +103,10 @@ class NormPReLU(nn.Module):
         return F.prelu(y.permute(0, 3, 1, 2), self.slope).permute(0, 2, 3, 1)
 
 
-def convolve(x: Tensor, conv: nn.Conv2d) -> Tensor:
-    """A 2-D convolution on a channel-last tensor (b, t, f, c)."""
+def convolve(x: Tensor, conv: nn.Conv2d, padding: tuple[int, int] | None = None) -> Tensor:
+    """A 2-D convolution on a channel-last tensor (b, t, f, c); `padding` in place of its own."""
     weight = conv.weight.contiguous(memory_format=torch.channels_last)
-    y = F.conv2d(x.permute(0, 3, 1, 2), weight, conv.bias, conv.stride, conv.padding, conv.dilation)
+    y = F.conv2d(x.permute(0, 3, 1, 2), weight, conv.bias, conv.stride, padding or conv.padding, conv.dilation)
     return y.permute(0, 2, 3, 1)
 
 
@@ -133,29 +135,48 @@ class DenseBlock(nn.Module):
     def forward(self, x: Tensor, moments_of: MomentsOf = own_moments) -> Tensor:
         """(b, t, f, c) to the same."""
         if compiled(x):
-            return self.without_concatenations(x, moments_of)
+            return self.in_slices(x, moments_of)
         maps = y = x
         for layer in self.layers:
             y = layer(maps, moments_of)
             maps = torch.cat([y, maps], dim=-1)
         return y
 
-    def without_concatenations(self, x: Tensor, moments_of: MomentsOf) -> Tensor:
-        """The same, with each map written by its norm to its place in the input of every later layer."""
+    def in_slices(self, x: Tensor, moments_of: MomentsOf) -> Tensor:
+        """The same with the maps side by side only where a convolution is at work, and normalised in place."""
         from clearstate.models import codec_cpu
 
-        *size, c = x.shape
-        depth = len(self.layers)
-        inputs = [x, *(x.new_empty(*size, (i + 1) * c) for i in range(1, depth)), x.new_empty(*size, c)]
-        for i, wide in enumerate(inputs[1:depth], 1):
-            wide[..., i * c :] = x
-        for i, layer in enumerate(self.layers):
+        b, t, f, c = x.shape
+        reach = 2 ** (len(self.layers) - 1)
+        scratch = x.new_empty(b * (min(SLICE, t) + 2 * reach) * f * len(self.layers) * c)
+        maps = [x]
+        for layer in self.layers:
             assert isinstance(layer, DenseLayer)
-            y = convolve(inputs[i], layer.conv)
-            scale, shift = layer.norm.coefficients(moments_of(y))
-            places = [(inputs[j], (j - 1 - i) * c) for j in range(i + 1, depth)] or [(inputs[-1], 0)]
-            codec_cpu.affine_prelu(y, scale, shift, layer.norm.slope, places)
-        return inputs[-1]
+            y = convolve_in_slices(maps, layer.conv, scratch)
+            codec_cpu.affine_prelu(y, *layer.norm.coefficients(moments_of(y)), layer.norm.slope, [(y, 0)])
+            maps.insert(0, y)
+        return maps[0]
+
+
+def convolve_in_slices(maps: list[Tensor], conv: nn.Conv2d, scratch: Tensor) -> Tensor:
+    """`convolve` of maps (b, t, f, c), side by side in their channels, `SLICE` frames at a time.
+
+    Args:
+        scratch: memory for one slice of the input; fresh memory for each would cost as much as a third of the work.
+    """
+    (b, t, f, _), reach = maps[0].shape, conv.dilation[0]  # along time padding and dilation are the same
+    y = torch.empty_like(maps[0])
+    for start in range(0, t, SLICE):
+        end = min(start + SLICE, t)
+        first, last = max(0, start - reach), min(t, end + reach)
+        before, after = reach - (start - first), reach - (last - end)  # frames beyond the signal
+        size = (b, before + last - first + after, f, conv.in_channels)
+        x = scratch[: math.prod(size)].view(size)
+        x[:, :before] = 0
+        x[:, size[1] - after :] = 0
+        torch.cat([m[:, first:last] for m in maps], dim=-1, out=x[:, before : before + last - first])
+        y[:, start:end] = convolve(x, conv, padding=(0, 1))
+    return y
 
 
 class Encoder(nn.Module):

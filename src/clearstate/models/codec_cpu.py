@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import njit, prange
+from numba import prange
 from torch import Tensor
 
+from clearstate.compiled import njit
 from clearstate.ssm.threads import threads_for
 
 PARTS = 32  # frames are dealt to this many tasks, whatever the thread count: so sums do not depend on it
@@ -115,9 +116,11 @@ def _affine_task(task, x, scale, shift, slope, one, at_one, two, at_two, three, 
     a, b, s = scale[item], shift[item], slope
     for k in range(bins):
         row, target = x[item, t, k], one[item, t, k, at_one : at_one + c]
+        for i in range(c):  # two loops: LLVM does not vectorise one over five arrays
+            target[i] = row[i] * a[i] + b[i]
         for i in range(c):
-            y = row[i] * a[i] + b[i]
-            target[i] = y if y >= 0 else y * s[i]
+            y, below = target[i], target[i] * s[i]  # both, so that it selects and does not branch
+            target[i] = below if y < 0 else y
         if two.size:
             _copy(target, two[item, t, k, at_two : at_two + c])
         if three.size:

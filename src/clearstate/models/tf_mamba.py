@@ -7,7 +7,9 @@ Without gradients on a CPU the bidirectional mixer runs in its folded form, piec
 lies between two layers stays in the cache; otherwise as it is written down. Same weights, same function.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -37,9 +39,7 @@ class BiMix(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Rows (r, l, c) to the same."""
         if compiled(x):
-            folded = fold(self)
-            size = max(1, PIECE // x.shape[1])
-            return torch.cat([mix_folded(rows, self, folded) for rows in x.split(size)])
+            return mix_in_pieces(x.contiguous(), self)
         return x + self.merge(torch.cat([self.ahead(x)[0], self.back(x)[0]], dim=-1))
 
 
@@ -58,10 +58,10 @@ class UniMix(nn.Module):
 
 
 class Folded(NamedTuple):
-    """The weights of a `BiMix` with everything linear multiplied out."""
+    """The weights of a `BiMix` with everything linear multiplied out; matrices to multiply rows with."""
 
-    enter: Tensor  # (4 d, c): the input projections of both mixers, with the gains of their norms
-    leave: tuple[Tensor, Tensor]  # (c, d) each: a mixer's output projection, then its half of the merge
+    enter: Tensor  # (c, 4 d): the input projections of both mixers, with the gains of their norms
+    leave: tuple[Tensor, Tensor]  # (d, c) each: a mixer's output projection, then its half of the merge
     keep: Tensor  # (c, c): the outer residual, and the inner ones through the merge
 
 
@@ -70,34 +70,84 @@ def fold(block: BiMix) -> Folded:
     ahead, back = block.ahead, block.back
     to_ahead, to_back = block.merge.weight.chunk(2, dim=1)  # (c, c) each
     return Folded(
-        torch.cat([side.mixer.in_proj.weight * side.norm.weight for side in (ahead, back)]),
-        (to_ahead @ ahead.mixer.out_proj.weight, to_back @ back.mixer.out_proj.weight),
-        torch.eye(to_ahead.shape[0]) + to_ahead + to_back,
+        torch.cat([side.mixer.in_proj.weight * side.norm.weight for side in (ahead, back)]).T,
+        ((to_ahead @ ahead.mixer.out_proj.weight).T, (to_back @ back.mixer.out_proj.weight).T),
+        (torch.eye(to_ahead.shape[0]) + to_ahead + to_back).T,
     )
 
 
-def mix_folded(x: Tensor, block: BiMix, folded: Folded) -> Tensor:
-    """`BiMix.forward` on rows (r, l, c) with folded weights: one norm and one projection into both mixers."""
-    sides = block.ahead, block.back
-    normed = F.rms_norm(x, (x.shape[-1],), eps=block.ahead.norm.eps)
-    inner = F.linear(normed, folded.enter).chunk(2, dim=-1)  # (r, l, 2 d) each
-    y = F.linear(x, folded.keep, block.merge.bias)
-    flat = y.view(-1, y.shape[-1])
-    for side, entered, leave in zip(sides, inner, folded.leave, strict=True):
-        mixed = mix_inner(side.mixer, *entered.chunk(2, dim=-1))
-        flat.addmm_(mixed.view(-1, mixed.shape[-1]), leave.T)
+def mix_in_pieces(x: Tensor, block: BiMix) -> Tensor:
+    """`BiMix.forward` on rows (r, l, c), some rows at a time: one norm and one projection lead into both mixers.
+
+    Large results go to memory that is used again for every piece: on a CPU fresh memory costs as much as the product.
+    """
+    r, l, c = x.shape  # noqa: E741
+    folded, sides = fold(block), (block.ahead, block.back)
+    inner, rank, states = (getattr(block.ahead.mixer, name) for name in ("d_inner", "dt_rank", "d_state"))
+    size = min(r, max(1, PIECE // l))  # rows of a piece
+    entered, thin, delta = (x.new_empty(size * l, n) for n in (4 * inner, rank + 2 * states, inner))
+    y = torch.empty_like(x)
+    with quick_products():
+        for rows, out in zip(x.split(size), y.split(size), strict=True):
+            n, flat = rows.shape[0] * l, out.view(-1, c)
+            normed = F.rms_norm(rows, (c,), eps=block.ahead.norm.eps)
+            torch.mm(normed.view(n, c), folded.enter, out=entered[:n])
+            torch.addmm(block.merge.bias, rows.view(n, c), folded.keep, out=flat)
+            branches = entered[:n].view(-1, l, 4 * inner).split(inner, dim=-1)  # u, z ahead, u, z back
+            for side, u, z, leave in zip(sides, branches[::2], branches[1::2], folded.leave, strict=True):
+                mixed = mix_inner(side.mixer, u, z, thin[:n], delta[:n])
+                flat.addmm_(mixed.view(n, inner), leave)
     return y
 
 
-def mix_inner(mixer: Mamba, u: Tensor, z: Tensor) -> Tensor:
-    """What a mixer does between its input and output projections: convolution, scan and gate, (r, l, d)."""
+def mix_inner(mixer: Mamba, u: Tensor, z: Tensor, thin: Tensor, delta: Tensor) -> Tensor:
+    """What a mixer does between its input and output projections: convolution, scan and gate on rows (r, l, d).
+
+    Args:
+        thin, delta: memory for step sizes, B and C before and after the second projection, (r l, ...).
+    """
+    r, l, d = u.shape  # noqa: E741
     u, _ = causal_conv1d_silu(u, mixer.conv1d.weight[:, 0], mixer.conv1d.bias, reverse=mixer.reverse)
-    delta, B, C = mixer.x_proj(u).split([mixer.dt_rank, mixer.d_state, mixer.d_state], dim=-1)
+    torch.mm(u.view(r * l, d), mixer.x_proj.weight.T, out=thin)
+    torch.mm(thin[:, : mixer.dt_rank], mixer.dt_proj.weight.T, out=delta)
+    _, B, C = thin.view(r, l, -1).split([mixer.dt_rank, mixer.d_state, mixer.d_state], dim=-1)
     y, _ = selective_scan(
-        u, F.linear(delta, mixer.dt_proj.weight), -torch.exp(mixer.A_log), B, C, mixer.D, z, mixer.dt_proj.bias,
+        u, delta.view(r, l, d), -torch.exp(mixer.A_log), B, C, mixer.D, z, mixer.dt_proj.bias,
         delta_softplus=True, reverse=mixer.reverse,
     )  # fmt: skip
     return y
+
+
+@contextmanager
+def quick_products() -> Iterator[None]:
+    """Let oneDNN do PyTorch's float32 products where that costs no precision.
+
+    On AMD processors it takes half of MKL's time. PyTorch hands products to it in its "medium" precision, which allows
+    bfloat16; whether this machine makes use of that is measured once, and then the setting is left alone.
+    """
+    before = torch.get_float32_matmul_precision()
+    if before != "highest" or not medium_is_exact():
+        yield
+        return
+    torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@cache
+def medium_is_exact() -> bool:
+    """Whether products in "medium" precision are those of float32 on this machine."""
+    x = torch.randn(512, 256, generator=torch.Generator().manual_seed(0))
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        product = x @ x[:64].T
+    finally:
+        torch.set_float32_matmul_precision(before)
+    exact = x.double() @ x[:64].double().T
+    return bool((product - exact).abs().max() <= 5e-6 * exact.abs().max())  # bfloat16 errs by 1e-3, float32 by 1e-6
 
 
 def along_frequency(mix: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
