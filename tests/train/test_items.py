@@ -113,8 +113,8 @@ def test_a_preview_writes_items_to_listen_to(voicebank):
 
 SMALL = [
     "model.config={fine_channels: 8, channels: 12, bands: 16, blocks: 1, wide: 16}", "data.seconds=0.5", "data.batch=2",
-    "data.items=16", "schedule={max_steps: 20, warmup: 0.1}", "log_steps=1", "threads=1", "accelerator=cpu",
-    "valid.items=2", "valid.every_minutes=null", "valid.every_steps=10", "valid.pictures=false",
+    "data.items=12", "schedule={max_steps: 14, warmup: 0.1}", "log_steps=1", "threads=1", "accelerator=cpu",
+    "valid.items=2", "valid.workers=1", "valid.every_minutes=null", "valid.every_steps=7", "valid.pictures=false",
 ]  # fmt: skip
 LIVE = str(Path(__file__).parents[2] / "recipes" / "live.yaml")
 
@@ -127,8 +127,8 @@ def test_the_default_recipe_killed_in_mid_epoch_ends_with_the_same_scores(shared
     folder = tmp_path / "killed"
     command = [sys.executable, "-m", "clearstate.train", *common, f"run={folder}", "checkpoint_minutes=0.001"]
     process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
-    try:  # an epoch has 8 steps
-        while len(read_log(folder / "log.jsonl")) < 12:
+    try:  # an epoch has 6 steps
+        while len(read_log(folder / "log.jsonl")) < 9:
             assert process.poll() is None, "the run ended before it was killed"
             time.sleep(0.01)
     finally:

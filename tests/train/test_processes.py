@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 from tiny import finished, losses, tiny_model
@@ -28,27 +29,33 @@ def torchrun(folder: Path, dropout: str, *overrides: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_two_processes_give_the_weights_of_one_with_twice_the_batch(tmp_path):
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory) -> Path:
+    """A run of two processes in `whole`, and in `parts` what a kill after step 4 would have left of it."""
+    folder = tmp_path_factory.mktemp("two")
+    torchrun(folder / "whole", "0", "data.batch=4", f"copy_at=4:{folder / 'parts'}")
+    return folder
+
+
+def test_two_processes_give_the_weights_of_one_with_twice_the_batch(two_processes, tmp_path):
     """Equal up to the order of float32 sums: 1e-5 on weights of the order of 0.1 after twelve steps of Adam."""
-    torchrun(tmp_path / "two", "0", "data.batch=4")
-    finished(tmp_path / "one", "data.batch=8", model=tiny_model(dropout=0.0))
-    one, two = (
-        load_file(tmp_path / "one" / "best" / "model.safetensors"),
-        load_file(tmp_path / "two" / "best" / "model.safetensors"),
-    )
+    finished(tmp_path, "data.batch=8", model=tiny_model(dropout=0.0))
+    one, two = (load_file(folder / "best" / "model.safetensors") for folder in (tmp_path, two_processes / "whole"))
     for name in one:
         torch.testing.assert_close(two[name], one[name], rtol=0, atol=1e-5)
-    for (step, a, at), (step_, b, at_) in zip(losses(tmp_path / "one"), losses(tmp_path / "two"), strict=True):
+    for (step, a, at), (step_, b, at_) in zip(losses(tmp_path), losses(two_processes / "whole"), strict=True):
         assert (step, at) == (step_, at_) and math.isclose(a, b, rel_tol=1e-4)
 
 
-def test_two_processes_resume_with_a_random_state_each(tmp_path):
-    torchrun(tmp_path / "whole", "0.1", "schedule.max_steps=8", f"copy_at=4:{tmp_path / 'parts'}")
-    states = checkpoint.load(tmp_path / "parts")
-    assert states["counters"]["step"] == 4 and len(states["random"]) == 2
-    assert not torch.equal(states["random"][0]["torch"], states["random"][1]["torch"])
-    torchrun(tmp_path / "parts", "0.1", "schedule.max_steps=8")
-    assert losses(tmp_path / "whole") == losses(tmp_path / "parts")
+def test_two_processes_resume_with_a_random_state_each(two_processes):
+    whole, parts = two_processes / "whole", two_processes / "parts"
+    state = checkpoint.load(parts)
+    assert state["counters"]["step"] == 4 and len(state["random"]) == 2
+    assert not torch.equal(state["random"][0]["torch"], state["random"][1]["torch"])
+    torchrun(parts, "0", "data.batch=4")
+    assert losses(parts) == losses(whole)
+    for one, other in zip(checkpoint.load(whole)["random"], checkpoint.load(parts)["random"], strict=True):
+        assert torch.equal(one["torch"], other["torch"])
 
 
 def noise(seconds: float = 0.5) -> torch.Tensor:

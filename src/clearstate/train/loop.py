@@ -101,6 +101,7 @@ class Run:
         self.teacher = open_teacher(recipe, self.sample_rate, self.fabric.device)
         self.at = Counters()
         self.stop_signal = 0
+        self.shown: float | None = None
         self.resume()
         if pairs is not None:
             check_extras(recipe)
@@ -256,9 +257,15 @@ class Run:
             done = self.done()
             left = at.minutes / done * (1 - done) if done else math.nan
             speed = 60 * at.window["hours"] / max(at.window["minutes"], 1e-9)
-            self.report.moved(done, at.step, values["loss"], speed, left)
+            self.report.moved(done, at.step, self.smoothed(values["loss"]), speed, left)
         if at.step % self.recipe.log_steps == 0:
             self.log_window()
+
+    def smoothed(self, loss: float) -> float:
+        """A running mean of the loss over some twenty steps, for the eye."""
+        if math.isfinite(loss):
+            self.shown = loss if self.shown is None else 0.95 * self.shown + 0.05 * loss
+        return math.nan if self.shown is None else self.shown
 
     def log_window(self) -> None:
         """One line of the log: means over the finite steps since the last one."""
