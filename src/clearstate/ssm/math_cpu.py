@@ -5,6 +5,8 @@ the same: PyPI's llvmlite has no vector math library, and `math.exp` is a scalar
 A NaN stays a NaN.
 """
 
+from typing import Any
+
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
@@ -52,7 +54,7 @@ def exp(x):
     x = _LOW if x < _LOW else x
     x = _HIGH if x > _HIGH else x
     x = x * _LOG2E
-    k = _round(x)
+    k: Any = _round(x)
     r = x - k
     return _scale(_ONE + r * (_P1 + r * (_P2 + r * (_P3 + r * (_P4 + r * _P5)))), k)
 

@@ -58,9 +58,8 @@ def selective_scan(
     _check(u, delta, A, B, C, D, z, delta_bias, state)
     dtype = u.dtype
     if dtype not in (torch.float32, torch.float64):
-        u, delta, A, B, C, D, z, delta_bias, state = (
-            None if x is None else x.float() for x in (u, delta, A, B, C, D, z, delta_bias, state)
-        )
+        u, delta, A, B, C = (x.float() for x in (u, delta, A, B, C))
+        D, z, delta_bias, state = (None if x is None else x.float() for x in (D, z, delta_bias, state))
     name = backend(u.device.type)
     if name == "reference":
         y, h = selective_scan_reference(u, delta, A, B, C, D, z, delta_bias, delta_softplus, state, reverse)
@@ -252,7 +251,8 @@ scan_op.register_autograd(_backward, setup_context=_save_for_backward)
 
 def flat_arrays(*tensors: Tensor | None) -> tuple[list[np.ndarray], np.ndarray]:
     """Each (b, t, d) tensor as a flat array over its storage, and the (batch, time) strides; channels have stride 1."""
-    arrays, strides = [], np.zeros((len(tensors), 2), np.int64)
+    arrays: list[np.ndarray] = []
+    strides = np.zeros((len(tensors), 2), np.int64)
     for k, x in enumerate(tensors):
         if x is None:
             arrays.append(np.empty(0, arrays[0].dtype))

@@ -1,6 +1,7 @@
 """How many threads a kernel may use: PyTorch's number, and one in a forked child."""
 
 import os
+from typing import Any
 
 import torch
 
@@ -25,7 +26,8 @@ def threads_for(tasks: int, work: int) -> int:
         return 1
     import numba
 
-    count = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS, tasks)
+    config: Any = numba.config  # its values appear at run time
+    count = min(torch.get_num_threads(), config.NUMBA_NUM_THREADS, tasks)
     if count > 1:
         numba.set_num_threads(count)
     return count
