@@ -38,8 +38,10 @@ def test_two_processes_give_what_one_gives(write_pair):
     options = Options(("pesq_wb", "stoi", "si_sdr", "wss"))
     alone = {file.name: file for file in score_pairs(pairs, options, jobs=1)}
     together = {file.name: file for file in score_pairs(pairs, options, jobs=2)}
-    assert alone == together
     assert len(alone) == 4
+    for name, file in alone.items():  # sums may round otherwise where memory is aligned otherwise
+        assert together[name].scores == pytest.approx(file.scores, rel=1e-9)
+        assert together[name].error is file.error is None
 
 
 def test_every_default_score_comes_out(write_pair):
