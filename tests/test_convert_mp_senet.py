@@ -284,7 +284,9 @@ def test_each_tensor_that_does_not_fit_is_named(tmp_path):
         convert(tmp_path / "official.pth", "mp-senet", tmp_path / "ours")
     for words in (
         "3 of its tensors",
-        "TSTransformer.1.time_transformer.attention.in_proj_weight is (64, 192), expected (192, 64)", "mask_decoder.lsigmoid.slope is missing", "cross_attention.phase_to_mag_attn.norm1.bias has no place",
+        "TSTransformer.1.time_transformer.attention.in_proj_weight is (64, 192), expected (192, 64)",
+        "mask_decoder.lsigmoid.slope is missing",
+        "cross_attention.phase_to_mag_attn.norm1.bias has no place",
     ):  # fmt: skip
         assert words in str(error.value)
     assert not (tmp_path / "ours").exists()

@@ -188,7 +188,9 @@ def test_a_bad_chunk_says_what_was_expected_and_leaves_the_stream_as_it_was(chun
 
 
 def test_a_model_that_needs_the_whole_signal_is_refused_and_a_causal_one_named():
-    with pytest.raises(ValueError, match="NonCausalDouble needs the whole signal; to stream, use (.live.|a causal one)"):
+    with pytest.raises(
+        ValueError, match=r"NonCausalDouble needs the whole signal; to stream, use (.live.|a causal one)"
+    ):
         Stream(NonCausalDouble())
 
 

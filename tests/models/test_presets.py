@@ -45,7 +45,7 @@ def test_a_preset_without_shipped_weights_says_how_to_get_some():
     bare = [name for name, preset in PRESETS.items() if preset.weights is None]
     if not bare:
         pytest.skip("every preset has weights")
-    with pytest.raises(ValueError, match="no weights of .* are shipped: train it"):
+    with pytest.raises(ValueError, match=r"no weights of .* are shipped: train it"):
         load_model(bare[0])
 
 

@@ -1,4 +1,4 @@
-"""The selective scan: fast = slow for every size, dtype, stride, direction and chunking, gradients and state included."""
+"""The selective scan: fast = slow for every size, dtype, stride, direction and chunking, gradients included."""
 
 import multiprocessing
 import os
@@ -20,8 +20,17 @@ CLOSE = {torch.float32: {"rtol": 2e-5, "atol": 2e-5}, torch.float64: {"rtol": 1e
 # Gradients of the parameters are sums over the whole batch and time.
 CLOSE_GRADIENTS = {torch.float32: {"rtol": 3e-5, "atol": 3e-4}, torch.float64: {"rtol": 1e-9, "atol": 1e-9}}
 
-# batch, time, channels, states: one step, a chunk less one, a chunk, one more; ragged vectors and blocks; 4 to 64 states
-SIZES = [(1, 1, 1, 1), (2, 1, 3, 4), (3, 15, 16, 5), (2, 16, 17, 8), (1, 17, 64, 16), (2, 37, 70, 16), (17, 5, 33, 7), (1, 20, 130, 64)]  # fmt: skip
+# batch, time, channels, states: one step, a chunk less one, a chunk, one more; ragged vectors; 4 to 64 states
+SIZES = [
+    (1, 1, 1, 1),
+    (2, 1, 3, 4),
+    (3, 15, 16, 5),
+    (2, 16, 17, 8),
+    (1, 17, 64, 16),
+    (2, 37, 70, 16),
+    (17, 5, 33, 7),
+    (1, 20, 130, 64),
+]
 
 
 def fast(inputs: dict[str, Tensor], **options) -> tuple[Tensor, Tensor]:
@@ -51,7 +60,9 @@ def assert_same_everywhere(inputs: dict[str, Tensor], **options) -> None:
     torch.testing.assert_close(y, y_slow, **CLOSE[dtype])
     torch.testing.assert_close(h, h_slow, **CLOSE[dtype])
     for name in inputs:
-        torch.testing.assert_close(grads[name], grads_slow[name], **CLOSE_GRADIENTS[dtype], msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            grads[name], grads_slow[name], **CLOSE_GRADIENTS[dtype], msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 @pytest.mark.parametrize("reverse", [False, True])
@@ -195,7 +206,15 @@ def test_other_sequences_and_channels_never_change_a_result():
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_what_is_not_finite_stays_visible(name, value):
     inputs = scan_inputs(1, 20, 17, 4)
-    at = {"u": (0, 9, 3), "delta": (0, 9, 3), "z": (0, 9, 3), "B": (0, 9, 2), "C": (0, 9, 2), "state": (0, 3, 2), "A": (3, 2)}  # fmt: skip
+    at = {
+        "u": (0, 9, 3),
+        "delta": (0, 9, 3),
+        "z": (0, 9, 3),
+        "B": (0, 9, 2),
+        "C": (0, 9, 2),
+        "state": (0, 3, 2),
+        "A": (3, 2),
+    }
     inputs[name][at.get(name, (3,))] = value
     y, h = fast(inputs)
     y_slow, h_slow = slow(inputs)
@@ -273,7 +292,9 @@ def test_half_precision_is_computed_in_float32_and_cast_back(dtype):
 def test_half_precision_inputs_get_half_precision_gradients():
     inputs = leaves({name: x.bfloat16() for name, x in scan_inputs(2, 6, 5, 4).items()})
     fast(inputs)[0].float().sum().backward()
-    assert all(x.grad is not None and x.grad.dtype == torch.bfloat16 and x.grad.isfinite().all() for x in inputs.values())
+    assert all(
+        x.grad is not None and x.grad.dtype == torch.bfloat16 and x.grad.isfinite().all() for x in inputs.values()
+    )
 
 
 def test_without_gradients_the_result_is_the_same_and_nothing_is_kept():
@@ -292,7 +313,7 @@ class Scan(torch.nn.Module):
         super().__init__()
         self.weights = torch.nn.ParameterDict({k: torch.nn.Parameter(inputs[k]) for k in ("A", "D", "delta_bias")})
 
-    def forward(self, u, delta, B, C, z, state):  # noqa: N803
+    def forward(self, u, delta, B, C, z, state):
         return selective_scan(u, delta, B=B, C=C, z=z, state=state, delta_softplus=True, **dict(self.weights.items()))
 
 
@@ -311,7 +332,11 @@ def test_torch_export_keeps_the_operator_and_its_result():
 def test_the_operator_passes_pytorchs_own_checks():
     inputs = leaves(scan_inputs(2, 18, 3, 2))
     tensors = [inputs[name] for name in NAMES]
-    torch.library.opcheck(torch.ops.clearstate.selective_scan.default, (*tensors, True, False, True), test_utils=("test_schema", "test_autograd_registration", "test_faketensor"))  # fmt: skip
+    torch.library.opcheck(
+        torch.ops.clearstate.selective_scan.default,
+        (*tensors, True, False, True),
+        test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
+    )
 
 
 class _Scans(Dataset):
