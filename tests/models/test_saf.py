@@ -129,6 +129,18 @@ def test_the_output_scales_with_the_input(causal, gain_db):
 
 
 @torch.no_grad()
+def test_a_block_with_the_level_of_its_signal_is_that_part_of_the_whole():
+    """But for the frames within reach of its ends; with its own level it is another signal."""
+    model = shaken(SAF(SAFConfig(**{**SMALL, "layers": 1})))
+    x = noise(1, 60 * 256)
+    block = x[:, 5 * 256 : 55 * 256]  # 20 frames of context are needed
+    known = model.overview(x[:, None], 1 / rms(x))
+    whole, part = model(x)[:, 28 * 256 : 32 * 256], slice(23 * 256, 27 * 256)
+    torch.testing.assert_close(model(block, known)[:, part], whole, atol=1e-6, rtol=1e-4)
+    assert (model(block)[:, part] - whole).abs().max() > 1e-5
+
+
+@torch.no_grad()
 def test_digital_silence_before_the_signal_does_not_change_its_level():
     model = shaken(SAF(SAFConfig(**SMALL, causal=True)))
     x = noise(1, 8_000)

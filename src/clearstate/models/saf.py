@@ -311,18 +311,32 @@ class SAF(nn.Module):
             self.bias.leave.weight.zero_()
             self.bias.leave.bias.zero_()  # type: ignore[union-attr]
 
-    def forward(self, noisy: Tensor) -> Tensor:
-        """Enhance whole signals (b, n), n >= 1."""
+    def forward(self, noisy: Tensor, overview: Tensor | None = None) -> Tensor:
+        """Enhance signals (b, n), n >= 1.
+
+        Args:
+            overview: of the signals that these are blocks of (see `overview`); None if they are whole, or if causal.
+        """
         samples = noisy.shape[-1]
         padded = F.pad(noisy, (0, self.latency + -samples % self.hop))
         if self.causal:
             y, _ = self.step(padded, self.init_state(noisy.shape[0]))
         else:
-            level = rms(noisy) * self.window.norm()  # (b, 1); spectra then have bins near 1
+            level = rms(noisy) if overview is None else overview
+            level = level * self.window.norm()  # (b, 1); spectra then have bins near 1
             padded = F.pad(padded, (self.latency, 0))
             spec = analyse(padded / level.clamp_min(1e-37), self.window, self.hop)  # (b, t, f)
             y, _ = synthesise(self.enhance_spectrum(spec, Context()) * level[..., None], self.synthesis, self.hop)
         return y[:, self.latency : self.latency + samples]
+
+    def overview(self, pieces: Tensor, gain: Tensor) -> Tensor:
+        """What blocks of a long signal need to know of it: its level, (b, 1).
+
+        Args:
+            pieces: of each signal, from all over it (b, p, n); not needed here.
+            gain: (b, 1), 1 / RMS of each whole signal.
+        """
+        return 1 / gain
 
     def init_state(self, batch: int) -> SAFState:
         """The state before the first sample."""
