@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from clearstate.models import PRESETS
+from clearstate.models import PRESETS, build, save_model
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 PAIRS = {"helicopter_0db": 0, "chainsaw_5db": 5, "fire_10db": 10}
@@ -63,3 +63,15 @@ def test_an_array_and_a_stream_give_the_same_clip(tmp_path):
     late = int(told.split()[1])  # samples
     assert len(streamed) == len(array) + late
     np.testing.assert_allclose(streamed[late:], array, atol=1e-3)
+
+
+def test_models_are_compared_side_by_side(tmp_path):
+    noisy, clean = (EXAMPLES / "clips" / f"fire_10db.{kind}.flac" for kind in ("noisy", "clean"))
+    for name, layers in (("one", 1), ("two", 2)):
+        save_model(build("saf", channels=8, layers=layers, hidden=8, heads=2, kernel=3), "saf", tmp_path / name)
+    told = run("compare_models.py", noisy, clean, tmp_path / "one", tmp_path / "two", cwd=tmp_path).splitlines()
+    assert len(told) == 4
+    for number, name in enumerate(("one", "two"), 1):
+        assert soundfile.info(tmp_path / f"compared/{number}-{name}.wav").frames == soundfile.info(noisy).frames
+    parameters = [int(line.split()[-5].replace(",", "")) for line in told[2:]]
+    assert parameters[0] < parameters[1]
