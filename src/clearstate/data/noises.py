@@ -166,7 +166,7 @@ def _machine(rng: np.random.Generator, n: int, rate: int) -> np.ndarray:
         _oscillator(n, rate, rng.uniform(2, 40)) * np.complex64(np.exp(2j * np.pi * rng.random()))
     )
     depth = rng.uniform(0.4, 1.0)
-    return carrier * (1 - depth + depth * rhythm ** rng.uniform(1, 6))
+    return carrier * (1 - depth + depth * np.maximum(rhythm, 0.0) ** rng.uniform(1, 6))
 
 
 _KINDS = {"hum": _hum, "beeps": _beeps, "siren": _siren, "clicks": _clicks, "machine": _machine}
