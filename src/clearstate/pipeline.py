@@ -56,6 +56,7 @@ class Chain:
         strength: the most by which anything is attenuated, in dB; 0 changes nothing, None takes all the model removes.
         residual: give what was removed, input - output, instead of the output.
         live: chunks are short and come one by one.
+        overviews: of each channel of a long signal, for models that want one (`survey.py`).
     Raises:
         ValueError: for a rate, channel count or strength that cannot be, or a model that does not enhance.
     """
@@ -68,6 +69,7 @@ class Chain:
         strength: float | None = None,
         residual: bool = False,
         live: bool = False,
+        overviews: list[Any] | None = None,
     ) -> None:
         check_settings(model, sample_rate, channels, strength)
         sample_rate = int(sample_rate)
@@ -76,7 +78,9 @@ class Chain:
         self.channels = channels
         model_rate = int(model.sample_rate)
         self.piece = max(1, int(PIECE_SECONDS * sample_rate))
-        self.runner: Runner = CausalRunner(model, channels, live) if model.causal else BlockRunner(model, channels)
+        self.runner: Runner = (
+            CausalRunner(model, channels, live) if model.causal else BlockRunner(model, channels, overviews)
+        )
         grid = self.runner.grid
         self.link = Link(channels, in_step(grid, int(LINK_SECONDS * model_rate))) if channels > 1 else None
         self.grid = max(grid, self.link.hop if self.link else 0)  # output comes in multiples of it, but for the end
@@ -201,13 +205,15 @@ class BlockRunner:
     """A non-causal model on overlapping blocks: context at both ends, a cross-fade where they meet.
 
     A signal of up to BLOCK_SECONDS is one block: exactly the model's `forward`. The blocks lie on a fixed grid from the
-    start of the signal, so the result does not depend on the chunks in which it arrives.
+    start of the signal, so the result does not depend on the chunks in which it arrives. A model that listens to whole
+    signals enhances a block with an overview of its channel.
     """
 
     delay = 0
 
-    def __init__(self, model: Any, channels: int) -> None:
+    def __init__(self, model: Any, channels: int, overviews: list[Any] | None = None) -> None:
         self.model = model
+        self.known = [()] * channels if overviews is None else [(overview,) for overview in overviews]
         self.device = device_of(model)
         self.grid = max(1, int(model.sample_rate) // 20)
         self.length, overlap, fade = (round(20 * s) * self.grid for s in (BLOCK_SECONDS, OVERLAP_SECONDS, FADE_SECONDS))
@@ -234,7 +240,8 @@ class BlockRunner:
         with torch.inference_mode():
             x = torch.from_numpy(np.ascontiguousarray(noisy)).to(self.device)
             # Channel by channel: a batch would be no faster on a CPU, and need the memory of all at once.
-            y = torch.cat([self.model(channel[None]) for channel in x]).cpu().numpy()
+            parts = [self.model(channel[None], *known) for channel, known in zip(x, self.known, strict=True)]
+            y = torch.cat(parts).cpu().numpy()
         fade, start = len(self.ramp), 0
         end = y.shape[1] if last else self.hop + self.context
         if self._fading is not None:

@@ -6,7 +6,7 @@ enhanced and written block by block, so ten hours need the memory of a minute.
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -15,7 +15,8 @@ import torch
 from numpy.typing import NDArray
 
 from clearstate.audio.io import STDIO, check_target, open_reader, open_writer
-from clearstate.pipeline import Chain
+from clearstate.pipeline import BLOCK_SECONDS, Chain
+from clearstate.survey import survey, wants_overview
 
 Path = str | os.PathLike[str]
 Signal = TypeVar("Signal", NDArray[Any], torch.Tensor)
@@ -79,7 +80,10 @@ class Enhancer:
         batch = x.reshape(-1, *x.shape[-2:]) if x.ndim > 1 else x[None, None]  # (b, channels, n)
         out = np.empty_like(batch)
         for item, target in zip(batch, out, strict=True):
-            chain = Chain(self.model, sample_rate, len(item), strength, residual)
+            overviews = None
+            if wants_overview(self.model):
+                overviews = survey(self.model, sample_rate, len(item), in_blocks(item), BLOCK_SECONDS)
+            chain = Chain(self.model, sample_rate, len(item), strength, residual, overviews=overviews)
             done = 0
             for start in range(0, item.shape[1], chain.piece):
                 y = chain.push(item[:, start : start + chain.piece])
@@ -117,9 +121,14 @@ class Enhancer:
         started = time.perf_counter()
         if os.fspath(out_path) != STDIO:  # before anything is read: hours of work must not end in a refusal
             check_target(os.fspath(out_path), os.fspath(in_path), overwrite)
+        overviews = None
+        if wants_overview(self.model) and os.path.isfile(in_path):  # what is no file cannot be read twice
+            with open_reader(in_path) as source:
+                info = source.info
+                overviews = survey(self.model, info.sample_rate, info.channels, source.blocks(), BLOCK_SECONDS)
         with open_reader(in_path) as source:
             info = source.info
-            chain = Chain(self.model, info.sample_rate, info.channels, strength, residual)
+            chain = Chain(self.model, info.sample_rate, info.channels, strength, residual, overviews=overviews)
             with open_writer(out_path, info, overwrite=overwrite) as sink:
                 frames = 0
                 for block in source.blocks():
@@ -136,6 +145,11 @@ class Enhancer:
             channels=info.channels,
             elapsed=time.perf_counter() - started,
         )
+
+
+def in_blocks(signal: NDArray[Any], length: int = 1 << 20) -> Iterator[NDArray[Any]]:
+    """A signal (channels, n) in parts of at most so many samples."""
+    return (signal[:, start : start + length] for start in range(0, signal.shape[1], length))
 
 
 def load(name_or_path: Path = "live") -> Enhancer:
