@@ -14,7 +14,9 @@ def told(capsys, *args):
     """Exit code and stdout of the command line."""
     with pytest.raises(SystemExit) as leave:
         main(list(args))
-    return leave.value.code or 0, capsys.readouterr().out
+    out, err = capsys.readouterr()
+    print(err, file=sys.stderr)  # for the report of a test that fails
+    return leave.value.code or 0, out
 
 
 def test_models_as_json_say_what_the_models_themselves_say(capsys):
