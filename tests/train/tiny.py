@@ -15,9 +15,12 @@ from clearstate.models import PRESETS, Preset
 from clearstate.train.loop import Outcome, Run
 from clearstate.train.recipe import Recipe, recipe_from, set_dotted
 
-# so that their weights can be saved
-PRESETS["tiny"] = PRESETS["other"] = Preset("tiny", "enhance", "", "for tests")
-PRESETS["apart"] = Preset("apart", "separate", "", "for tests")
+# so that their weights can be saved; conftest.py puts them among PRESETS for the tests of this folder alone
+TINY_PRESETS = {
+    "tiny": Preset("tiny", "enhance", "", "for tests"),
+    "other": Preset("tiny", "enhance", "", "for tests"),
+    "apart": Preset("apart", "separate", "", "for tests"),
+}
 SAMPLES = 8_000  # half a second
 
 
@@ -143,6 +146,7 @@ def copy_at(run: Run, step: int, folder: Path) -> None:
 
 
 if __name__ == "__main__":  # FOLDER DELAY DROPOUT [copy_at=STEP:FOLDER] overrides...
+    PRESETS.update(TINY_PRESETS)
     where, delay, dropout, *changes = sys.argv[1:]
     copies = [change for change in changes if change.startswith("copy_at=")]
     changes = [change for change in changes if change not in copies]
