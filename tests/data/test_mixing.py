@@ -26,6 +26,9 @@ PLAIN = MixtureConfig(
     codec=0,
     packet_loss=0,
     silence=0,
+    speed=0,
+    voice_gain=0,
+    faint_noise=0,
     snr_db=(3.0, 3.0),
     level_dbfs=(-6.0, -6.0),
 )
@@ -222,6 +225,37 @@ def test_a_crop_does_not_take_the_hiss_of_a_long_pause_for_the_voice(tmp_path):
     # What no drawing saves is not scaled to the SNR, as if hiss were speech.
     quiet = np.float32(10 ** (-80 / 20)) * np.ones(RATE, np.float32)
     assert at_snr(quiet, np.ones(RATE, np.float32), 0.0, RATE)[1] is None
+
+
+@pytest.mark.parametrize("speed", [0.85, 1.0, 1.2])
+def test_speed_moves_the_pitch_and_still_fills_the_crop(tmp_path, speed):
+    rows = [({"file": "v.flac", "speaker": "x", "source": "s"}, voice(200, 6.0))]
+    pool = open_sources({"speech": str(make_shards(tmp_path, "speech16k", rows))}).speech
+    config = MixtureConfig(speed=1.0, speed_range=(speed, speed), pause_seconds=(0.05, 0.06))
+    crop, info = speech_crop(np.random.default_rng(0), 4 * RATE, pool, config, RATE)
+    assert info.get("speed", 1.0) == speed
+    assert np.abs(crop.reshape(8, -1)).max(axis=1).min() > 0
+    spectrum = np.abs(np.fft.rfft(crop * np.hanning(len(crop))))
+    strongest = np.argmax(spectrum) * RATE / len(crop)
+    assert strongest / (200 * speed) == pytest.approx(round(strongest / (200 * speed)), abs=0.03)  # a harmonic
+    assert strongest > 100
+
+
+def test_faint_noise_lies_above_the_range_of_the_snr(sources):
+    config = replace(PLAIN, snr_db=(0.0, 5.0), faint_noise=0.5, faint_noise_db=45.0)
+    snrs = [item["info"]["snr_db"] for item in MixtureDataset(sources, config, items_per_epoch=40)]
+    faint = [snr for snr in snrs if snr > 5]
+    assert 8 <= len(faint) <= 32 and max(faint) > 30 and max(snrs) <= 45
+
+
+def test_a_voice_that_rises_and_falls_does_so_in_the_target_too(sources):
+    config = replace(PLAIN, snr_db=(60.0, 60.0), voice_gain=1.0, voice_gain_db=20.0)
+    even = MixtureDataset(sources, replace(config, voice_gain_db=0.0))[0]["clean"]
+    item = MixtureDataset(sources, config)[0]
+    assert np.abs(item["noisy"] - item["clean"]).max() < 0.02 * np.abs(item["clean"]).max()
+    loud = np.abs(even) > 0.1 * np.abs(even).max()
+    gain_db = 20 * np.log10(np.abs(item["clean"][loud] / even[loud]))
+    assert np.percentile(gain_db, 95) - np.percentile(gain_db, 5) > 4
 
 
 def test_babble_leaves_out_the_voice_it_hides(sources):

@@ -14,6 +14,8 @@ from clearstate.data.effects import decibels
 from clearstate.data.mixing import MixtureConfig, redrawn, speech_crop
 from clearstate.data.sources import Sources
 
+AS_RECORDED = MixtureConfig(speed=0.0)  # a slower voice would end below the band that is to be learnt
+
 
 @dataclass(frozen=True)
 class ExtensionConfig:
@@ -61,7 +63,7 @@ class ExtensionDataset:
         return redrawn(self._draw, self.seed, epoch, item)
 
     def _draw(self, rng: np.random.Generator) -> dict[str, Any]:
-        wide, info = speech_crop(rng, self.samples, self.sources.speech, MixtureConfig(), self.rate)
+        wide, info = speech_crop(rng, self.samples, self.sources.speech, AS_RECORDED, self.rate)
         level = rng.uniform(*self.config.level_dbfs)
         wide = wide * np.float32(decibels(level) / max(float(np.abs(wide).max()), 1e-6))
         rate = int(rng.choice(self._rates))

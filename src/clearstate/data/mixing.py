@@ -15,11 +15,13 @@ too: an enhancer is not asked to invent speech. Overload and codecs are left for
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import soxr
 
 from clearstate.data import effects, noises
 from clearstate.data.effects import decibels
@@ -35,6 +37,8 @@ class MixtureConfig:
 
     seconds: float = 3.0  # length of an item
     snr_db: tuple[float, float] = (-10.0, 20.0)  # active speech (as heard in the room) over noise
+    faint_noise: float = 0.06  # chance of an SNR above that range instead
+    faint_noise_db: float = 45.0  # up to this
     level_dbfs: tuple[float, float] = (-40.0, 0.0)  # peak of the mixture
     noise_counts: tuple[float, ...] = (0.6, 0.3, 0.1)  # weights of one, two, three noises at once
     # weights of the kinds of noise
@@ -44,12 +48,16 @@ class MixtureConfig:
     coloured: float = 0.09
     synthetic: float = 0.10
     # special items
-    clean_only: float = 0.04  # the target is the input
+    clean_only: float = 0.06  # the target is the input
     noise_only: float = 0.03  # the target is silence
     # the voice
     start_inside: float = 0.5  # chance that the crop begins in mid-utterance
     pause_seconds: tuple[float, float] = (0.05, 0.7)  # between utterances
     least_speech: float = 0.2  # share of a crop that must not be pauses
+    speed: float = 0.3  # chance of another speed, which moves pitch and formants too: a voice that no corpus holds
+    speed_range: tuple[float, float] = (0.85, 1.2)
+    voice_gain: float = 0.2  # the voice rises and falls, as acted or excited speech does
+    voice_gain_db: float = 14.0  # by up to this
     # what happens to it
     room: float = 0.3
     synthetic_room: float = 0.4  # share of the rooms that are made up
@@ -162,6 +170,8 @@ def mix(
     info = {"kind": kind} | ({} if kind == "noise_only" else info)
     if rng.random() < config.equaliser:
         image = effects.apply_sections(effects.random_equaliser(rng, rate, config.tilt_db), image)
+    if rng.random() < config.voice_gain:
+        image = image * effects.wandering_gain(rng, n, rate, config.voice_gain_db)
     clean = image
     if kind == "mixture" and rng.random() < config.room:
         made_up = not rooms or rng.random() < config.synthetic_room
@@ -179,7 +189,9 @@ def mix(
     image, clean, noise, band = _band_limits(rng, rate, config, image, clean, noise)
     info |= band
 
-    noisy, snr_db = at_snr(image, noise, rng.uniform(*config.snr_db), rate)
+    faint = rng.random() < config.faint_noise
+    snr_range = (config.snr_db[1], config.faint_noise_db) if faint else config.snr_db
+    noisy, snr_db = at_snr(image, noise, rng.uniform(*snr_range), rate)
     if kind == "mixture" and snr_db is not None:
         info["snr_db"] = round(snr_db, 2)
     level = rng.uniform(*config.level_dbfs)
@@ -215,7 +227,8 @@ def speech_crop(
 def _utterances(
     rng: np.random.Generator, n: int, pool: Pool, config: MixtureConfig, rate: int, number: int
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """Clips of one voice from clip `number` on, until n samples are full."""
+    """Clips of one voice from clip `number` on, all at one speed, until n samples are full."""
+    speed = float(np.round(rng.uniform(*config.speed_range), 2)) if rng.random() < config.speed else 1.0
     voice = pool.clips[number].voice
     others = pool.by_voice[voice]
     crop = np.zeros(n, np.float32)
@@ -224,9 +237,11 @@ def _utterances(
     position = 0 if inside else min(int(rng.uniform(0, 0.5) * rate), n // 4)
     while position < n - rate // 10:
         clip = pool.clips[number]
-        start = _beginning(rng, clip.samples, n, rate, inside)
+        start = _beginning(rng, clip.samples, round(n * speed), rate, inside)
         inside = False
-        x = pool.read(number, start, n - position)
+        x = pool.read(number, start, math.ceil((n - position) * speed))
+        if speed != 1:
+            x = soxr.resample(x, speed, 1.0)[: n - position]
         x = x * np.float32(decibels(SPEECH_DBFS - pool.level(number, x) + rng.uniform(-2, 2)))
         if start:  # 5 ms, so that the cut does not click
             fade = min(rate // 200, len(x))
@@ -235,7 +250,8 @@ def _utterances(
         files.append(clip.key)
         position += len(x) + int(np.exp(rng.uniform(*np.log(config.pause_seconds))) * rate)
         number = int(others[rng.integers(len(others))])
-    return crop, {"voice": voice, "speech": files}
+    info = {"voice": voice, "speech": files}
+    return crop, info | ({} if speed == 1 else {"speed": speed})
 
 
 def _beginning(rng: np.random.Generator, samples: int, n: int, rate: int, inside: bool) -> int:
