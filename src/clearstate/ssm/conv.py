@@ -20,12 +20,13 @@ def causal_conv1d_silu(
     """Convolve each channel with its own taps along time, then SiLU.
 
     Args:
-        x: input (b, t, d), t >= 1.   weight: (d, k).   bias: (d,).
+        x: input (b, t, d), t >= 1, float32 or float64; other dtypes are computed in float32 and cast back.
+        weight: (d, k).   bias: (d,).
         state: the k - 1 inputs before the first step (b, k-1, d), oldest first; zeros if None.
         reverse: walk from the last step to the first; the taps then look forward in time, and `state` holds the
             inputs after the last step, the nearest one last.
     Returns:
-        y (b, t, d), and the state to pass with the next chunk (b, k-1, d).
+        y (b, t, d), and the state to pass with the next chunk (b, k-1, d), float32 or float64.
     Raises:
         ValueError: if shapes do not fit each other.
 
@@ -41,9 +42,14 @@ def causal_conv1d_silu(
     expected = (x.shape[0], weight.shape[1] - 1, x.shape[2])
     if state is not None and tuple(state.shape) != expected:
         raise ValueError(f"causal_conv1d_silu got state {tuple(state.shape)}: expected {expected}")
-    if backend(x.device.type) == "numba" and x.dtype in (torch.float32, torch.float64):
-        return conv_op(x, weight, bias, state, reverse)
-    return causal_conv1d_silu_reference(x, weight, bias, state, reverse)
+    if bias is not None and tuple(bias.shape) != weight.shape[:1]:
+        raise ValueError(f"causal_conv1d_silu got bias {tuple(bias.shape)}: expected {tuple(weight.shape[:1])}")
+    dtype, wide = x.dtype, torch.float64 if x.dtype == torch.float64 else torch.float32
+    x, weight = x.to(wide), weight.to(wide)
+    bias, state = (None if given is None else given.to(wide) for given in (bias, state))
+    run = conv_op if backend(x.device.type) == "numba" else causal_conv1d_silu_reference
+    y, state = run(x, weight, bias, state, reverse)
+    return y.to(dtype), state
 
 
 def causal_conv1d_silu_reference(x, weight, bias=None, state=None, reverse=False):
@@ -103,7 +109,7 @@ def conv_backward_op(
         optional_array(dy, 3, x), optional_array(dlast, 3, x), dx.numpy(), dweight.numpy(), dpast.numpy(),
     )  # fmt: skip
     dweight = dweight.sum(0)
-    return [dx, dweight[:, :k].contiguous(), dweight[:, k].contiguous(), dpast]
+    return [dx, dweight[:, :k].clone(), dweight[:, k].clone(), dpast]  # outputs may not share memory
 
 
 @conv_backward_op.register_fake

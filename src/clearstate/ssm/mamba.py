@@ -16,7 +16,7 @@ from .scan import selective_scan
 
 
 class MambaState(NamedTuple):
-    """What a mixer carries from one chunk to the next, float32."""
+    """What a mixer carries from one chunk to the next; float32, also in half precision."""
 
     conv: Tensor  # the last k - 1 inputs of the convolution (b, k-1, d)
     ssm: Tensor  # the recurrence (b, d, n)
@@ -63,19 +63,24 @@ class Mamba(nn.Module):
             u, self.conv1d.weight[:, 0], self.conv1d.bias, state=conv_state, reverse=self.reverse
         )
         delta, B, C = self.x_proj(u).split([self.dt_rank, self.d_state, self.d_state], dim=-1)
+        wide = self._wide()
         y, ssm_state = selective_scan(
-            u, F.linear(delta, self.dt_proj.weight), -torch.exp(self.A_log.float()), B, C, self.D.float(), z,
-            self.dt_proj.bias.float(), delta_softplus=True, state=ssm_state, reverse=self.reverse,
+            u, F.linear(delta, self.dt_proj.weight), -torch.exp(self.A_log.to(wide)), B, C, self.D.to(wide), z,
+            self.dt_proj.bias.to(wide), delta_softplus=True, state=ssm_state, reverse=self.reverse,
         )  # fmt: skip
         return self.out_proj(y), MambaState(conv_state, ssm_state)
 
     def init_state(self, batch: int) -> MambaState:
         """The state before the first step."""
-        like = self.D
+        like, wide = self.D, self._wide()
         return MambaState(
-            like.new_zeros(batch, self.d_conv - 1, self.d_inner, dtype=torch.float32),
-            like.new_zeros(batch, self.d_inner, self.d_state, dtype=torch.float32),
+            like.new_zeros(batch, self.d_conv - 1, self.d_inner, dtype=wide),
+            like.new_zeros(batch, self.d_inner, self.d_state, dtype=wide),
         )
+
+    def _wide(self) -> torch.dtype:
+        """What the recurrence is kept in: float32 for half precision, else the parameters' own dtype."""
+        return torch.promote_types(self.D.dtype, torch.float32)
 
 
 class RMSNorm(nn.Module):
