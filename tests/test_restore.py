@@ -266,6 +266,20 @@ def test_channels_in_opposite_phase_do_not_cancel_and_a_silent_one_stays_silent(
 # --- above the model's band ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("model", [CausalDouble(), NonCausalDouble()], ids=["causal", "non-causal"])
+@pytest.mark.parametrize(("rate", "channels"), [(16_000, 1), (44_100, 2)])
+def test_contrast_can_be_stretched_after_any_model(model, rate, channels):
+    x = noise(channels, rate * 9 + 7, level=0.05)  # more than one block
+    plain = in_chunks(model, x, rate, [rate])
+    stretched = in_chunks(model, x, rate, [rate], pcs=True)
+    assert stretched.shape == x.shape
+    np.testing.assert_allclose(in_chunks(model, x, rate, [997, 4_001], pcs=True), stretched, atol=1e-5)
+    assert rms(stretched) == pytest.approx(rms(plain), rel=0.1)  # the level is kept
+    assert rms(stretched - plain) > 0.05 * rms(plain)
+    lags = np.fft.irfft(np.fft.rfft(stretched[0], 1 << 19) * np.fft.rfft(plain[0], 1 << 19).conj())
+    assert np.argmax(lags) == 0  # and so is time
+
+
 def band(x, rate, low, high):
     spectrum = np.fft.rfft(x)
     frequency = np.fft.rfftfreq(x.shape[-1], 1 / rate)

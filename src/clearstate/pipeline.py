@@ -1,7 +1,7 @@
 """The way of one signal through a model: any rate and channel count in, the same out, chunk by chunk.
 
     x ── to the model's rate ── model, one batch item a channel ── one gain for all channels ─┐
-    │                                                                                         ├─ (noisy, enhanced)
+    │                                      (contrast stretched)                               ├─ (noisy, enhanced)
     └──────────────── wait ──────────────── x + up(enhanced − noisy) + (g − 1)(x − up(noisy)) ┘
 
 `Chain` is that drawing; files (`restore.py`) and live sound (`streaming.py`) both run it. The sum on the right adds
@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from clearstate.audio.pcs import ContrastStretcher
 from clearstate.audio.resample import Resampler
 
 Array = NDArray[Any]
@@ -57,6 +58,7 @@ class Chain:
         residual: give what was removed, input - output, instead of the output.
         live: chunks are short and come one by one.
         overviews: of each channel of a long signal, for models that want one (`survey.py`).
+        pcs: stretch the perceptual contrast of what the model gives (`audio/pcs.py`).
     Raises:
         ValueError: for a rate, channel count or strength that cannot be, or a model that does not enhance.
     """
@@ -70,6 +72,7 @@ class Chain:
         residual: bool = False,
         live: bool = False,
         overviews: list[Any] | None = None,
+        pcs: bool = False,
     ) -> None:
         check_settings(model, sample_rate, channels, strength)
         sample_rate = int(sample_rate)
@@ -82,9 +85,11 @@ class Chain:
             CausalRunner(model, channels, live) if model.causal else BlockRunner(model, channels, overviews)
         )
         grid = self.runner.grid
+        self.contrast = ContrastStretcher(channels, model_rate, grid) if pcs else None
         self.link = Link(channels, in_step(grid, int(LINK_SECONDS * model_rate))) if channels > 1 else None
         self.grid = max(grid, self.link.hop if self.link else 0)  # output comes in multiples of it, but for the end
-        self.delay = self.runner.delay + (self.link.delay if self.link else 0)  # of the pairs, at the model's rate
+        stages = [stage for stage in (self.contrast, self.link) if stage]
+        self.delay = self.runner.delay + sum(stage.delay for stage in stages)  # of the pairs, at the model's rate
 
         self.down = self.up = self.gain = None
         if sample_rate != model_rate:
@@ -118,6 +123,8 @@ class Chain:
         if self.down:
             parts.append(self._mix(self._pairs(self.runner.push(self.down.flush()))))
         parts.append(self._mix(self._pairs(self.runner.finish())))
+        if self.contrast:
+            parts.append(self._mix(self._linked(self.contrast.finish())))
         if self.link:
             parts.append(self._mix(self._aligned(self.link.finish())))
         if self.up:
@@ -132,6 +139,9 @@ class Chain:
         return self._mix(self._pairs(self.runner.push(self.down.push(heard) if self.down else heard)))
 
     def _pairs(self, pair: Array) -> Array:
+        return self._linked(self.contrast.push(pair) if self.contrast else pair)
+
+    def _linked(self, pair: Array) -> Array:
         return self._aligned(self.link.push(pair) if self.link else pair)
 
     def _aligned(self, pair: Array) -> Array:

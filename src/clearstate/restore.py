@@ -54,7 +54,13 @@ class Enhancer:
         self.model = model.eval()
 
     def enhance(
-        self, signal: Signal, sample_rate: int, strength: float | None = None, *, residual: bool = False
+        self,
+        signal: Signal,
+        sample_rate: int,
+        strength: float | None = None,
+        *,
+        residual: bool = False,
+        pcs: bool = False,
     ) -> Signal:
         """Enhance a signal in memory.
 
@@ -66,6 +72,7 @@ class Enhancer:
             strength: the most by which anything is attenuated, in dB; 0 changes nothing, None takes all that the
                 model removes.
             residual: return what was removed, input - output, instead.
+            pcs: stretch the perceptual contrast of the result (`audio/pcs.py`): PESQ rises, SI-SDR falls.
         Returns:
             The same kind, shape, type and device, aligned with the input to the sample.
         Raises:
@@ -74,7 +81,7 @@ class Enhancer:
         if isinstance(signal, torch.Tensor):
             wide = signal.detach().cpu()
             wide = wide.float() if wide.dtype in (torch.float16, torch.bfloat16) else wide
-            y = self.enhance(wide.numpy(), sample_rate, strength, residual=residual)
+            y = self.enhance(wide.numpy(), sample_rate, strength, residual=residual, pcs=pcs)
             return torch.from_numpy(y).to(signal)
         x = as_floats(signal)
         batch = x.reshape(-1, *x.shape[-2:]) if x.ndim > 1 else x[None, None]  # (b, channels, n)
@@ -83,7 +90,7 @@ class Enhancer:
             overviews = None
             if wants_overview(self.model):
                 overviews = survey(self.model, sample_rate, len(item), in_blocks(item), BLOCK_SECONDS)
-            chain = Chain(self.model, sample_rate, len(item), strength, residual, overviews=overviews)
+            chain = Chain(self.model, sample_rate, len(item), strength, residual, overviews=overviews, pcs=pcs)
             done = 0
             for start in range(0, item.shape[1], chain.piece):
                 y = chain.push(item[:, start : start + chain.piece])
@@ -99,6 +106,7 @@ class Enhancer:
         *,
         strength: float | None = None,
         residual: bool = False,
+        pcs: bool = False,
         overwrite: bool = False,
         progress: Progress | None = None,
     ) -> Report:
@@ -110,6 +118,7 @@ class Enhancer:
                 and moved when complete.
             strength: the most by which anything is attenuated, in dB; None takes all that the model removes.
             residual: write what was removed, input - output, instead.
+            pcs: stretch the perceptual contrast of the result: PESQ rises, SI-SDR falls.
             overwrite: replace `out_path` if it exists; never the input itself.
             progress: called after every block with the seconds done and in all (0 while the length is not known); an
                 exception from it stops the work and leaves no output.
@@ -128,7 +137,7 @@ class Enhancer:
                 overviews = survey(self.model, info.sample_rate, info.channels, source.blocks(), BLOCK_SECONDS)
         with open_reader(in_path) as source:
             info = source.info
-            chain = Chain(self.model, info.sample_rate, info.channels, strength, residual, overviews=overviews)
+            chain = Chain(self.model, info.sample_rate, info.channels, strength, residual, overviews=overviews, pcs=pcs)
             with open_writer(out_path, info, overwrite=overwrite) as sink:
                 frames = 0
                 for block in source.blocks():
@@ -170,12 +179,13 @@ def enhance(
     model: Path = "live",
     strength: float | None = None,
     residual: bool = False,
+    pcs: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Report:
     """Enhance one file; for several, `load` once and call its `enhance_file`, which explains the arguments."""
     return load(model).enhance_file(
-        in_path, out_path, strength=strength, residual=residual, overwrite=overwrite, progress=progress
+        in_path, out_path, strength=strength, residual=residual, pcs=pcs, overwrite=overwrite, progress=progress
     )
 
 

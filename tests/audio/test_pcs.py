@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from clearstate.audio.pcs import gains, stretch_contrast
+from clearstate.audio.pcs import ContrastStretcher, gains, stretch_contrast
 
 # As published, to the nine digits printed there: (first bin, last bin + 1, gain).
 PUBLISHED = {
@@ -100,3 +100,40 @@ def test_low_and_high_bins_are_left_alone_and_the_middle_gains():
 def test_an_unknown_makeup_is_an_error():
     with pytest.raises(ValueError, match="expected 'rms', 'peak' or 'none'"):
         stretch_contrast(torch.zeros(10), "loud")
+
+
+@pytest.mark.parametrize(("grid", "delay"), [(256, 384), (800, 300)])
+def test_bit_by_bit_it_is_the_stretching_of_the_whole_but_for_the_level(grid, delay):
+    x = speechlike(64_000).numpy()  # steady: the running level is soon that of the whole
+    stretcher = ContrastStretcher(1, 16_000, grid)
+    assert stretcher.delay == delay and grid % stretcher.hop == 0
+    pair = np.stack([x[None], x[None]])
+    out = np.concatenate([stretcher.push(pair), stretcher.finish()], axis=2)[:, 0, delay : delay + len(x)]
+    np.testing.assert_array_equal(out[0], x)  # the first row is only delayed
+    whole = stretch_contrast(torch.from_numpy(x), n_fft=400 if grid == 800 else 512).numpy()
+    error = out[1, 16_000:48_000] - whole[16_000:48_000]
+    assert np.sqrt(np.mean(error**2) / np.mean(whole**2)) < 0.03
+    assert np.sqrt(np.mean((x - whole) ** 2) / np.mean(whole**2)) > 0.1  # there is something to see
+
+
+def test_chunks_silence_and_scale_change_nothing_bit_by_bit():
+    x = speechlike(20_000).numpy()
+    x[5_000:9_000] = 0
+    pair = np.stack([x[None], x[None]]).repeat(2, axis=1)  # two channels
+
+    def in_chunks(pair, size):
+        stretcher = ContrastStretcher(2, 16_000, 256)
+        parts = [stretcher.push(pair[:, :, i : i + size]) for i in range(0, pair.shape[2], size)]
+        return np.concatenate([*parts, stretcher.finish()], axis=2)
+
+    whole = in_chunks(pair, 20_000)
+    np.testing.assert_allclose(in_chunks(pair, 77), whole, atol=1e-7)
+    np.testing.assert_allclose(in_chunks(0.01 * pair, 20_000), 0.01 * whole, atol=1e-6)
+    assert not whole[1, :, 5_000 + 512 + 384 : 9_000 - 512 + 384].any()  # but for what shares a frame with sound
+
+
+def test_rates_and_grids_without_bands_are_errors():
+    with pytest.raises(ValueError, match="16000 Hz, and the model works at 8000 Hz"):
+        ContrastStretcher(1, 8_000, 100)
+    with pytest.raises(ValueError, match="divide 90 samples"):
+        ContrastStretcher(1, 16_000, 90)

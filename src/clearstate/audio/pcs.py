@@ -10,9 +10,11 @@ Being logarithmic in 1 + |X| it depends on the level: quiet bins keep theirs, lo
 b batch, n samples, t frames, f bins.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -24,6 +26,8 @@ FIRST_BINS = {  # at 16 kHz, for each n_fft: where each of these bands begins
     512: (0, 3, 6, 9, 12, 138, 166, 200, 241),
 }
 REFERENCE_RMS = 10 ** (-26 / 20)  # of full scale: the level at which speech is stretched if its own is to be kept
+LEVEL_SECONDS = 5.0  # time constant of the level of sound that comes bit by bit
+SILENCE = 1e-12  # mean square; what is quieter does not count towards the level
 
 
 def gains(n_fft: int = 400) -> Tensor:
@@ -86,3 +90,67 @@ def _stretch(x: Tensor, g: Tensor, n_fft: int) -> Tensor:
 def _rms(x: Tensor) -> Tensor:
     peak = x.abs().amax(-1, keepdim=True).clamp_min(1e-30)  # squares of what is very quiet would underflow
     return (x / peak).square().mean(-1, keepdim=True).sqrt() * peak
+
+
+class ContrastStretcher:
+    """`stretch_contrast` with makeup "rms", for sound that comes bit by bit and never ends.
+
+    The level is the running one (time constant LEVEL_SECONDS, silence left out), and so is the gain that brings it
+    back; all channels share both. Arrays are NumPy, (2, channels, m): the first row is only delayed, the second
+    stretched, both by `delay` samples. What comes out is a multiple of `hop` samples.
+
+    Raises:
+        ValueError: for a sample rate other than 16 kHz, whose bands are not published, or a grid that no n_fft fits.
+    """
+
+    def __init__(self, channels: int, sample_rate: int, grid: int) -> None:
+        if sample_rate != 16_000:
+            raise ValueError(f"contrast stretching is defined at 16000 Hz, and the model works at {sample_rate} Hz")
+        fitting = [n_fft for n_fft in FIRST_BINS if grid % (n_fft // 4) == 0]
+        if not fitting:
+            raise ValueError(
+                f"no contrast stretching in steps that divide {grid} samples: the bands are for 400 and 512"
+            )
+        n_fft = fitting[0]
+        self.hop, self.delay = n_fft // 4, n_fft - n_fft // 4
+        self.gains = gains(n_fft).numpy()
+        self.window = np.hamming(n_fft)
+        self.keep = float(np.exp(-self.hop / (LEVEL_SECONDS * sample_rate)))
+        self._overlap = (self.window**2).reshape(4, self.hop).sum(0)  # what four windows add up to
+        self._powers = np.zeros(3)  # running sums: before, after, and of the weights
+        self._held = np.zeros((2, channels, self.delay), dtype=np.float32)
+        self._tail = np.zeros((channels, 3, self.hop))  # hops that later frames still add to
+
+    def push(self, pair: NDArray[Any]) -> NDArray[Any]:
+        held = np.concatenate([self._held, pair], axis=2)
+        count = held.shape[2] // self.hop - 3  # frames
+        self._held = held[:, :, count * self.hop :].copy()
+        if not count:
+            return np.zeros((*pair.shape[:2], 0), dtype=np.float32)
+        frames = np.lib.stride_tricks.sliding_window_view(held[1], 4 * self.hop, axis=1)[:, :: self.hop]  # (c, t, n)
+        spectra = np.fft.rfft(frames * self.window)
+        stretched = np.stack([self._stretched(spectra[:, t]) for t in range(count)], axis=1)
+        frames = (np.fft.irfft(stretched) * self.window).reshape(len(stretched), count, 4, self.hop)
+        summed = np.concatenate([self._tail, np.zeros((len(frames), count, self.hop))], axis=1)
+        for quarter in range(4):
+            summed[:, quarter : quarter + count] += frames[:, :, quarter]
+        self._tail = summed[:, count:].copy()
+        out = (summed[:, :count] / self._overlap).reshape(len(summed), -1)
+        return np.stack([held[0, :, : count * self.hop], out.astype(np.float32)])
+
+    def finish(self) -> NDArray[Any]:
+        return self.push(np.zeros((2, self._held.shape[1], self.delay + self.hop - 1), dtype=np.float32))
+
+    def _stretched(self, spectrum: NDArray[Any]) -> NDArray[Any]:
+        """One frame of all channels, (c, f)."""
+        power = np.mean(np.abs(spectrum) ** 2) / (self.window**2).mean() / len(self.window)
+        if power <= SILENCE:
+            return spectrum
+        before, after, weight = self.keep * self._powers
+        before, weight = before + power, weight + 1.0
+        scale = REFERENCE_RMS / np.sqrt(before / weight)
+        magnitude = scale * np.abs(spectrum)
+        y = spectrum * (np.expm1(self.gains * np.log1p(magnitude)) / np.maximum(magnitude, 1e-20))
+        after += np.mean(np.abs(y) ** 2) / (self.window**2).mean() / len(self.window)
+        self._powers[:] = before, after, weight
+        return y * np.sqrt(before / after)

@@ -41,6 +41,14 @@ def run(
     residual: Annotated[
         bool, typer.Option("--residual", help="Write what was taken away instead (talk.residual.wav).")
     ] = False,
+    pcs: Annotated[
+        bool,
+        typer.Option(
+            "--pcs",
+            help="Stretch the perceptual contrast of the result, as SEMamba's best PESQ was reached: crisper to a "
+            "listener and to PESQ, further from the clean waveform.",
+        ),
+    ] = False,
     jobs: Annotated[
         int, typer.Option("--jobs", "-j", min=1, help="Files at a time, each in a process of its own.")
     ] = 1,
@@ -72,12 +80,12 @@ def run(
 
     if todo.jobs:
         _check_model(model)
-        opener = functools.partial(open_worker, model, strength, residual, overwrite)
+        opener = functools.partial(open_worker, model, strength, residual, pcs, overwrite)
         outcomes += run_batch(todo.jobs, opener, processes=jobs, lengths=_lengths(todo.jobs))
     _close(outcomes, model, as_json)
 
 
-def open_worker(model: str, strength: float | None, residual: bool, overwrite: bool) -> Worker:
+def open_worker(model: str, strength: float | None, residual: bool, pcs: bool, overwrite: bool) -> Worker:
     """Load the model once; the worker it gives enhances one file at a time."""
     import clearstate
 
@@ -90,7 +98,13 @@ def open_worker(model: str, strength: float | None, residual: bool, overwrite: b
         if job.target != STDIO:
             make_room(job.target)
         report = enhancer.enhance_file(
-            job.source, job.target, strength=strength, residual=residual, overwrite=overwrite, progress=progress
+            job.source,
+            job.target,
+            strength=strength,
+            residual=residual,
+            pcs=pcs,
+            overwrite=overwrite,
+            progress=progress,
         )
         return {"seconds": report.seconds, "sample_rate": report.sample_rate, "channels": report.channels}
 
