@@ -166,6 +166,21 @@ def test_level_gain_is_exact_at_any_level_and_one_for_silence():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("samples", [3_200, 3_250])
+def test_the_causal_spectrum_is_that_of_centred_frames(samples):
+    """With a mask of one and the noisy phase, the predicted spectrum is the noisy one, frame for frame."""
+    model = shaken(SMALL["causal"]())
+    model.enhance_spectrum = lambda spec, state: (spec, state)
+    x = noise(2, samples)
+    y, spec = model(x, with_spectrum=True)
+    torch.testing.assert_close(y, x, atol=1e-6, rtol=1e-4)
+    inside = slice(2, 1 + samples // 100 - 2)  # the ends of a centred transform are mirrored
+    expected = codec.centred_spectrum(x, model.window, 100)
+    assert spec.shape == expected.shape
+    torch.testing.assert_close(spec[:, inside], expected[:, inside], atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
 def test_bands_masks_and_phases_have_their_ranges():
     spec = codec.centred_spectrum(noise(1, 3_200), torch.hann_window(400), 100)
     model = build("semamba-advanced").eval()

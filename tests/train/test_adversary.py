@@ -8,8 +8,9 @@ import torch
 from tiny import SAMPLES, Tiny, TinyConfig, Tones, finished, losses, stop_after, tiny_model, tiny_run
 from torch import Tensor
 
-from clearstate.losses import level, output_distillation
-from clearstate.train import objective
+from clearstate.losses import feature_distillation, level, output_distillation
+from clearstate.train import teacher as teaching
+from clearstate.train.command import start_from
 from clearstate.train.recipe import RecipeError
 
 METRIC = ("loss.metric=0.05", "schedule.max_steps=4", "data.batch=2")
@@ -97,7 +98,7 @@ def test_pesq_needs_16_khz(tmp_path):
 
 def test_a_student_is_drawn_to_its_teacher(tmp_path, monkeypatch):
     teacher = Tiny(TinyConfig(channels=8)).eval()
-    monkeypatch.setattr(objective, "load_model", lambda name: teacher)
+    monkeypatch.setattr(teaching, "load_model", lambda name: teacher)
     distil = ("loss.distill=1", "loss.teacher=big", "loss.distill_ramp=0", "loss.magnitude=0", "loss.complex=0")
     distil += ("loss.multi_resolution=0", "loss.log_error=0", "optimiser.lr=0.02", "optimiser.ema=0.5")
     noisy = torch.stack([Tones().example(9, i)["noisy"] for i in range(4)])
@@ -115,7 +116,7 @@ def test_a_student_is_drawn_to_its_teacher(tmp_path, monkeypatch):
 
 def test_the_teacher_gains_weight_over_the_ramp(tmp_path, monkeypatch):
     teacher = Tiny(TinyConfig(channels=8)).eval()
-    monkeypatch.setattr(objective, "load_model", lambda name: teacher)
+    monkeypatch.setattr(teaching, "load_model", lambda name: teacher)
     finished(tmp_path, "loss.distill=1", "loss.teacher=big", "loss.distill_ramp=0.5", model=tiny_model(dropout=0.0))
     import json
 
@@ -127,7 +128,7 @@ def test_the_teacher_gains_weight_over_the_ramp(tmp_path, monkeypatch):
 def test_a_teacher_of_another_rate_is_refused(tmp_path, monkeypatch):
     teacher = tiny_model()
     teacher.sample_rate = 48_000
-    monkeypatch.setattr(objective, "load_model", lambda name: teacher)
+    monkeypatch.setattr(teaching, "load_model", lambda name: teacher)
     with pytest.raises(RecipeError, match="runs at 48000 Hz, the student at 16000"):
         tiny_run(tmp_path, "loss.distill=1", "loss.teacher=big")
 
@@ -159,6 +160,133 @@ def test_the_consistency_of_a_predicted_spectrum_improves(tmp_path):
     assert course[-1] < 0.9 * course[0]
 
 
-def test_a_model_without_a_spectrum_cannot_have_a_consistency_loss(tmp_path):
+def test_a_model_without_a_spectrum_cannot_have_a_loss_on_it(tmp_path):
     with pytest.raises(RecipeError, match=r"no with_spectrum.*loss\.consistency=0"):
         tiny_run(tmp_path, "loss.consistency=0.1")
+    with pytest.raises(RecipeError, match=r"no with_spectrum.*loss\.metric_sees=output"):
+        tiny_run(tmp_path, *METRIC, "loss.metric_sees=prediction")
+
+
+def test_the_discriminator_judges_the_output_or_the_prediction(tmp_path, pool_targets):
+    """The two differ where a prediction is no signal's spectrum; for one that is they are the same."""
+    pool_targets([0.5, 0.5])
+    noisy, clean = (torch.stack([Tones().example(0, i)[name] for i in range(2)]) for name in ("noisy", "clean"))
+    judged = {}
+    for turned in (False, True):
+        model = Spectral()
+        model.config = type("Config", (), {"n_fft": 512, "hop": 128})()
+        with torch.no_grad():
+            model.turn.mul_(turned)
+        for sees in ("output", "prediction"):
+            where = tmp_path / f"{sees}-{turned}"
+            run = tiny_run(where, *METRIC, f"loss.metric_sees={sees}", "loss.hop=128", model=model)
+            candidates = []
+            run.adversary.learn = lambda clean, candidate, *_, seen=candidates: seen.append(candidate)
+            run.judge(noisy, clean)
+            (judged[sees, turned],) = candidates
+    inside = slice(4, -4)  # the ends are padded in another way
+    torch.testing.assert_close(judged["output", False][:, inside], judged["prediction", False][:, inside])
+    assert (judged["output", True] - judged["prediction", True])[:, inside].abs().max() > 0.1
+    with pytest.raises(RecipeError, match=r"loss\.n_fft=512 and loss\.hop=128"):
+        tiny_run(tmp_path, *METRIC, "loss.metric_sees=prediction", model=model)
+
+
+# --- distillation of features ----------------------------------------------------------------------------------------
+
+
+class Stacked(Tiny):
+    """With blocks between the filter banks; each gives (output, state), as causal blocks do."""
+
+    class Block(torch.nn.Module):
+        def __init__(self, channels: int):
+            super().__init__()
+            self.mix = torch.nn.Conv1d(channels, channels, 3, padding=1)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, None]:
+            return x + self.mix(x), None
+
+    def __init__(self, blocks: int, channels: int = 4):
+        super().__init__(TinyConfig(channels=channels, dropout=0.0))
+        self.blocks = torch.nn.ModuleList(self.Block(channels) for _ in range(blocks))
+
+    def forward(self, noisy: Tensor) -> Tensor:
+        x = self.encode(torch.nn.functional.pad(noisy, (16, 32))[:, None]).tanh()
+        for block in self.blocks:
+            x, _ = block(x)
+        return self.decode(x)[:, 0, 16 : 16 + noisy.shape[-1]]
+
+    def features(self, noisy: Tensor) -> list[Tensor]:
+        x, found = self.encode(torch.nn.functional.pad(noisy, (16, 32))[:, None]).tanh(), []
+        for block in self.blocks:
+            x, _ = block(x)
+            found.append(x)
+        return found
+
+
+ALONE = ("loss.magnitude=0", "loss.complex=0", "loss.multi_resolution=0", "loss.log_error=0", "loss.distill_ramp=0")
+FEATURES = ("loss.distill_features=1", "loss.teacher=big", *ALONE)
+
+
+def stacked(seed: int, blocks: int, channels: int = 4) -> Stacked:
+    torch.manual_seed(seed)
+    return Stacked(blocks, channels)
+
+
+def test_a_student_s_last_block_is_drawn_to_the_mean_of_its_teacher_s(tmp_path, monkeypatch):
+    teacher = stacked(1, 3).eval()
+    monkeypatch.setattr(teaching, "load_model", lambda name: teacher)
+    noisy = torch.stack([Tones().example(9, i)["noisy"] for i in range(4)])
+
+    def distance(student: Stacked) -> float:
+        with torch.no_grad():
+            return feature_distillation(student.features(noisy)[-1], teacher.features(noisy)).mean().item()
+
+    run = tiny_run(tmp_path, *FEATURES, "optimiser.lr=0.02", "schedule.max_steps=60", model=stacked(2, 2))
+    run.export = lambda: None
+    judged = run.judge(noisy, noisy)
+    before = distance(run.plain.eval())
+    assert set(judged.terms) == {"distill_features"}
+    torch.testing.assert_close(judged.total.item(), before)
+    run.run()
+    assert distance(run.plain.eval()) < 0.8 * before
+
+
+def test_features_that_cannot_be_compared_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(teaching, "load_model", lambda name: stacked(1, 3, channels=6))
+    with pytest.raises(RecipeError, match="blocks of the same size"):
+        finished(tmp_path / "a", *FEATURES, model=stacked(2, 2))
+    with pytest.raises(RecipeError, match=r"tiny has none: set loss\.distill_features=0"):
+        tiny_run(tmp_path / "b", *FEATURES)
+    with pytest.raises(RecipeError, match="go together"):
+        tiny_run(tmp_path / "c", "loss.distill_features=1")
+
+
+def test_while_the_hold_lasts_only_the_blocks_learn(tmp_path):
+    run = tiny_run(tmp_path, "schedule.hold=0.5", "model.start=here", "optimiser.weight_decay=0.1", model=stacked(2, 2))
+    run.export = lambda: None
+    start = {name: p.detach().clone() for name, p in run.plain.named_parameters()}
+    moved = []
+    count = run.count
+
+    def counted(values, minutes):
+        count(values, minutes)
+        moved.append({name for name, p in run.plain.named_parameters() if not torch.equal(p, start[name])})
+
+    run.count = counted
+    run.run()
+    inner = {name for name in start if name.startswith("blocks.")}
+    assert moved[2] == moved[5] == inner  # of twelve steps
+    assert moved[6] == set(start)
+    with pytest.raises(RecipeError, match="start is not set"):
+        tiny_run(tmp_path / "b", "schedule.hold=0.5")
+
+
+def test_a_student_starts_from_the_tensors_that_it_shares_with_its_teacher():
+    teacher, student = stacked(1, 3), stacked(2, 2)
+    start_from(student, teacher.state_dict(), "big")
+    for name, value in student.state_dict().items():
+        assert torch.equal(value, teacher.state_dict()[name])
+    with pytest.raises(RecipeError, match=r"model\.start=small does not fit: blocks\.2\.mix\.weight .* no such tensor"):
+        start_from(teacher, student.state_dict(), "small")
+    with pytest.raises(RecipeError, match=r"encode\.weight is \(4, 1, 32\) here, there it is \(6, 1, 32\)"):
+        start_from(student, stacked(1, 3, channels=6).state_dict(), "wide")

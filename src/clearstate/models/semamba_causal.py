@@ -177,11 +177,19 @@ class SEMambaCausal(nn.Module):
         self.mask_slope = nn.Parameter(torch.ones(self.bins))  # of the sigmoid, learnt for each bin
         self.phase = CausalDecoder(config.channels, config.depth, outputs=2)
 
-    def forward(self, noisy: Tensor) -> Tensor:
-        """Enhance whole signals (b, n), n >= 1: the stream over all of it, its delay cut off."""
+    def forward(self, noisy: Tensor, with_spectrum: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        """Enhance whole signals (b, n), n >= 1: the stream over all of it, its delay cut off.
+
+        Args:
+            with_spectrum: return the predicted spectrum (b, 1 + n // hop, f) too, of the frames that have their middle
+                at a multiple of the hop within the signal; it need not be that of any signal.
+        """
         samples = noisy.shape[-1]
         padded = F.pad(noisy, (0, self.latency + -samples % self.hop))
-        return self.step(padded, self.init_state(noisy.shape[0]))[0][:, self.latency : self.latency + samples]
+        y, spec, _ = self.advance(padded, self.init_state(noisy.shape[0]))
+        y = y[:, self.latency : self.latency + samples]
+        first = self.config.n_fft // 2 // self.hop - 1  # frame 0 ends with the first hop
+        return (y, spec[:, first : first + 1 + samples // self.hop]) if with_spectrum else y
 
     def init_state(self, batch: int) -> SEMambaCausalState:
         """The state before the first sample."""
@@ -205,11 +213,16 @@ class SEMambaCausal(nn.Module):
                 f"step() got {x.shape[-1]} samples, not a multiple of hop={self.hop}: "
                 f"hold the last {extra} back and send them with the next chunk"
             )
+        y, _, state = self.advance(x, state)
+        return y, state
+
+    def advance(self, x: Tensor, state: SEMambaCausalState) -> tuple[Tensor, Tensor, SEMambaCausalState]:
+        """`step`, and between its output and its state the spectrum (b, t, f) that was predicted."""
         x = torch.cat([state.past, x], dim=-1)
         spec = analyse(x, self.window, self.hop)  # (b, t, f) complex
         spec, state = self.enhance_spectrum(spec, state)
         y, tail = synthesise(spec, self.synthesis, self.hop, state.tail)
-        return y, state._replace(past=x[:, x.shape[-1] - self.latency :], tail=tail)
+        return y, spec, state._replace(past=x[:, x.shape[-1] - self.latency :], tail=tail)
 
     def enhance_spectrum(self, spec: Tensor, state: SEMambaCausalState) -> tuple[Tensor, SEMambaCausalState]:
         """The network between STFT and iSTFT: spectra (b, t, f) to spectra; the samples in the state are left alone."""

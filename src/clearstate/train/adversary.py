@@ -36,11 +36,19 @@ class Adversary:
         self.pool = ScorePool("clearstate.train.scoring:pesq_target", recipe.valid.workers, timeout=20.0)
         self.unscored = 0  # items whose PESQ failed or is undefined
 
-    def turn(self, estimate: Tensor, clean: Tensor, noisy: Tensor, rate: float) -> Tensor:
-        """The discriminator learns from a batch, waveforms (b, n); then the generator's loss under it, (b,)."""
+    def turn(
+        self, estimate: Tensor, clean: Tensor, noisy: Tensor, rate: float, predicted: Tensor | None = None
+    ) -> Tensor:
+        """The discriminator learns from a batch, waveforms (b, n); then the generator's loss under it, (b,).
+
+        Args:
+            predicted: spectra (b, t, f) to judge in place of the estimate's own, as SEMamba does; their PESQ is the
+                estimate's.
+        """
         gain = losses.level(noisy)
         futures = self.pool.submit(list(clean * gain), list(estimate * gain), self.sample_rate)
-        theirs, ours = (self.magnitude(signal * gain) for signal in (clean, estimate))
+        theirs = self.magnitude(clean * gain)
+        ours = self.magnitude(estimate * gain) if predicted is None else self.compressed(predicted)
         scores = [math.nan if score is None else score for score in self.pool.collect(futures)]
         target = torch.tensor(scores, device=estimate.device)
         self.learn(theirs, ours.detach(), target, rate)
@@ -48,7 +56,10 @@ class Adversary:
 
     def magnitude(self, x: Tensor) -> Tensor:
         loss = self.recipe.loss
-        return losses.compress(losses.spectrum(x, loss.n_fft, loss.hop), loss.exponent).magnitude
+        return self.compressed(losses.spectrum(x, loss.n_fft, loss.hop))
+
+    def compressed(self, spec: Tensor) -> Tensor:
+        return losses.compress(spec, self.recipe.loss.exponent).magnitude
 
     def learn(self, clean: Tensor, candidate: Tensor, target: Tensor, rate: float) -> None:
         """One step of the discriminator; skipped if its gradient is not finite."""

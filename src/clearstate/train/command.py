@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from clearstate.train.recipe import Recipe, RecipeError, load_recipe, nearest
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from clearstate.train.loop import Outcome
 
@@ -58,8 +58,24 @@ def build_model(recipe: Recipe) -> "nn.Module":
             raise RecipeError(f"unknown key model.config.{key}" + nearest(key, list(known)))
     model = models.build(name, **config)
     if recipe.model.start is not None:
-        model.load_state_dict(models.load_model(recipe.model.start).state_dict())
+        start_from(model, models.load_model(recipe.model.start).state_dict(), recipe.model.start)
     return model
+
+
+def start_from(model: "nn.Module", weights: dict[str, "Tensor"], origin: str) -> None:
+    """Take every tensor of a model from `weights`, which may have more: a student of one block starts as its teacher.
+
+    Raises:
+        RecipeError: naming a tensor that is missing or of another shape.
+    """
+    ours = model.state_dict()
+    for name, value in ours.items():
+        found = "no such tensor" if name not in weights else tuple(weights[name].shape)
+        if found != tuple(value.shape):
+            raise RecipeError(
+                f"model.start={origin} does not fit: {name} is {tuple(value.shape)} here, there it is {found}"
+            )
+    model.load_state_dict({name: weights[name] for name in ours})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

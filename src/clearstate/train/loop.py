@@ -19,16 +19,24 @@ import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 
-from clearstate import losses
 from clearstate.models import save_model
 from clearstate.train import checkpoint, optim
 from clearstate.train.adversary import Adversary
 from clearstate.train.batches import Items, Positions, loader
-from clearstate.train.objective import Judged, Objective, check_extras, check_model, open_teacher, predicted_consistency
+from clearstate.train.objective import (
+    Judged,
+    Objective,
+    at_common_level,
+    check_extras,
+    check_model,
+    predicted_consistency,
+    sees_prediction,
+)
 from clearstate.train.pictures import Example, draw_curves, draw_examples
 from clearstate.train.pool import ScorePool
 from clearstate.train.recipe import Recipe, RecipeError, as_tree
 from clearstate.train.report import Report, read_log
+from clearstate.train.teacher import Teacher, blocks_of
 from clearstate.train.validate import Pairs, spread, validate
 
 GIVE_UP_AFTER = 100  # steps in a row that were not finite
@@ -78,6 +86,14 @@ def make_fabric(recipe: Recipe) -> Fabric:
     )
 
 
+def held_parameters(model: nn.Module, recipe: Recipe) -> list[nn.Parameter]:
+    """What does not learn while `schedule.hold` lasts: all but the model's blocks."""
+    if not recipe.schedule.hold:
+        return []
+    blocks = {id(p) for block in blocks_of(model, "schedule.hold", recipe.model.name) for p in block.parameters()}
+    return [parameter for parameter in model.parameters() if id(parameter) not in blocks]
+
+
 class Run:
     """A model in training: `run()` goes from where the folder's checkpoint stands to the end of the schedule."""
 
@@ -98,7 +114,8 @@ class Run:
         self.ema = optim.Ema(model, recipe.optimiser.ema)
         self.objective = Objective(recipe.loss)
         self.adversary = Adversary(self.fabric, recipe, self.sample_rate) if recipe.loss.metric > 0 else None
-        self.teacher = open_teacher(recipe, self.sample_rate, self.fabric.device)
+        self.teacher = Teacher(recipe, model, self.fabric.device) if recipe.loss.teacher is not None else None
+        self.held = held_parameters(model, recipe)
         self.at = Counters()
         self.stop_signal = 0
         self.shown: float | None = None
@@ -166,6 +183,9 @@ class Run:
             with self.fabric.no_backward_sync(self.model, enabled=i < count - 1):
                 judged = self.judge(batch["noisy"], batch["clean"])
                 self.fabric.backward(judged.total / count)
+                if self.done() < self.recipe.schedule.hold:
+                    for parameter in self.held:
+                        parameter.grad = None
             for name, value in {"loss": judged.total.detach(), **judged.terms}.items():
                 sums[name] = sums.get(name, torch.zeros_like(value)) + value / count
         norm = self.fabric.clip_gradients(
@@ -185,20 +205,19 @@ class Run:
         """The loss of a batch; with a metric term the discriminator takes its own step first."""
         loss = self.recipe.loss
         extra: dict[str, Tensor] = {}
-        if loss.consistency > 0:
-            estimate, spectrum = self.model(noisy, with_spectrum=True)
-            extra["consistency"] = predicted_consistency(spectrum, noisy, self.plain.config)
+        predicted: Any = None
+        if loss.consistency > 0 or sees_prediction(loss):
+            estimate, predicted = self.model(noisy, with_spectrum=True)
         else:
             estimate = self.model(noisy)
+        if loss.consistency > 0:
+            extra["consistency"] = predicted_consistency(predicted, noisy, self.plain.config)
         if self.adversary is not None:
             rate = self.recipe.optimiser.lr * optim.rate(self.recipe.schedule, self.done())
-            extra["metric"] = self.adversary.turn(estimate, clean, noisy, rate)
+            seen = at_common_level(predicted, noisy, self.plain.config) if sees_prediction(loss) else None
+            extra["metric"] = self.adversary.turn(estimate, clean, noisy, rate, seen)
         if self.teacher is not None:
-            gain = losses.level(noisy)
-            with torch.no_grad():
-                taught = self.teacher(noisy)
-            distance = losses.output_distillation(estimate * gain, taught * gain, loss.n_fft, loss.hop)
-            extra["distill"] = distance * min(1.0, self.done() / max(loss.distill_ramp, 1e-9))
+            extra.update(self.teacher.terms(noisy, estimate, self.done()))
         return self.objective(estimate, clean, noisy, extra)
 
     def agree(self, values: dict[str, Tensor | None]) -> dict[str, float]:

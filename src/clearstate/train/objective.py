@@ -4,12 +4,11 @@ import inspect
 import math
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from clearstate import losses
 from clearstate.metrics.extras import need
-from clearstate.models import find, load_model
+from clearstate.models import find
 from clearstate.train.recipe import LossRecipe, Recipe, RecipeError, loss_weights
 
 
@@ -76,30 +75,18 @@ class Objective:
         return terms
 
 
+def at_common_level(spec: Tensor, noisy: Tensor, config: Any) -> Tensor:
+    """A spectrum (b, t, f) that a model predicted with a Hann window, at the level of the loss's own spectra.
+
+    Noisy signal of RMS 1, window of unit energy (3/8 n_fft for Hann).
+    """
+    return spec * (losses.level(noisy)[..., None] / math.sqrt(3 / 8 * config.n_fft))
+
+
 def predicted_consistency(spec: Tensor, noisy: Tensor, config: Any) -> Tensor:
-    """`losses.consistency_loss` of a spectrum (b, t, f) that a model predicted with a Hann window of its n_fft and hop.
-
-    Brought to the level of the other terms: noisy signal of RMS 1, window of unit energy (3/8 n_fft for Hann).
-    """
-    unit = losses.level(noisy)[..., None] / math.sqrt(3 / 8 * config.n_fft)
-    return losses.consistency_loss(spec * unit, config.n_fft, config.hop, noisy.shape[-1])
-
-
-def open_teacher(recipe: Recipe, sample_rate: int, device: torch.device) -> nn.Module | None:
-    """The frozen teacher of a recipe, None if it names none.
-
-    Raises:
-        RecipeError: if it runs at another rate than the student.
-    """
-    if recipe.loss.teacher is None:
-        return None
-    teacher = load_model(recipe.loss.teacher).eval().requires_grad_(False).to(device)
-    if teacher.sample_rate != sample_rate:
-        raise RecipeError(
-            f"loss.teacher={recipe.loss.teacher} runs at {teacher.sample_rate} Hz, the student at {sample_rate}: "
-            "the two must agree"
-        )
-    return teacher
+    """`losses.consistency_loss` of a spectrum (b, t, f) that a model predicted with a Hann window."""
+    unit = at_common_level(spec, noisy, config)
+    return losses.consistency_loss(unit, config.n_fft, config.hop, noisy.shape[-1])
 
 
 def check_extras(recipe: Recipe) -> None:
@@ -118,8 +105,23 @@ def check_model(recipe: Recipe, model: nn.Module) -> None:
             f"{recipe.model.name} with the loss {', '.join(sorted(terms))}: snr_pit, and nothing else, is the loss of "
             "models that separate sources"
         )
-    if recipe.loss.consistency > 0 and "with_spectrum" not in inspect.signature(model.forward).parameters:
+    for key, wanted, instead in (
+        ("loss.consistency", recipe.loss.consistency > 0, "loss.consistency=0"),
+        ("loss.metric_sees=prediction", sees_prediction(recipe.loss), "loss.metric_sees=output"),
+    ):
+        if wanted and "with_spectrum" not in inspect.signature(model.forward).parameters:
+            raise RecipeError(
+                f"{key} needs the spectrum that a model predicts, and {recipe.model.name} gives none "
+                f"(its forward has no with_spectrum): set {instead}"
+            )
+    config: Any = model.config
+    if sees_prediction(recipe.loss) and (config.n_fft, config.hop) != (recipe.loss.n_fft, recipe.loss.hop):
         raise RecipeError(
-            f"loss.consistency needs the spectrum that a model predicts, and {recipe.model.name} gives none "
-            "(its forward has no with_spectrum): set loss.consistency=0"
+            f"loss.metric_sees=prediction compares spectra of the model with those of the loss: set "
+            f"loss.n_fft={config.n_fft} and loss.hop={config.hop}"
         )
+
+
+def sees_prediction(loss: LossRecipe) -> bool:
+    """Whether the discriminator judges the predicted spectrum, not that of the output."""
+    return loss.metric > 0 and loss.metric_sees == "prediction"

@@ -33,7 +33,7 @@ class ModelRecipe:
 
     name: str
     config: dict[str, Any] = field(default_factory=dict)  # fields of the model's config dataclass
-    start: str | None = None  # weights to start from: a shipped name, or a folder as best/
+    start: str | None = None  # weights to start from: a shipped name, or a folder as best/; more tensors may be there
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,9 +67,11 @@ class LossRecipe:
     si_sdr: Weight = 0.0  # per dB
     snr_pit: Weight = 0.0  # per dB; several sources, best assignment
     metric: Weight = 0.0  # discriminator that predicts PESQ
+    metric_sees: Literal["output", "prediction"] = "output"  # spectrum of the waveform, or the one that became it
     distill: Weight = 0.0  # distance from `teacher`'s output
+    distill_features: Weight = 0.0  # distance of the last block from the mean of `teacher`'s blocks
     teacher: str | None = None  # a shipped name, or a folder with weights and config
-    distill_ramp: Share = 0.1  # share of the run over which `distill` grows to its weight
+    distill_ramp: Share = 0.1  # share of the run over which both grow to their weights
     n_fft: Count = 512  # samples, for all spectral terms but multi_resolution
     hop: Count = 256
     exponent: Annotated[float, Field(gt=0, le=1)] = 0.3
@@ -100,6 +102,7 @@ class ScheduleRecipe:
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.02  # share of the run
     floor: Annotated[float, Field(gt=0, le=1)] = 0.01  # share of the peak
     fall: Literal["cosine", "exponential"] = "cosine"  # exponential: x0.99 an epoch for 200 epochs is floor: 0.134
+    hold: Share = 0.0  # share of the run in which the model's blocks learn alone: what is around them came with `start`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,13 +232,15 @@ def check_sense(recipe: Recipe, origin: str) -> None:
             raise RecipeError(f"{origin}: {where}.noisy and {where}.clean go together; one of the two is missing")
     if not any(value > 0 for name, value in loss_weights(loss).items()):
         raise RecipeError(f"{origin}: every weight in loss is 0: set some of {', '.join(loss_weights(loss))}")
-    if (loss.distill > 0) != (loss.teacher is not None):
+    if (loss.distill + loss.distill_features > 0) != (loss.teacher is not None):
         raise RecipeError(f"{origin}: loss.distill and loss.teacher go together; one of the two is missing")
+    if schedule.hold > 0 and recipe.model.start is None:
+        raise RecipeError(f"{origin}: schedule.hold keeps what model.start brought, and model.start is not set")
 
 
 def loss_weights(loss: LossRecipe) -> dict[str, float]:
     """The weights of a loss section by term, without its other settings."""
-    settings = {"teacher", "distill_ramp", "n_fft", "hop", "exponent"}
+    settings = {"teacher", "distill_ramp", "metric_sees", "n_fft", "hop", "exponent"}
     return {f.name: getattr(loss, f.name) for f in dataclasses.fields(loss) if f.name not in settings}
 
 

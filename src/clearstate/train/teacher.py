@@ -1,0 +1,93 @@
+"""What a student learns from a frozen teacher.
+
+    L = L_task + r (w_out L_out + w_feat L_feat),   r = min(done / ramp, 1)
+
+Knowledge distillation as RT-SEMamba has it (arXiv:2608.12099): L_out between the outputs of the two
+(`losses.output_distillation`), L_feat between the last block of the student and the mean of all blocks of the teacher
+(`losses.feature_distillation`).
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from clearstate import losses
+from clearstate.models import load_model
+from clearstate.train.recipe import Recipe, RecipeError
+
+
+class Heard:
+    """The latest output of each of some modules; of (output, state) the output."""
+
+    def __init__(self, modules: list[nn.Module]) -> None:
+        self.modules = modules
+        self.outputs: dict[nn.Module, Tensor] = {}
+        for module in modules:
+            module.register_forward_hook(self._keep)
+
+    def _keep(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        self.outputs[module] = output[0] if isinstance(output, tuple) else output
+
+    def take(self) -> list[Tensor]:
+        """In the order of the modules; forgets them, and the graph they hold on to."""
+        return [self.outputs.pop(module) for module in self.modules]
+
+
+class Teacher:
+    """The teacher that a recipe names, and the ear on the student's last block.
+
+    Raises:
+        RecipeError: if it runs at another rate than the student, or blocks are to be compared and one has none.
+    """
+
+    def __init__(self, recipe: Recipe, student: nn.Module, device: torch.device) -> None:
+        loss = recipe.loss
+        assert loss.teacher is not None
+        self.loss = loss
+        self.model = load_model(loss.teacher).eval().requires_grad_(False).to(device)
+        if self.model.sample_rate != student.sample_rate:
+            raise RecipeError(
+                f"loss.teacher={loss.teacher} runs at {self.model.sample_rate} Hz, the student at "
+                f"{student.sample_rate}: the two must agree"
+            )
+        self.blocks = self.block = None
+        if loss.distill_features > 0:
+            self.blocks = Heard(blocks_of(self.model, "loss.distill_features", loss.teacher))
+            self.block = Heard(blocks_of(student, "loss.distill_features", recipe.model.name)[-1:])
+
+    def terms(self, noisy: Tensor, estimate: Tensor, done: float) -> dict[str, Tensor]:
+        """What the student (b, n), which has just heard `noisy` (b, n), is told: (b,) each; call after each pass.
+
+        Args:
+            done: share of the run so far.
+        """
+        loss = self.loss
+        ramp = min(1.0, done / loss.distill_ramp) if loss.distill_ramp else 1.0
+        with torch.no_grad():
+            taught = self.model(noisy)
+        terms: dict[str, Tensor] = {}
+        if loss.distill > 0:
+            gain = losses.level(noisy)
+            terms["distill"] = ramp * losses.output_distillation(estimate * gain, taught * gain, loss.n_fft, loss.hop)
+        if self.block is not None and self.blocks is not None:
+            (ours,), theirs = self.block.take(), self.blocks.take()
+            if ours.shape != theirs[0].shape:
+                raise RecipeError(
+                    f"loss.distill_features compares blocks of the same size: the student's give "
+                    f"{tuple(ours.shape)}, those of {loss.teacher} {tuple(theirs[0].shape)}"
+                )
+            terms["distill_features"] = ramp * losses.feature_distillation(ours, theirs)
+        return terms
+
+
+def blocks_of(model: nn.Module, key: str, name: str) -> list[nn.Module]:
+    """The blocks of a model.
+
+    Raises:
+        RecipeError: naming `key`, if it has none.
+    """
+    blocks = getattr(model, "blocks", None)
+    if not isinstance(blocks, nn.ModuleList) or not len(blocks):
+        raise RecipeError(f"{key} is about a model's blocks, and {name} has none: set {key}=0")
+    return list(blocks)
