@@ -13,7 +13,8 @@ import pytest
 import soundfile
 import torch
 
-from clearstate.train.command import main, write_preview
+from clearstate.audio.pcs import stretch_contrast
+from clearstate.train.command import main, run_recipe, write_preview
 from clearstate.train.items import open_items, open_pairs
 from clearstate.train.recipe import Recipe, RecipeError, recipe_from, set_dotted
 from clearstate.train.report import read_log
@@ -66,6 +67,30 @@ def test_crops_differ_between_epochs_and_repeat_with_the_seed(voicebank):
     one, two = (open_items(recipe_of(voicebank), "enhance", 16_000) for _ in range(2))
     assert torch.equal(one.example(3, 1)["noisy"], two.example(3, 1)["noisy"])
     assert not torch.equal(one.example(3, 1)["noisy"], one.example(4, 1)["noisy"])
+
+
+def test_with_pcs_the_target_is_stretched_and_the_input_is_not(voicebank, monkeypatch):
+    given = []
+    monkeypatch.setattr(
+        "clearstate.train.loop.Run", lambda recipe, model, items, pairs, quiet: given.append(items) or Ran()
+    )
+    for override in ("data.pcs=null", "data.pcs=rms"):
+        run_recipe(recipe_of(voicebank, override))
+    plain, stretched = (items.example(0, 1) for items in given)
+    assert len(given[0]) == len(given[1])
+    assert torch.equal(stretched["noisy"], plain["noisy"])
+    torch.testing.assert_close(stretched["clean"], stretch_contrast(plain["clean"], "rms"))
+    assert (stretched["clean"] - plain["clean"]).abs().max() > 0.01
+    with pytest.raises(RecipeError, match="16000 Hz; this one is there to separate at 8000"):
+        run_recipe(
+            recipe_of(voicebank, "data.pcs=peak", "model.name=s4m-tiny", "data.clean=[VB, VB]", "data.corpus=null")
+        )
+
+
+class Ran:
+    """In the place of a run."""
+
+    def run(self) -> None: ...
 
 
 TEST_SET = ("valid.corpus=null", "valid.noisy=VB/noisy_testset_wav", "valid.clean=VB/clean_testset_wav")

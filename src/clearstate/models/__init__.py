@@ -132,6 +132,20 @@ PRESETS: dict[str, Preset] = {
             passes=8,
             causal=True,
         ),
+        _preset(
+            "mambawave",
+            "extend",
+            "mambawave:MambaWave",
+            "MambaWave (2024) rebuilt: the missing band of speech by diffusion, 48 kHz",
+            licence="CC BY-NC-SA 4.0",
+        ),
+        _preset(
+            "mambawave-as-published",
+            "extend",
+            "mambawave_as_published:MambaWaveAsPublished",
+            "MambaWave's own architecture, with a diffusion that works",
+            licence="CC BY-NC-SA 4.0",
+        ),
     )
 }
 

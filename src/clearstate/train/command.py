@@ -22,12 +22,16 @@ def run_recipe(recipe: Recipe, *, quiet: bool = False) -> "Outcome":
 
     model = build_model(recipe)
 
-    from clearstate.train.items import open_items, open_pairs
+    from clearstate.train.batches import Items
+    from clearstate.train.items import Stretched, open_items, open_pairs
     from clearstate.train.loop import Run
 
     rate = int(model.sample_rate)  # type: ignore[arg-type]  # every model of ours has one
     task = models.find(recipe.model.name).task
-    return Run(recipe, model, open_items(recipe, task, rate), open_pairs(recipe, task, rate), quiet=quiet).run()
+    items: Items = open_items(recipe, task, rate)
+    if recipe.data.pcs is not None:
+        items = Stretched(items, recipe.data.pcs, task, rate)
+    return Run(recipe, model, items, open_pairs(recipe, task, rate), quiet=quiet).run()
 
 
 def write_preview(recipe: Recipe, count: int) -> list[Path]:

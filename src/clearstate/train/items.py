@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clearstate.audio.pcs import Makeup, stretch_contrast
 from clearstate.data import (
     ExtensionConfig,
     ExtensionDataset,
@@ -61,6 +62,32 @@ class Drawn:
 
     def pair(self, i: int) -> tuple[Tensor, Tensor]:
         return in_and_out(self.dataset[i])
+
+
+class Stretched:
+    """Training items with the perceptual contrast of the target stretched, as SEMamba + PCS learns it.
+
+    Departure: item by item. The published program stretches whole files before they are cut, and by default divides
+    them by their peak ("peak"), which leaves target and input at unrelated levels; "rms" keeps the target's.
+
+    Raises:
+        RecipeError: if the items are not of 16 kHz, whose bands alone are published, or not speech to be enhanced.
+    """
+
+    def __init__(self, items: Drawn, makeup: Makeup, task: str, sample_rate: int):
+        if task != "enhance" or sample_rate != 16_000:
+            raise RecipeError(
+                f"data.pcs stretches the targets of models that enhance at 16000 Hz; this one is there to {task} at "
+                f"{sample_rate}: leave data.pcs out"
+            )
+        self.items, self.makeup = items, makeup
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def example(self, epoch: int, item: int) -> dict[str, Tensor]:
+        drawn = self.items.example(epoch, item)
+        return {**drawn, "clean": stretch_contrast(drawn["clean"], self.makeup)}
 
 
 def in_and_out(drawn: Mapping[str, Any]) -> tuple[Tensor, Tensor]:

@@ -45,6 +45,7 @@ class DataRecipe:
     corpus: str | None = None  # its training part
     noisy: str | None = None
     clean: str | list[str] | None = None  # for separation a folder for each voice, and no noisy
+    pcs: Literal["rms", "peak", "none"] | None = None  # stretch the contrast of the target; what becomes of its level
     seconds: Above0 = 3.0  # length of a training item
     items: Count = 8000  # mixtures in an epoch (a paired corpus has the length it has)
     batch: Count = 8  # items per process and step

@@ -1,0 +1,207 @@
+"""Every model: parameters, work, speed, memory and latency; and the compiled form against plain PyTorch.
+
+    python benchmarks/models.py [--models NAME ...] [--seconds 4] [--threads 2] [--compare 1] [--json FILE]
+
+Each model runs in a fresh process, with fresh weights (speed does not depend on them). RTF is the median wall time of
+`forward` over the length of the input, after one pass to warm up; `by cpu` is the processor time that the quickest
+pass took, over threads and length: what RTF would be if nothing else ran, and the fairer figure on a busy machine.
+MiB is the most memory that the process had, 250 of PyTorch itself included. A hop is one `step` of a causal model,
+with its share of the time it lasts. `plain` is the same model with the same weights on `--compare` seconds in
+PyTorch's own operators, the recurrence as a loop over time: the reference. No ratio is printed where the two outputs
+differ by more than 1e-4. Models that extend the bandwidth get speech-band noise of 4 kHz at 48 kHz.
+
+semamba-advanced must reach an RTF of 0.5 with two threads.
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+CLOSE = 1e-4  # of outputs with a level near 1
+BAND = 4_000.0  # Hz, of what models that extend are given
+MUST = {"semamba-advanced": 0.5}  # RTF
+
+
+class Took(NamedTuple):
+    """Time of some passes."""
+
+    wall: float  # seconds, median
+    cpu: float  # seconds of all threads, least
+
+
+def timed(call: Callable[[], Any], times: int) -> Took:
+    walls, cpus = [], []
+    for _ in range(times):
+        wall, cpu = time.perf_counter(), time.process_time()
+        call()
+        walls.append(time.perf_counter() - wall)
+        cpus.append(time.process_time() - cpu)
+    return Took(statistics.median(walls), min(cpus))
+
+
+def open_model(name: str) -> Any:
+    """A model with fresh weights as a map from (1, n) to sound, whatever it is there to do."""
+    import torch
+
+    from clearstate.models import build, find
+
+    class Widened(torch.nn.Module):
+        """A model that extends, with the band of its input named: noise would tell it that nothing is missing."""
+
+        causal = False
+
+        def __init__(self, model: Any) -> None:
+            super().__init__()
+            self.model, self.sample_rate = model, model.sample_rate
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y: torch.Tensor = self.model(x, bandwidth_hz=BAND)
+            return y
+
+    torch.manual_seed(0)
+    model: Any = build(name).eval()
+    return Widened(model) if find(name).task == "extend" else model
+
+
+def noise(seconds: float, rate: int) -> Any:
+    import torch
+
+    x = torch.randn(1, round(seconds * rate), generator=torch.Generator().manual_seed(1))
+    if rate == 48_000:
+        spec = torch.fft.rfft(x)
+        spec[:, round(spec.shape[1] * BAND / (rate / 2)) :] = 0
+        x = torch.fft.irfft(spec, n=x.shape[1])
+    return x
+
+
+def measure(name: str, seconds: float, threads: int, compare: float) -> dict[str, Any]:
+    """Run in a process of its own."""
+    import torch
+
+    from clearstate.metrics.cost import cost
+    from clearstate.ssm import use_backend
+
+    torch.set_num_threads(threads)
+    model = open_model(name)
+    rate = int(model.sample_rate)
+    row: dict[str, Any] = {"model": name}
+    with torch.no_grad():
+        model(noise(1.0, rate))
+        x = noise(seconds, rate)
+        took = timed(lambda: model(x), 5)
+        row["rtf"], row["cpu_rtf"] = took.wall / seconds, took.cpu / seconds / threads
+        row["mebibytes"] = peak_rss() / 2**20
+        if getattr(model, "causal", False):
+            row["latency_ms"] = 1000 * (model.latency + model.hop) / rate
+            row["hop_ms"] = 1000 * a_hop(model, noise(1.0, rate)[:, : model.hop])
+            row["hop_share"] = row["hop_ms"] / 1000 * rate / model.hop
+        if compare:
+            x = noise(compare, rate)
+            fast = timed(lambda: model(x), 3)
+            y = model(x)
+            with use_backend("reference"):
+                plain = timed(lambda: row.update(expected=model(x)), 1)
+            row["error"] = (y - row.pop("expected")).abs().max().item()
+            row["plain_rtf"] = plain.wall / compare
+            row["ratio"] = plain.wall / fast.wall if row["error"] <= CLOSE else None
+    spent = cost(model, 1.0)
+    row["parameters"], row["gmacs"] = spent.parameters, spent.macs / 1e9
+    return row
+
+
+def a_hop(model: Any, hop: Any) -> float:
+    """Seconds of one step of a stream."""
+    state = model.init_state(1)
+
+    def step() -> None:
+        nonlocal state
+        _, state = model.step(hop, state)
+
+    return timed(step, 60).wall
+
+
+def peak_rss() -> int:
+    """Most memory that this process has had, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--models", nargs="+", help="default: all")
+    parser.add_argument("--seconds", type=float, default=4.0)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--compare", type=float, default=1.0, help="seconds for the plain form; 0 leaves it out")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.one:
+        print(json.dumps(measure(args.one, args.seconds, args.threads, args.compare)))
+        return
+    from clearstate.models import PRESETS
+
+    names = args.models or list(PRESETS)
+    load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
+    pages = os.environ.get("THP_MEM_ALLOC_ENABLE", "unset")
+    print(f"{processor()}, {os.cpu_count()} cores{load}; THP_MEM_ALLOC_ENABLE {pages}")
+    print(f"{args.threads} threads, float32, {args.seconds:g} s, median of 5; plain: {args.compare:g} s, once\n")
+    print(
+        "model                      parameters   GMAC/s     RTF   by cpu  plain RTF   ratio  max |diff|    MiB"
+        "   latency      a hop"
+    )
+    rows = []
+    for name in names:
+        options = ["--seconds", str(args.seconds), "--threads", str(args.threads), "--compare", str(args.compare)]
+        done = subprocess.run([sys.executable, __file__, "--one", name, *options], capture_output=True, text=True)
+        if done.returncode:
+            print(f"{name:26}  failed: {(done.stderr.strip().splitlines() or [f'exit code {done.returncode}'])[-1]}")
+            continue
+        rows.append(json.loads(done.stdout.splitlines()[-1]))
+        print(line(rows[-1]), flush=True)
+    print()
+    for row in rows:
+        if row["model"] in MUST:
+            must, met = MUST[row["model"]], {True: "yes", False: "NO"}
+            wall, cpu = (met[row[key] <= must] for key in ("rtf", "cpu_rtf"))
+            print(f"{row['model']}: RTF at most {must} on {args.threads} threads: {wall} by the wall, {cpu} by cpu")
+    if args.json:
+        args.json.write_text(json.dumps(rows, indent=2) + "\n")
+    wrong = [row["model"] for row in rows if row.get("error", 0.0) > CLOSE]
+    if wrong:
+        print(f"more than {CLOSE:g} from the plain form: {', '.join(wrong)}")
+    if wrong or len(rows) < len(names):
+        raise SystemExit(1)
+
+
+def line(row: dict[str, Any]) -> str:
+    plain = f"{row['plain_rtf']:9.2f}" if "plain_rtf" in row else " " * 9
+    ratio = f"{row['ratio']:6.1f}x" if row.get("ratio") else "      –"
+    error = f"{row['error']:10.1e}" if "error" in row else " " * 10
+    hop = "whole signal"
+    if "hop_ms" in row:
+        hop = f"{row['latency_ms']:6.1f} ms  {row['hop_ms']:7.2f} ms = {row['hop_share']:.2f}"
+    return (
+        f"{row['model']:26} {row['parameters']:10,} {row['gmacs']:8.2f} {row['rtf']:7.3f} {row['cpu_rtf']:8.3f}"
+        f"  {plain} {ratio}  {error} {row['mebibytes']:6.0f}  {hop}"
+    )
+
+
+def processor() -> str:
+    """What the machine calls its processor."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+        return next(line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+if __name__ == "__main__":
+    main()
