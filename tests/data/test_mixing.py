@@ -189,7 +189,7 @@ def test_every_kind_of_item_and_noise_comes_up_and_can_be_written_as_json(source
     expected = {"mixture", "clean_only", "noise_only", "recorded", "babble", "speech_shaped", "coloured"}
     assert expected <= set(kinds)
     assert {"hum", "beeps", "siren", "clicks", "machine"} <= set(kinds)
-    assert 0.01 < kinds["clean_only"] / 300 < 0.09
+    assert 0.04 < kinds["clean_only"] / 300 < 0.15
 
 
 def test_a_crop_has_one_voice_only(sources):

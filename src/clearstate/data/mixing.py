@@ -37,8 +37,8 @@ class MixtureConfig:
 
     seconds: float = 3.0  # length of an item
     snr_db: tuple[float, float] = (-10.0, 20.0)  # active speech (as heard in the room) over noise
-    faint_noise: float = 0.06  # chance of an SNR above that range instead
-    faint_noise_db: float = 45.0  # up to this
+    faint_noise: float = 0.03  # chance of an SNR above that range instead
+    faint_noise_db: float = 32.0  # up to this
     level_dbfs: tuple[float, float] = (-40.0, 0.0)  # peak of the mixture
     noise_counts: tuple[float, ...] = (0.6, 0.3, 0.1)  # weights of one, two, three noises at once
     # weights of the kinds of noise
@@ -48,7 +48,7 @@ class MixtureConfig:
     coloured: float = 0.09
     synthetic: float = 0.10
     # special items
-    clean_only: float = 0.06  # the target is the input
+    clean_only: float = 0.09  # the target is the input
     noise_only: float = 0.03  # the target is silence
     # the voice
     start_inside: float = 0.5  # chance that the crop begins in mid-utterance
