@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from clearstate.audio.bandwidth import bandwidth
+
 FLOOR = 1e-6  # power below which compression becomes linear: 60 dB under a bin of unit power
 
 
@@ -187,6 +189,54 @@ def multi_resolution_loss(
         theirs = compress(spectrum(clean, n_fft, hop), exponent).magnitude
         total = total + (ours - theirs).abs().mean((1, 2))
     return total / len(resolutions)
+
+
+# ---------------------------------------------------------------------------------------- bandwidth extension
+
+
+LOG_FLOOR = 1e-9  # power of a bin, against white noise of the narrow signal's level: 90 dB down, nobody hears it
+MISSING_RESOLUTIONS = ((2048, 512), (512, 256))  # (n_fft, hop) in samples
+
+
+def missing_band(narrow: Tensor, wide: Tensor, bins: int) -> Tensor:
+    """Which of so many bins, evenly up to half the rate, the narrow signal (b, n) lacks and the wide one has, (b, f).
+
+    Both edges are measured (`clearstate.audio.bandwidth`): a wide signal that was itself cut off, by a codec say, must
+    not teach that there is silence.
+    """
+    share = torch.linspace(0, 1, bins, device=narrow.device)
+    low, high = (bandwidth(x, 2.0)[:, None] for x in (narrow, wide))
+    return ((share >= low) & (share < torch.where(high < 1, 0.985 * high, 2.0))).float()  # 1.5 %: a codec's slope
+
+
+def log_spectral_loss(
+    estimate: Tensor, wide: Tensor, narrow: Tensor, resolutions: tuple[tuple[int, int], ...] = MISSING_RESOLUTIONS
+) -> Tensor:
+    """Log-spectral distance over the missing band, mean over frames and resolutions; (b, n) to (b,).
+
+        sqrt( mean over bins of (log10 |Y|² - log10 |S|²)² ),   both powers floored by addition of LOG_FLOOR
+
+    The metric LSD itself at its own window length, and at a shorter one, without which time is free to smear.
+    """
+    total = estimate.new_zeros(len(estimate))
+    for n_fft, hop in resolutions:
+        missing = missing_band(narrow, wide, n_fft // 2 + 1)[:, None]  # (b, 1, f)
+        ours, theirs = (spectrum(x, n_fft, hop) for x in (estimate, wide))
+        powers = (spec.real.square() + spec.imag.square() + LOG_FLOOR for spec in (ours, theirs))
+        a, b = (torch.log10(power) for power in powers)
+        mean = ((a - b).square() * missing).sum(-1) / missing.sum(-1).clamp_min(1)  # (b, t)
+        total = total + (mean + 1e-4).sqrt().mean(-1)  # the root's gradient at zero stays finite
+    return total / len(resolutions)
+
+
+def added_error(estimate: Tensor, wide: Tensor, narrow: Tensor, allowance: float = 1.0) -> Tensor:
+    """By how many dB beyond `allowance` the SNR of the estimate is worse than the narrow signal's, (b, n) to (b,).
+
+    A missing band of the right level and no resemblance costs 3 dB; this is what keeps the loud parts from costing more
+    than they must.
+    """
+    ours, theirs = ((x - wide).square().mean(-1) + 1e-9 for x in (estimate, narrow))
+    return F.relu(10 * torch.log10(ours / theirs) - allowance)
 
 
 # ---------------------------------------------------------------------------------------------------- phase

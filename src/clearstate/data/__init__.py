@@ -11,7 +11,7 @@ after any restart.
 """
 
 from clearstate.data.corpora import recognise
-from clearstate.data.extension import ExtensionConfig, ExtensionDataset
+from clearstate.data.extension import ExtensionConfig, ExtensionDataset, NarrowedFolder
 from clearstate.data.mixing import MixtureConfig, MixtureDataset, collate
 from clearstate.data.paired import PairedCrops, PairedFolder
 from clearstate.data.preview import preview
@@ -24,6 +24,7 @@ __all__ = [
     "MixtureConfig",
     "MixtureDataset",
     "MixtureFolder",
+    "NarrowedFolder",
     "PairedCrops",
     "PairedFolder",
     "SeparationConfig",

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import soundfile
 import soxr
 from scipy import fft
 
 from clearstate.data.effects import decibels
+from clearstate.data.folders import audio_files
 from clearstate.data.mixing import MixtureConfig, redrawn, speech_crop
 from clearstate.data.sources import Sources
 
 AS_RECORDED = MixtureConfig(speed=0.0)  # a slower voice would end below the band that is to be learnt
+
+VALID_RATES = (8000, 16_000, 24_000)  # Hz, to which held-out files are narrowed
 
 
 @dataclass(frozen=True)
@@ -23,6 +28,8 @@ class ExtensionConfig:
     rates: tuple[int, ...] = (8000, 11025, 12000, 16000, 22050, 24000, 32000)  # Hz, of the narrow signal
     cutoff: tuple[float, float] = (0.85, 1.0)  # of the filter, as a share of half the narrow rate
     level_dbfs: tuple[float, float] = (-20.0, 0.0)  # peak of the wide signal
+    speed: float = 0.3  # chance of another speed, which moves the spectrum: a codec's 20 kHz become 24 at 1.2
+    speed_range: tuple[float, float] = (0.85, 1.2)
 
 
 class ExtensionDataset:
@@ -73,6 +80,37 @@ class ExtensionDataset:
         narrow = narrowed(wide, self.rate, rate, cutoff, family, order)
         info |= {"narrow_rate": rate, "cutoff_hz": round(cutoff), "filter": family, "level_dbfs": round(level, 2)}
         return {"narrow": narrow, "wide": wide, "info": info}
+
+
+class NarrowedFolder:
+    """Whole wide files of a folder, each narrowed to each of some rates by the sinc resampler alone; for validation.
+
+    Items are dicts: narrow and wide float32 (n,) at one rate and aligned, and info.
+    """
+
+    def __init__(self, folder: str | Path, sample_rate: int = 48_000, rates: tuple[int, ...] = VALID_RATES):
+        self.rate, self.rates = sample_rate, rates
+        self.files = sorted(audio_files(Path(folder)))
+        if not self.files:
+            raise FileNotFoundError(f"{folder} holds no audio: expected wide files at {sample_rate} Hz")
+
+    def __len__(self) -> int:
+        return len(self.files) * len(self.rates)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        number, turn = divmod(index, len(self.rates))
+        path, rate = self.files[number], self.rates[turn]
+        wide, file_rate = soundfile.read(path, dtype="float32", always_2d=True)
+        if file_rate != self.rate:
+            raise ValueError(f"{path} is at {file_rate} Hz: expected wide files at {self.rate} Hz")
+        mono = wide[:, 0]
+        return {"narrow": resampled(mono, self.rate, rate), "wide": mono, "info": {"file": path, "narrow_rate": rate}}
+
+
+def resampled(wide: np.ndarray, rate: int, narrow_rate: int) -> np.ndarray:
+    """To `narrow_rate` and back with soxr's HQ sinc: float32 (n,) at `rate`, aligned with `wide` (n,)."""
+    back = soxr.resample(soxr.resample(wide, rate, narrow_rate), narrow_rate, rate)[: len(wide)]
+    return np.pad(back, (0, len(wide) - len(back)))
 
 
 def narrowed(

@@ -133,6 +133,13 @@ PRESETS: dict[str, Preset] = {
             causal=True,
         ),
         _preset(
+            "extend-fast",
+            "extend",
+            "extend_fast:ExtendFast",
+            "the missing band of narrow speech, in one step; 48 kHz",
+            licence="CC BY-NC-SA 4.0",
+        ),
+        _preset(
             "mambawave",
             "extend",
             "mambawave:MambaWave",

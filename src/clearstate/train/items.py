@@ -19,6 +19,7 @@ from clearstate.data import (
     MixtureConfig,
     MixtureDataset,
     MixtureFolder,
+    NarrowedFolder,
     PairedCrops,
     PairedFolder,
     SeparationConfig,
@@ -133,6 +134,8 @@ def open_pairs(recipe: Recipe, task: str, sample_rate: int) -> Drawn | None:
     try:
         if task == "separate":
             return Drawn(MixtureFolder(mixtures(recipe, valid, "valid"), sample_rate))
+        if task == "extend" and isinstance(valid.clean, str) and valid.noisy is None:
+            return Drawn(NarrowedFolder(audio_path(recipe, valid.clean), sample_rate))
         return Drawn(pairs(recipe, valid, "valid", sample_rate, valid.allow_test_set))
     except (FileNotFoundError, ValueError) as error:
         raise missing(error, "validation") from error

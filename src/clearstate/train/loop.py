@@ -19,7 +19,7 @@ import torch
 from lightning.fabric import Fabric
 from torch import Tensor, nn
 
-from clearstate.models import save_model
+from clearstate.models import find, save_model
 from clearstate.train import checkpoint, optim
 from clearstate.train.adversary import Adversary
 from clearstate.train.batches import Items, Positions, loader
@@ -36,6 +36,7 @@ from clearstate.train.pictures import Example, draw_curves, draw_examples
 from clearstate.train.pool import ScorePool
 from clearstate.train.recipe import Recipe, RecipeError, as_tree
 from clearstate.train.report import Report, read_log
+from clearstate.train.scoring import LOWER_IS_BETTER, metrics_of
 from clearstate.train.teacher import Teacher, blocks_of
 from clearstate.train.validate import Pairs, spread, validate
 
@@ -122,7 +123,8 @@ class Run:
         self.resume()
         if pairs is not None:
             check_extras(recipe)
-        self.pool = ScorePool("clearstate.train.scoring:scores", recipe.valid.workers)
+        self.metrics, scorer = metrics_of(find(recipe.model.name).task)
+        self.pool = ScorePool(scorer, recipe.valid.workers)
         self.report = Report(self.folder, self.at.step, recipe.tensorboard, quiet) if self.first else None
         if self.report is not None and self.at.step:
             self.report.say(f"resuming {self.folder} at step {self.at.step}")
@@ -335,20 +337,21 @@ class Run:
         at, metric = self.at, self.recipe.valid.best
         result = validate(
             self.fabric, self.ema.model, self.pairs, self.chosen, self.pool, self.sample_rate,
-            stopped=lambda: bool(self.stop_signal),
+            stopped=lambda: bool(self.stop_signal), metrics=self.metrics,
         )  # fmt: skip
         if result is None:  # a signal came: it is due again when the run goes on
             self.stop_signal = self.stop_signal or signal.SIGTERM
             return
         at.validated_step, at.validated_minutes = at.step, at.minutes
-        better = math.isfinite(result[metric]) and (at.best is None or result[metric] > at.best)
+        sign = -1 if metric in LOWER_IS_BETTER else 1
+        better = math.isfinite(result[metric]) and (at.best is None or sign * result[metric] > sign * at.best)
         if better:
             at.best, at.best_step = result[metric], at.step
         if self.report is not None:
             if better:
                 self.export()
             self.report.write("valid", at.step, {**result, "minutes": at.minutes, "hours": at.hours, "best": at.best})
-            numbers = "  ".join(f"{name} {result[name]:.3f}" for name in ("pesq", "stoi", "si_sdr", "snr"))
+            numbers = "  ".join(f"{name} {result[name]:.3f}" for name in self.metrics)
             self.report.say(f"step {at.step}  validation: {numbers}{'  (best)' if better else ''}")
             if self.recipe.valid.pictures:
                 self.draw()

@@ -10,6 +10,7 @@ from clearstate import losses
 from clearstate.metrics.extras import need
 from clearstate.models import find
 from clearstate.train.recipe import LossRecipe, Recipe, RecipeError, loss_weights
+from clearstate.train.scoring import metrics_of
 
 
 class Judged(NamedTuple):
@@ -66,6 +67,10 @@ class Objective:
                 terms["log_magnitude"] = losses.log_magnitude_loss(ours, theirs)
         if "multi_resolution" in wanted:
             terms["multi_resolution"] = losses.multi_resolution_loss(y, s, exponent=recipe.exponent)
+        if "log_spectral" in wanted:
+            terms["log_spectral"] = losses.log_spectral_loss(y, s, x)
+        if "added_error" in wanted:
+            terms["added_error"] = losses.added_error(y, s, x)
         if "log_error" in wanted:
             terms["log_error"] = losses.log_error(y, s, x)
         if "l1" in wanted:
@@ -98,7 +103,10 @@ def check_extras(recipe: Recipe) -> None:
 
 
 def check_model(recipe: Recipe, model: nn.Module) -> None:
-    """Raise RecipeError if the loss needs what the model does not give."""
+    """Raise RecipeError if the loss needs what the model does not give, or no validation gives what is to choose."""
+    known, _ = metrics_of(find(recipe.model.name).task)
+    if recipe.valid.clean is not None and recipe.valid.best not in known:
+        raise RecipeError(f"valid.best={recipe.valid.best}: {recipe.model.name} is scored by {', '.join(known)}")
     terms = {name for name, weight in loss_weights(recipe.loss).items() if weight > 0}
     if (find(recipe.model.name).task == "separate") != (terms == {"snr_pit"}):
         raise RecipeError(

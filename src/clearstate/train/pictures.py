@@ -10,12 +10,14 @@ from torch import Tensor
 from clearstate import losses
 from clearstate.metrics.extras import need
 from clearstate.train.checkpoint import write_atomically
-from clearstate.train.scoring import METRICS
+from clearstate.train.scoring import EXTENSION_METRICS, METRICS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-UNITS = {"pesq": "PESQ", "stoi": "STOI", "si_sdr": "SI-SDR, dB", "snr": "SNR, dB"}
+UNITS = {
+    "pesq": "PESQ", "stoi": "STOI", "si_sdr": "SI-SDR, dB", "snr": "SNR, dB", "lsd": "LSD", "lsd_high": "LSD, high band"
+}  # fmt: skip
 RANGE_DB = 70.0  # of a spectrogram's colours
 SMOOTHED = 200  # points of a loss curve
 
@@ -34,11 +36,12 @@ def draw_curves(lines: Sequence[dict[str, Any]], path: Path) -> None:
     train = [line for line in lines if line["kind"] == "train" and line.get("loss") is not None]
     valid = [line for line in lines if line["kind"] == "valid"]
     figure = new_figure((14, 3.2))
-    axes = figure.subplots(1, 1 + len(METRICS))
+    metrics = EXTENSION_METRICS if valid and "lsd" in valid[-1] else METRICS
+    axes = figure.subplots(1, 1 + len(metrics))
     steps, values = thinned([line["step"] for line in train], [line["loss"] for line in train])
     axes[0].plot(steps, values, color="tab:blue")
     axes[0].set_title("loss", loc="left")
-    for axis, metric in zip(axes[1:], METRICS, strict=True):
+    for axis, metric in zip(axes[1:], metrics, strict=True):
         points = [(line["step"], line[metric]) for line in valid if line.get(metric) is not None]
         axis.plot([p[0] for p in points], [p[1] for p in points], ".-", color="tab:orange")
         axis.set_title(UNITS[metric], loc="left")

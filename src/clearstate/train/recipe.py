@@ -61,6 +61,8 @@ class LossRecipe:
     complex: Weight = 0.0  # compressed complex spectrum, squared
     log_magnitude: Weight = 0.0  # log(1 + magnitude), absolute
     multi_resolution: Weight = 0.0  # compressed magnitude at several window lengths
+    log_spectral: Weight = 0.0  # log-spectral distance over the band that the input lacks
+    added_error: Weight = 0.0  # per dB of SNR below the input's; both for models that extend the bandwidth
     log_error: Weight = 0.0  # per dB; keeps the level, defined for silent targets
     phase: Weight = 0.0  # anti-wrapping: instantaneous phase + group delay + instantaneous frequency
     consistency: Weight = 0.0  # of the predicted spectrum; needs forward(noisy, with_spectrum=True)
@@ -112,12 +114,13 @@ class ValidRecipe:
 
     corpus: str | None = None  # its validation part; none and no folders: no validation, the last weights are kept
     noisy: str | None = None
-    clean: str | list[str] | None = None  # for separation a folder for each voice, and no noisy
+    clean: str | list[str] | None = None  # separation: a folder for each voice; extension: wide files; no noisy
     items: Count | None = None  # spread evenly over the folder; default all
     every_minutes: Above0 | None = 15.0
     every_steps: Count | None = None
     workers: Count = 2  # scoring processes
-    best: Literal["pesq", "stoi", "si_sdr", "snr"] = "pesq"  # the metric that chooses the weights in best/
+    # the metric that chooses the weights in best/
+    best: Literal["pesq", "stoi", "si_sdr", "snr", "lsd", "lsd_high"] = "pesq"
     pictures: bool = True
     allow_test_set: bool = False
 
@@ -218,6 +221,9 @@ def nearest(name: str, known: typing.Sequence[str]) -> str:
 
 def check_sense(recipe: Recipe, origin: str) -> None:
     """What types cannot say: sections that contradict each other."""
+    from clearstate.models import PRESETS
+
+    task = PRESETS[recipe.model.name].task if recipe.model.name in PRESETS else None
     schedule, data, loss, valid = recipe.schedule, recipe.data, recipe.loss, recipe.valid
     if schedule.max_steps is None and schedule.max_minutes is None:
         raise RecipeError(f"{origin}: the run has no end: set schedule.max_steps or schedule.max_minutes")
@@ -229,6 +235,8 @@ def check_sense(recipe: Recipe, origin: str) -> None:
         if isinstance(section.clean, list):  # one folder a voice
             if section.noisy or len(section.clean) < 2:
                 raise RecipeError(f"{origin}: a list in {where}.clean names a folder for each voice, without noisy")
+        elif where == "valid" and section.noisy is None and task == "extend":
+            continue  # wide files, narrowed as they are read
         elif (section.noisy is None) != (section.clean is None):
             raise RecipeError(f"{origin}: {where}.noisy and {where}.clean go together; one of the two is missing")
     if not any(value > 0 for name, value in loss_weights(loss).items()):

@@ -11,6 +11,9 @@ from itertools import permutations
 import numpy as np
 
 METRICS = ("pesq", "stoi", "si_sdr", "snr")
+EXTENSION_METRICS = ("lsd", "lsd_high", "snr")
+LOWER_IS_BETTER = ("lsd", "lsd_high")
+HIGH_HZ = 12_000.0  # where `lsd_high` begins: what recordings at every usual narrow rate lack
 
 
 def scores(clean: np.ndarray, estimate: np.ndarray, sample_rate: int) -> dict[str, float]:
@@ -34,6 +37,24 @@ def scores(clean: np.ndarray, estimate: np.ndarray, sample_rate: int) -> dict[st
         "si_sdr": si_sdr(clean, estimate),
         "snr": snr(clean, estimate),
     }
+
+
+def extension_scores(wide: np.ndarray, estimate: np.ndarray, sample_rate: int) -> dict[str, float]:
+    """Log-spectral distance, the same above HIGH_HZ, and SNR of one extended signal, (n,) each."""
+    from clearstate.metrics.intrusive import lsd, snr
+
+    return {
+        "lsd": lsd(wide, estimate, sample_rate),
+        "lsd_high": lsd(wide, estimate, sample_rate, above=HIGH_HZ),
+        "snr": snr(wide, estimate),
+    }
+
+
+def metrics_of(task: str) -> tuple[tuple[str, ...], str]:
+    """The metrics by which a model of a task is validated, and where to find the function that gives them."""
+    kinds = {"extend": (EXTENSION_METRICS, "extension_scores")}
+    names, function = kinds.get(task, (METRICS, "scores"))
+    return names, f"clearstate.train.scoring:{function}"
 
 
 def pesq_target(clean: np.ndarray, estimate: np.ndarray, sample_rate: int) -> float:

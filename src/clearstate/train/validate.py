@@ -31,11 +31,13 @@ def validate(
     pool: ScorePool,
     sample_rate: int,
     stopped: Callable[[], bool] = lambda: False,
+    metrics: Sequence[str] = METRICS,
 ) -> dict[str, float] | None:
     """Mean of each metric over the chosen pairs, shared out over the processes; same result on every rank.
 
     Args:
         stopped: asked before each pair; once it is true in some process, all of them give up.
+        metrics: what the pool's function gives.
     Returns:
         The means, `items` (how many pairs) and `unscored` (pairs for which some metric is undefined or failed; they
         are left out of that metric's mean). None if it was stopped.
@@ -47,9 +49,9 @@ def validate(
         noisy, clean = pairs.pair(i)
         estimate = model(noisy[None].to(fabric.device))[0].float().cpu()
         futures += pool.submit([clean], [estimate], sample_rate)
-    missing = dict.fromkeys(METRICS, math.nan)
-    table = torch.tensor([[row[m] for m in METRICS] for row in (r or missing for r in pool.collect(futures))])
-    table = table.reshape(-1, len(METRICS)).double()
+    missing = dict.fromkeys(metrics, math.nan)
+    table = torch.tensor([[row[m] for m in metrics] for row in (r or missing for r in pool.collect(futures))])
+    table = table.reshape(-1, len(metrics)).double()
     defined = table.isfinite()
     sums = torch.stack([table.nan_to_num(0.0, 0.0, 0.0).sum(0), defined.sum(0).double()])  # (2, metrics)
     unscored = (~defined).any(1).sum().double()
@@ -58,8 +60,8 @@ def validate(
     assert isinstance(total, Tensor)
     if total[-1]:
         return None
-    means = total[: len(METRICS)] / total[len(METRICS) : -2]  # nan for a metric nothing could be scored with
-    result = dict(zip(METRICS, means.tolist(), strict=True))
+    means = total[: len(metrics)] / total[len(metrics) : -2]  # nan for a metric nothing could be scored with
+    result = dict(zip(metrics, means.tolist(), strict=True))
     return {**result, "items": len(chosen), "unscored": int(total[-2])}
 
 

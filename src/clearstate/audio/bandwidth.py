@@ -1,0 +1,64 @@
+"""How far up a signal really reaches: the sharp upper edge of its long-term spectrum, whatever its sample rate says.
+
+A low-pass filter, a resampler or a codec leaves a cliff behind: everything above lies far under everything just below.
+Nature has slopes. So the edge is looked for where the drop over 350 Hz (at 48 kHz) is deepest, and a signal without a
+drop of at least 20 dB has the bandwidth of its sample rate.
+
+b batch, n samples, f bins.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+N_FFT = 2048  # samples: bins 23 Hz apart at 48 kHz
+HOP = 1024
+LEAST_DROP_DB = 20.0
+BELOW = 1 / 96  # of the sample rate, 500 Hz at 48 kHz: the signal must be there all along this stretch under the edge,
+GUARD = 1 / 137  # 350 Hz: and gone this much above it
+PLATEAU = 0.8  # share of the deepest drop that counts as much: in the slope of a filter the drop is the same all along
+SMOOTH = 5  # bins
+RANGE_DB = 140.0  # under the loudest bin: what is fainter is nothing
+
+
+def power_spectrum(x: Tensor) -> Tensor:
+    """Sum over Hann frames of N_FFT samples of the power in each bin: (b, n) to (b, f); shorter signals are padded.
+
+    Sums of the parts of a signal, cut at multiples of HOP with N_FFT - HOP samples of overlap, add up to its sum.
+    """
+    x = F.pad(x, (0, max(0, N_FFT - x.shape[-1])))
+    window = torch.hann_window(N_FFT, dtype=x.dtype, device=x.device)
+    frames = torch.fft.rfft(x.unfold(-1, N_FFT, HOP) * window)  # (b, t, f)
+    return (frames.real.square() + frames.imag.square()).sum(1)
+
+
+def upper_edge(power: Tensor, sample_rate: float) -> Tensor:
+    """The frequency in Hz, (b,), up to which a spectrum reaches: power (b, f), bins evenly from 0 to half the rate.
+
+    Half the rate where there is no cliff, or no signal at all. The edge is where the fall begins.
+
+    >>> power = torch.ones(1, 1025)
+    >>> power[:, 342:] = 1e-9
+    >>> upper_edge(power, 48_000).item(), upper_edge(torch.ones(1, 1025), 48_000).item()
+    (7992.1875, 24000.0)
+    """
+    bins = power.shape[-1]
+    spacing = sample_rate / 2 / (bins - 1)  # Hz
+    below, guard = (max(1, round(2 * share * (bins - 1))) for share in (BELOW, GUARD))
+    loudest = power.amax(-1, keepdim=True)
+    level = 10 * torch.log10((power / loudest.clamp_min(1e-38)).clamp_min(10 ** (-RANGE_DB / 10)))
+    half = SMOOTH // 2
+    smooth = F.avg_pool1d(F.pad(level[:, None], (half, half), mode="replicate"), SMOOTH, 1)[:, 0]
+    least_below = -F.max_pool1d(F.pad(-smooth[:, None], (below - 1, 0), value=RANGE_DB), below, 1)[:, 0]
+    most_above = smooth.flip(-1).cummax(-1).values.flip(-1)  # of this bin and all above
+    drop = least_below[:, : bins - guard] - most_above[:, guard:]  # (b, f - guard)
+    deepest = drop.amax(-1, keepdim=True)
+    cliff = (drop >= PLATEAU * deepest) & (deepest >= LEAST_DROP_DB) & (loudest > 0)
+    first = cliff.to(torch.int8).argmax(-1)
+    return torch.where(cliff.any(-1), first * spacing, torch.full_like(loudest[:, 0], sample_rate / 2))
+
+
+@torch.no_grad()
+def bandwidth(x: Tensor, sample_rate: float) -> Tensor:
+    """The bandwidth in Hz, (b,), of signals (b, n)."""
+    return upper_edge(power_spectrum(x.detach().float()), sample_rate)
