@@ -26,11 +26,12 @@ def parameters(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
+QUICK = {"n_fft": 128, "hop": 64}  # half the work: where bins and frames are of no matter
 SMALL = {
     "advanced": lambda: SEMamba(SEMambaConfig(channels=12, blocks=1)),
-    "advanced-uni": lambda: SEMamba(SEMambaConfig(channels=12, blocks=1, core="unidirectional", expand=2)),
-    "conformer": lambda: SEMamba(SEMambaConfig(channels=16, blocks=1, core="conformer")),
-    "causal": lambda: SEMambaCausal(SEMambaCausalConfig(channels=12, blocks=2)),
+    "advanced-uni": lambda: SEMamba(SEMambaConfig(**QUICK, channels=12, blocks=1, core="unidirectional", expand=2)),
+    "conformer": lambda: SEMamba(SEMambaConfig(**QUICK, channels=16, blocks=1, core="conformer")),
+    "causal": lambda: SEMambaCausal(SEMambaCausalConfig(n_fft=128, hop=32, channels=12, blocks=2)),
     "basic-causal": lambda: SEMambaBasic(SEMambaBasicConfig(widths=(48, 32, 24, 32))),
     "basic": lambda: SEMambaBasic(SEMambaBasicConfig(widths=(48, 32, 24, 32), causal=False, expand=4)),
     "basic-mask": lambda: SEMambaBasic(SEMambaBasicConfig(widths=(48, 32, 24, 32), mask=True)),
@@ -169,7 +170,7 @@ def test_level_gain_is_exact_at_any_level_and_one_for_silence():
 @pytest.mark.parametrize("samples", [3_200, 3_250])
 def test_the_causal_spectrum_is_that_of_centred_frames(samples):
     """With a mask of one and the noisy phase, the predicted spectrum is the noisy one, frame for frame."""
-    model = shaken(SMALL["causal"]())
+    model = SEMambaCausal(SEMambaCausalConfig(channels=4, blocks=1))
     model.enhance_spectrum = lambda spec, state: (spec, state)
     x = noise(2, samples)
     y, spec = model(x, with_spectrum=True)
@@ -325,7 +326,7 @@ def test_the_causal_codec_is_the_published_one_in_channels_first():
 def test_the_fast_form_is_the_slow_form(name):
     """The acceptance bound of the speed target; here on fresh weights of the published size, at a level near one."""
     model = shaken(build(name), 0.01)
-    x = noise(2, 2_450, 1.0)
+    x = noise(2, 1_250, 1.0)
     with torch.no_grad():
         fast = model(x)
         with use_backend("reference"):
@@ -421,7 +422,7 @@ def test_without_an_overview_a_block_sounds_different():
 def test_a_few_steps_lower_the_loss(name):
     torch.manual_seed(5)
     model = SMALL[name]().train()
-    time = torch.arange(3_200) / 16_000
+    time = torch.arange(1_600) / 16_000
     clean = (0.3 * torch.sin(2 * torch.pi * 300 * time) * torch.sin(2 * torch.pi * 4 * time)).expand(2, -1)
     noisy = clean + 0.1 * torch.randn(clean.shape)
     optimiser = torch.optim.AdamW(model.parameters(), lr=2e-3)
