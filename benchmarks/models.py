@@ -1,6 +1,7 @@
 """Every model: parameters, work, speed, memory and latency; and the compiled form against plain PyTorch.
 
-    python benchmarks/models.py [--models NAME ...] [--seconds 4] [--threads 2] [--compare 1] [--json FILE]
+    python benchmarks/models.py [--models NAME ...] [--seconds 4] [--times 5] [--threads 2] [--compare 1]
+                                [--json FILE]
 
 Each model runs in a fresh process, with fresh weights (speed does not depend on them). RTF is the median wall time of
 `forward` over the length of the input, after one pass to warm up; `by cpu` is the processor time that the quickest
@@ -83,7 +84,7 @@ def noise(seconds: float, rate: int) -> Any:
     return x
 
 
-def measure(name: str, seconds: float, threads: int, compare: float) -> dict[str, Any]:
+def measure(name: str, seconds: float, times: int, threads: int, compare: float) -> dict[str, Any]:
     """Run in a process of its own."""
     import torch
 
@@ -97,7 +98,7 @@ def measure(name: str, seconds: float, threads: int, compare: float) -> dict[str
     with torch.no_grad():
         model(noise(1.0, rate))
         x = noise(seconds, rate)
-        took = timed(lambda: model(x), 5)
+        took = timed(lambda: model(x), times)
         row["rtf"], row["cpu_rtf"] = took.wall / seconds, took.cpu / seconds / threads
         row["mebibytes"] = peak_rss() / 2**20
         if getattr(model, "causal", False):
@@ -138,13 +139,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--models", nargs="+", help="default: all")
     parser.add_argument("--seconds", type=float, default=4.0)
+    parser.add_argument("--times", type=int, default=5, help="passes; the median counts")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--compare", type=float, default=1.0, help="seconds for the plain form; 0 leaves it out")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--one", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
-        print(json.dumps(measure(args.one, args.seconds, args.threads, args.compare)))
+        print(json.dumps(measure(args.one, args.seconds, args.times, args.threads, args.compare)))
         return
     from clearstate.models import PRESETS
 
@@ -152,14 +154,16 @@ def main() -> None:
     load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
     pages = os.environ.get("THP_MEM_ALLOC_ENABLE", "unset")
     print(f"{processor()}, {os.cpu_count()} cores{load}; THP_MEM_ALLOC_ENABLE {pages}")
-    print(f"{args.threads} threads, float32, {args.seconds:g} s, median of 5; plain: {args.compare:g} s, once\n")
+    print(
+        f"{args.threads} threads, float32, {args.seconds:g} s, median of {args.times}; plain: {args.compare:g} s, once\n"
+    )
     print(
         "model                      parameters   GMAC/s     RTF   by cpu  plain RTF   ratio  max |diff|    MiB"
         "   latency      a hop"
     )
     rows = []
     for name in names:
-        options = ["--seconds", str(args.seconds), "--threads", str(args.threads), "--compare", str(args.compare)]
+        options = [f"--{key}={getattr(args, key)}" for key in ("seconds", "times", "threads", "compare")]
         done = subprocess.run([sys.executable, __file__, "--one", name, *options], capture_output=True, text=True)
         if done.returncode:
             print(f"{name:26}  failed: {(done.stderr.strip().splitlines() or [f'exit code {done.returncode}'])[-1]}")
