@@ -6,10 +6,10 @@
 Each model runs in a fresh process, with fresh weights (speed does not depend on them). RTF is the median wall time of
 `forward` over the length of the input, after one pass to warm up; `by cpu` is the processor time that the quickest
 pass took, over threads and length: what RTF would be if nothing else ran, and the fairer figure on a busy machine.
-MiB is the most memory that the process had, 250 of PyTorch itself included. A hop is one `step` of a causal model,
-with its share of the time it lasts. `plain` is the same model with the same weights on `--compare` seconds in
-PyTorch's own operators, the recurrence as a loop over time: the reference. No ratio is printed where the two outputs
-differ by more than 1e-4. Models that extend the bandwidth get speech-band noise of 4 kHz at 48 kHz.
+MiB is the most memory that the process had, 250 of PyTorch itself included. A hop is one `step` of a causal model;
+its share is processor time over the time it lasts. `plain` is the same model with the same weights on `--compare`
+seconds in PyTorch's own operators, the recurrence as a loop over time: the reference. No ratio is printed where the
+two outputs differ by more than 1e-4. Models that extend the bandwidth get speech-band noise of 4 kHz at 48 kHz.
 
 semamba-advanced must reach an RTF of 0.5 with two threads.
 """
@@ -103,8 +103,9 @@ def measure(name: str, seconds: float, times: int, threads: int, compare: float)
         row["mebibytes"] = peak_rss() / 2**20
         if getattr(model, "causal", False):
             row["latency_ms"] = 1000 * (model.latency + model.hop) / rate
-            row["hop_ms"] = 1000 * a_hop(model, noise(1.0, rate)[:, : model.hop])
-            row["hop_share"] = row["hop_ms"] / 1000 * rate / model.hop
+            hop = a_hop(model, noise(1.0, rate)[:, : model.hop])
+            row["hop_ms"], row["hop_cpu_ms"] = 1000 * hop.wall, 1000 * hop.cpu / threads
+            row["hop_share"] = hop.cpu / threads * rate / model.hop
         if compare:
             x = noise(compare, rate)
             fast = timed(lambda: model(x), 3)
@@ -119,15 +120,15 @@ def measure(name: str, seconds: float, times: int, threads: int, compare: float)
     return row
 
 
-def a_hop(model: Any, hop: Any) -> float:
-    """Seconds of one step of a stream."""
+def a_hop(model: Any, hop: Any) -> Took:
+    """One step of a stream."""
     state = model.init_state(1)
 
     def step() -> None:
         nonlocal state
         _, state = model.step(hop, state)
 
-    return timed(step, 60).wall
+    return timed(step, 60)
 
 
 def peak_rss() -> int:
@@ -159,7 +160,7 @@ def main() -> None:
     )
     print(
         "model                      parameters   GMAC/s     RTF   by cpu  plain RTF   ratio  max |diff|    MiB"
-        "   latency      a hop"
+        "   latency      a hop   by cpu"
     )
     rows = []
     for name in names:
@@ -191,7 +192,7 @@ def line(row: dict[str, Any]) -> str:
     error = f"{row['error']:10.1e}" if "error" in row else " " * 10
     hop = "whole signal"
     if "hop_ms" in row:
-        hop = f"{row['latency_ms']:6.1f} ms  {row['hop_ms']:7.2f} ms = {row['hop_share']:.2f}"
+        hop = f"{row['latency_ms']:6.1f} ms  {row['hop_ms']:7.2f} ms  {row['hop_cpu_ms']:7.2f} = {row['hop_share']:.2f}"
     return (
         f"{row['model']:26} {row['parameters']:10,} {row['gmacs']:8.2f} {row['rtf']:7.3f} {row['cpu_rtf']:8.3f}"
         f"  {plain} {ratio}  {error} {row['mebibytes']:6.0f}  {hop}"
