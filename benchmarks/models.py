@@ -156,7 +156,7 @@ def main() -> None:
     pages = os.environ.get("THP_MEM_ALLOC_ENABLE", "unset")
     print(f"{processor()}, {os.cpu_count()} cores{load}; THP_MEM_ALLOC_ENABLE {pages}")
     print(
-        f"{args.threads} threads, float32, {args.seconds:g} s, median of {args.times}; plain: {args.compare:g} s, once\n"
+        f"{args.threads} threads, float32; {args.seconds:g} s, median of {args.times}; plain {args.compare:g} s, once\n"
     )
     print(
         "model                      parameters   GMAC/s     RTF   by cpu  plain RTF   ratio  max |diff|    MiB"
