@@ -204,16 +204,17 @@ def test_a_small_one_can_learn_four_signals_by_heart():
     clean = torch.stack([torch.sin(2 * torch.pi * f * time * (1 + 0.2 * time)) for f in (220.0, 370.0, 510.0, 930.0)])
     noisy = clean + 0.7 * torch.randn(clean.shape)
     model = SAF(SAFConfig(**{**SMALL, **QUICK, "channels": 16, "hidden": 24, "layers": 1}))
-    optimiser = torch.optim.Adam(model.parameters(), lr=5e-3, betas=(0.9, 0.99))
+    optimiser = torch.optim.Adam(model.parameters(), betas=(0.9, 0.99))
     before = negative_si_sdr(model(noisy), clean).mean()
-    for _ in range(45):
+    for step in range(80):
+        optimiser.param_groups[0]["lr"] = 5e-3 * (1 - step / 90)
         loss = (model(noisy) - clean).abs().mean()
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
         optimiser.step()
     after = negative_si_sdr(model(noisy), clean).mean()
-    assert before > -4 and after < -12, f"SI-SDR from {-before:.1f} to {-after:.1f} dB"
+    assert before > -4 and after < -18, f"SI-SDR from {-before:.1f} to {-after:.1f} dB"
 
 
 def test_the_recipe_has_the_published_optimiser_and_a_loss_that_reaches_the_model():
