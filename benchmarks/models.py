@@ -117,7 +117,20 @@ def measure(name: str, seconds: float, times: int, threads: int, compare: float)
             row["ratio"] = plain.wall / fast.wall if row["error"] <= CLOSE else None
     spent = cost(model, 1.0)
     row["parameters"], row["gmacs"] = spent.parameters, spent.macs / 1e9
+    row["products_gflops"] = product_rate(threads)
+    row["products_rtf"] = 2 * row["gmacs"] / row["products_gflops"]
     return row
+
+
+def product_rate(threads: int, size: int = 1024) -> float:
+    """GFLOP/s of a large float32 matrix product by processor time: no model that is made of products is faster."""
+    import torch
+
+    from clearstate.models.tf_mamba import quick_products
+
+    x = torch.randn(size, size)
+    with quick_products():
+        return 2 * size**3 / timed(lambda: x @ x, 10).cpu * threads / 1e9
 
 
 def a_hop(model: Any, hop: Any) -> Took:
@@ -177,6 +190,10 @@ def main() -> None:
             must, met = MUST[row["model"]], {True: "yes", False: "NO"}
             wall, cpu = (met[row[key] <= must] for key in ("rtf", "cpu_rtf"))
             print(f"{row['model']}: RTF at most {must} on {args.threads} threads: {wall} by the wall, {cpu} by cpu")
+            print(
+                f"  large products run at {row['products_gflops']:.0f} GFLOP/s here; its own alone would take an RTF of "
+                f"{row['products_rtf']:.2f}"
+            )
     if args.json:
         args.json.write_text(json.dumps(rows, indent=2) + "\n")
     wrong = [row["model"] for row in rows if row.get("error", 0.0) > CLOSE]

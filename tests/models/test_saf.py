@@ -200,14 +200,14 @@ def test_every_parameter_learns():
 
 def test_a_small_one_can_learn_four_signals_by_heart():
     torch.manual_seed(0)
-    time = torch.arange(1_600) / 16_000
+    time = torch.arange(800) / 16_000
     clean = torch.stack([torch.sin(2 * torch.pi * f * time * (1 + 0.2 * time)) for f in (220.0, 370.0, 510.0, 930.0)])
     noisy = clean + 0.7 * torch.randn(clean.shape)
-    model = SAF(SAFConfig(**{**SMALL, **QUICK, "channels": 16, "hidden": 24, "layers": 1}))
+    model = SAF(SAFConfig(**{**SMALL, **QUICK, "channels": 12, "hidden": 16, "kernel": 3, "layers": 1}))
     optimiser = torch.optim.Adam(model.parameters(), betas=(0.9, 0.99))
     before = negative_si_sdr(model(noisy), clean).mean()
-    for step in range(80):
-        optimiser.param_groups[0]["lr"] = 5e-3 * (1 - step / 90)
+    for step in range(70):
+        optimiser.param_groups[0]["lr"] = 5e-3 * (1 - step / 80)
         loss = (model(noisy) - clean).abs().mean()
         optimiser.zero_grad()
         loss.backward()

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from clearstate.models.codec import compiled
 from clearstate.ssm import Mamba, MambaBlock, causal_conv1d_silu, selective_scan
 
-PIECE = 1 << 12  # steps (rows x length) that the folded form takes at a time
+PIECE = 1 << 13  # steps (rows x length) that the folded form takes at a time
 
 
 class BiMix(nn.Module):
