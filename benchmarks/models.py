@@ -191,7 +191,7 @@ def main() -> None:
             wall, cpu = (met[row[key] <= must] for key in ("rtf", "cpu_rtf"))
             print(f"{row['model']}: RTF at most {must} on {args.threads} threads: {wall} by the wall, {cpu} by cpu")
             print(
-                f"  large products run at {row['products_gflops']:.0f} GFLOP/s here; its own alone would take an RTF of "
+                f"  large products run at {row['products_gflops']:.0f} GFLOP/s here: its own alone would take "
                 f"{row['products_rtf']:.2f}"
             )
     if args.json:
