@@ -38,13 +38,16 @@ def cost(model: nn.Module, seconds: float = 2.0) -> Cost:
 
     parts: dict[str, float] = defaultdict(float)
 
-    def count_only(mixer: Mamba, x: Tensor, state: Any = None) -> tuple[Tensor, Any]:
+    def count_only(mixer: Any, x: Tensor, state: Any = None) -> Any:
         """In a mixer's place: the formula, and zeros to go on with, since no count depends on a value."""
-        for kind, macs in mixer_macs(mixer).items():
+        known = isinstance(mixer, Mamba)
+        for kind, macs in (mixer_macs(mixer) if known else mixer.macs()).items():
             parts[kind] += math.prod(x.shape[:-1]) * macs
-        return torch.zeros_like(x), mixer.init_state(x.shape[0]) if state is None else state
+        zeros = torch.zeros_like(x)
+        return (zeros, mixer.init_state(x.shape[0]) if state is None else state) if known else zeros
 
-    mixers = [module for module in model.modules() if isinstance(module, Mamba)]
+    # Mixers of a model's own have macs(), of one step of one sequence, and map x (b, t, m) to the same.
+    mixers: list[Any] = [module for module in model.modules() if isinstance(module, Mamba) or hasattr(module, "macs")]
     parameter = next(model.parameters())
     samples = round(seconds * model.sample_rate)  # type: ignore[operator, arg-type]  # an int on every model
     noise = 0.05 * torch.randn(1, samples, generator=torch.Generator().manual_seed(0)).to(parameter)
@@ -52,7 +55,7 @@ def cost(model: nn.Module, seconds: float = 2.0) -> Cost:
     training = model.training
     try:
         for mixer in mixers:
-            mixer.forward = partial(count_only, mixer)  # type: ignore[method-assign]  # of this instance, for one pass
+            mixer.forward = partial(count_only, mixer)  # of this instance, for one pass
         with torch.no_grad(), use_backend("reference"), flops:  # fused kernels would hide their work
             model.eval()(noise)
     finally:

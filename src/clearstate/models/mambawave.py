@@ -1,6 +1,6 @@
 """MambaWave: bandwidth extension of speech to 48 kHz by diffusion with Mamba (S. Facchiano 2024), rebuilt.
 
-    narrow -- prior -- condition c, scale s, high-pass H        wide = narrow + H (s x̂0)
+    narrow -- prior -- condition c, scale s, tilt G, high-pass H        wide = narrow + H (s G x̂0)
                           |
     noise x -- [x, c] -- patches -- block x 8 -- sum of skips -- patches to samples -- v̂ -- x̂0 = H (α x - σ v̂)
                  ^                    |                                                          |
@@ -13,8 +13,10 @@
 What is new against the published system, whose diffusion was broken (docs/models/mambawave.md has the proof; its
 architecture is in mambawave_as_published.py):
 * only the missing band is diffused: wide - narrow, high-passed. The low band of the result is the input's;
-* it is divided by an envelope known from the narrow signal: the local level of its second difference, which follows
-  the level above the edge to within some 7 dB where a fixed gain is off by 12 (as PriorGrad does, arXiv:2106.06406);
+* it is divided by what is known of its level: by the local level of the narrow signal's second difference, which
+  follows the level above the edge to within some 7 dB where a fixed gain is off by 12, and by the tilt of the spectrum
+  of speech. So the noise to begin with already has about the right colour, as in PriorGrad (arXiv:2106.06406) and
+  SpecGrad (arXiv:2203.16749), and the network has to learn only what differs;
 * v-prediction on the cosine schedule, cumulative; few deterministic steps;
 * patches of 8 samples, so that the recurrence runs at 6 kHz; the condition enters before Mamba, which has a residual
   around it; norms over the channels of one place, not over the batch.
@@ -33,7 +35,8 @@ from clearstate.audio.bandwidth import bandwidth as measured_bandwidth
 from clearstate.models import diffusion
 from clearstate.ssm import RMSNorm, causal_conv1d_silu, selective_scan
 
-TAPS = 511  # of the high-pass; odd
+TAPS = 511  # of the high-pass and of the tilt; odd
+REACH = TAPS // 2
 BELOW_EDGE = 500.0  # Hz: the high-pass is 6 dB down so far below the bandwidth, and 100 dB another 300 Hz below
 FLOOR = 1e-3  # of the envelope, as a share of its RMS over the signal
 
@@ -49,8 +52,11 @@ class MambaWaveConfig:
     embedding: int = 128  # numbers that say the noise level and the bandwidth, half each
     step_width: int = 256  # hidden layers of the embedding
     envelope_ms: float = 10.0  # box, applied twice, over which the local level is taken
-    gain_db: float = 26.0  # the missing band over the envelope: gain_db + slope_db * bandwidth in kHz,
-    slope_db: float = -2.65  # measured on speech, 3 dB over the median
+    # The level of the missing band over the envelope, at frequency f and bandwidth b, both in kHz, is
+    # gain_db + tilt_db f + slope_db b: a fit to the medians of speech at b = 3.6 to 15.3, to some 2 dB.
+    gain_db: float = 26.0
+    tilt_db: float = -1.4
+    slope_db: float = -1.15
     shift: float = 3.0  # of the training schedule in log-SNR
     stretch: float = 2.0
     lowest: float = -6.0  # log-SNR of the first step of sampling,
@@ -153,8 +159,9 @@ class Prior(NamedTuple):
     """What is known of the missing band before any network."""
 
     condition: Tensor  # what the network sees of the narrow signal (b, n), locally at a level of 1
-    scale: Tensor  # (b, n), positive: the missing band is scale * x0, x0 with an RMS near 1
-    response: Tensor  # of the high-pass, (b, f), see `highpass_response`
+    scale: Tensor  # (b, n), positive: the missing band is scale * tilted x0, x0 like white noise
+    tilt: Tensor  # frequency response (1, f)
+    response: Tensor  # of the high-pass, (b, f)
     bandwidth: Tensor  # Hz, (b,)
 
 
@@ -223,7 +230,7 @@ class MambaWave(nn.Module):
             return filtered(diffusion.from_velocity(x, self.velocity(x, log_snr, prior), log_snr), prior.response)
 
         x = diffusion.sample(sampler, predict, noise, levels, progress)
-        missing = filtered(prior.scale * x, prior.response)
+        missing = filtered(prior.scale * filtered(x, prior.tilt), prior.response)
         return (padded + missing)[:, head : head + samples]
 
     def training_loss(
@@ -246,7 +253,7 @@ class MambaWave(nn.Module):
         narrow, wide = F.pad(narrow, (0, extra)), F.pad(wide, (0, extra))
         with torch.no_grad():
             prior = self.prior(narrow, bandwidths(narrow, bandwidth_hz, self.sample_rate))
-            y = filtered(wide - narrow, prior.response) / prior.scale.clamp_min(1e-30)
+            y = filtered((wide - narrow) / prior.scale.clamp_min(1e-30), prior.response / prior.tilt)
             t = diffusion.stratified(len(y), generator, y.device)[:, None]
             log_snr = diffusion.cosine_log_snr(t, self.config.shift, self.config.stretch)
             alpha, sigma = diffusion.scales(log_snr)
@@ -280,10 +287,12 @@ class MambaWave(nn.Module):
         power = local_mean(bend.square(), round(config.envelope_ms * 1e-3 * self.sample_rate))
         envelope = power.sqrt() + FLOOR * bend.square().mean(-1, keepdim=True).sqrt()
         gain = 10 ** ((config.gain_db + config.slope_db * bandwidth[:, None] / 1000) / 20)
+        samples, rate = narrow.shape[-1], self.sample_rate
         return Prior(
             bend / envelope.clamp_min(1e-30),
             envelope * gain * peak,
-            highpass_response(bandwidth - BELOW_EDGE, narrow.shape[-1], self.sample_rate),
+            tilt_response(config.tilt_db, samples, rate, narrow.device),
+            highpass_response(bandwidth - BELOW_EDGE, samples, rate),
             bandwidth,
         )
 
@@ -331,21 +340,38 @@ def local_mean(x: Tensor, length: int) -> Tensor:
 
 
 def highpass_response(cutoff: Tensor, samples: int, sample_rate: int) -> Tensor:
-    """Frequency response (b, f), real, of linear-phase high-passes with their delay taken out, for `filtered`.
+    """Frequency response (b, f) of high-passes for `filtered`: unity minus a Kaiser-windowed sinc.
 
-    A Kaiser-windowed sinc of 511 taps (β = 10): 6 dB down at the cut-off (b,) in Hz, 100 dB down 300 Hz below.
+    They are 6 dB down at the cut-off (b,) in Hz and 100 dB down 300 Hz below.
     """
-    reach = TAPS // 2
-    size = -(-(samples + 2 * reach) // 1024) * 1024
-    at = torch.arange(-reach, reach + 1, device=cutoff.device, dtype=cutoff.dtype)
-    window = torch.kaiser_window(TAPS, periodic=False, beta=10.0, device=cutoff.device, dtype=cutoff.dtype)
-    lowpass = torch.sinc(2 / sample_rate * cutoff[:, None] * at) * window  # (b, taps)
-    lowpass = lowpass / lowpass.sum(-1, keepdim=True)
-    around_zero = torch.cat([lowpass[:, reach:], lowpass.new_zeros(len(cutoff), size - TAPS), lowpass[:, :reach]], -1)
-    return 1 - torch.fft.rfft(around_zero).real
+    at = torch.arange(-REACH, REACH + 1, device=cutoff.device, dtype=cutoff.dtype)
+    lowpass = torch.sinc(2 / sample_rate * cutoff[:, None] * at) * window(10.0, cutoff)  # (b, taps)
+    return 1 - response_of(lowpass / lowpass.sum(-1, keepdim=True), samples)
+
+
+def tilt_response(tilt_db: float, samples: int, sample_rate: int, device: torch.device) -> Tensor:
+    """Frequency response (1, f) for `filtered` of a spectrum that changes by so many dB a kHz, 1 at 0 Hz.
+
+    True above some 500 Hz and up to as much below half the rate; rounded off beyond.
+    """
+    khz = torch.linspace(0, sample_rate / 2000, TAPS + 1, device=device)
+    taps = torch.fft.irfft(10 ** (tilt_db / 20 * khz)).roll(TAPS)[None, TAPS - REACH : TAPS + REACH + 1]
+    return response_of(taps * window(6.0, taps), samples)
+
+
+def window(beta: float, like: Tensor) -> Tensor:
+    """A Kaiser window (taps,)."""
+    return torch.kaiser_window(TAPS, periodic=False, beta=beta, dtype=like.dtype, device=like.device)
+
+
+def response_of(taps: Tensor, samples: int) -> Tensor:
+    """Frequency response (b, f), real, of symmetric filters (b, taps) with their delay taken out."""
+    size = -(-(samples + 2 * REACH) // 1024) * 1024  # room for two of them in a row
+    around_zero = torch.cat([taps[:, REACH:], taps.new_zeros(len(taps), size - TAPS), taps[:, :REACH]], -1)
+    return torch.fft.rfft(around_zero).real
 
 
 def filtered(x: Tensor, response: Tensor) -> Tensor:
-    """x (b, n) through a filter of `highpass_response`; zeros beyond the ends."""
+    """x (b, n) through a filter of `response_of`; zeros beyond the ends."""
     size = 2 * (response.shape[-1] - 1)
     return torch.fft.irfft(torch.fft.rfft(x, size) * response, size)[:, : x.shape[-1]]

@@ -30,6 +30,8 @@ from torch.nn import functional as F
 from clearstate.models import diffusion
 from clearstate.models.mambawave import TwoWayMamba, bandwidths, check_narrow
 
+LOUDEST = 3.0  # what no signal with an RMS of 0.1 reaches; keeps an estimate from pure noise in bounds
+
 
 @dataclass(frozen=True)
 class AsPublishedConfig:
@@ -132,7 +134,7 @@ class MambaWaveAsPublished(nn.Module):
                 f"sampler={sampler!r} with schedule={self.config.schedule!r}: the published sampler and the published "
                 "schedule are wrong in a way that fits together, so take both or neither"
             )
-        gain = self.gain(narrow)
+        level, gain = self.level(narrow)
         condition = self.conditioned(narrow * gain)  # (b, n, c)
 
         def noise(draw: int) -> Tensor:
@@ -140,13 +142,14 @@ class MambaWaveAsPublished(nn.Module):
 
         def predict(x: Tensor, level: float) -> Tensor:
             at = x.new_full((len(x), 1), level)
-            return diffusion.from_noise(x, self.noise(x, self.step_of(at[:, 0]), condition), at)
+            y = diffusion.from_noise(x, self.noise(x, self.step_of(at[:, 0]), condition), at)
+            return y.clamp(-LOUDEST, LOUDEST)
 
         if sampler == "published":
             x = self.published_sampler(noise(0), condition, 300 if steps is None else steps, progress)
         else:
             x = diffusion.sample(sampler, predict, noise, self.levels(sampler, steps), progress)
-        return x / gain
+        return x * level
 
     def levels(self, sampler: str, steps: int | None) -> list[float]:
         """The log-SNR of each step, see `diffusion.levels`; "ddpm" keeps to the steps of the schedule."""
@@ -183,7 +186,7 @@ class MambaWaveAsPublished(nn.Module):
         generator: torch.Generator | None = None,
     ) -> dict[str, Tensor]:
         """Squared error of the predicted noise at a random step: {"noise": (b,)}. Arguments as in `MambaWave`."""
-        gain = self.gain(narrow)
+        _, gain = self.level(narrow)
         y = wide * gain
         count = self.config.steps if self.config.schedule == "linear" else self.config.published_steps
         step = (diffusion.stratified(len(y), generator, y.device) * count).floor().clamp_max(count - 1)  # (b,)
@@ -202,10 +205,11 @@ class MambaWaveAsPublished(nn.Module):
             alpha, sigma = kept.sqrt(), (1 - kept).sqrt()
         return alpha[:, None], sigma[:, None]
 
-    def gain(self, narrow: Tensor) -> Tensor:
-        """What brings each signal to the level of training, (b, 1)."""
-        peak = narrow.abs().amax(-1, keepdim=True).clamp_min(1e-30)
-        return self.config.level / ((narrow / peak).square().mean(-1, keepdim=True).sqrt().clamp_min(1e-6) * peak)
+    def level(self, narrow: Tensor) -> tuple[Tensor, Tensor]:
+        """The level of each signal against that of training, zero for silence, and what divides by it; (b, 1) each."""
+        peak = narrow.abs().amax(-1, keepdim=True)
+        level = (narrow / peak.clamp_min(1e-37)).square().mean(-1, keepdim=True).sqrt() * peak / self.config.level
+        return level, 1 / level.clamp_min(1e-35)
 
     def step_of(self, log_snr: Tensor) -> Tensor:
         """The step, with a fraction, that has a log-SNR: (b,) to (b,)."""
