@@ -77,7 +77,7 @@ class Teacher:
                     f"loss.distill_features compares blocks of the same size: the student's give "
                     f"{tuple(ours.shape)}, those of {loss.teacher} {tuple(theirs[0].shape)}"
                 )
-            terms["distill_features"] = ramp * losses.feature_distillation(ours, theirs)
+            terms["distill_features"] = ramp * losses.feature_distillation(ours.float(), theirs)
         return terms
 
 
