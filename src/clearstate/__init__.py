@@ -2,6 +2,7 @@
 
     clearstate.enhance("talk.mp3", "clean.mp3")        a file of any kind and length
     clearstate.separate("talk.mp3", "voices/")         one file a speaker
+    clearstate.extend("old.wav", "wide.wav")           the treble it lacks, at 48 kHz
     clearstate.load("live").enhance(array, 48_000)     a signal in memory
     clearstate.Stream("live", sample_rate=48_000)      live sound, chunk by chunk
 
@@ -12,18 +13,21 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from clearstate.extension import Extender, extend
     from clearstate.restore import Enhancer, enhance, load
     from clearstate.separation import Separator, separate
     from clearstate.streaming import Stream
 
 __version__ = "0.1.0"
-__all__ = ["Enhancer", "Separator", "Stream", "__version__", "enhance", "load", "separate"]
+__all__ = ["Enhancer", "Extender", "Separator", "Stream", "__version__", "enhance", "extend", "load", "separate"]
 
 _HOMES = {
     "Enhancer": "restore",
+    "Extender": "extension",
     "Separator": "separation",
     "Stream": "streaming",
     "enhance": "restore",
+    "extend": "extension",
     "load": "restore",
     "separate": "separation",
 }

@@ -35,12 +35,13 @@ def power_spectrum(x: Tensor) -> Tensor:
 def upper_edge(power: Tensor, sample_rate: float) -> Tensor:
     """The frequency in Hz, (b,), up to which a spectrum reaches: power (b, f), bins evenly from 0 to half the rate.
 
-    Half the rate where there is no cliff, or no signal at all. The edge is where the fall begins.
+    Half the rate where there is no cliff, or no signal at all. The edge is where the fall begins; if
+    that is vertical, the width of the guard before it.
 
     >>> power = torch.ones(1, 1025)
     >>> power[:, 342:] = 1e-9
     >>> upper_edge(power, 48_000).item(), upper_edge(torch.ones(1, 1025), 48_000).item()
-    (7992.1875, 24000.0)
+    (7687.5, 24000.0)
     """
     bins = power.shape[-1]
     spacing = sample_rate / 2 / (bins - 1)  # Hz

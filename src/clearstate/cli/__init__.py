@@ -20,12 +20,13 @@ from typing import Annotated, Any
 import typer
 
 from clearstate import __version__
-from clearstate.cli import convert, doctor, enhance, leaderboard, models, plot, score, separate, stream, train
+from clearstate.cli import convert, doctor, enhance, extend, leaderboard, models, plot, score, separate, stream, train
 from clearstate.cli.terminal import CommandError, abandon_stdout, explain, fail
 
 VERBS: dict[str, Callable[..., None]] = {
     "enhance": enhance.run,
     "separate": separate.run,
+    "extend": extend.run,
     "stream": stream.run,
     "plot": plot.run,
     "train": train.run,

@@ -47,7 +47,8 @@ class Outcome:
             return f"{self.name}: failed: {self.error}"
         length = clock(self.report.get("seconds", 0.0))
         target = "stdout" if self.target == STDIO else self.target
-        return f"{self.name} -> {target}  {length} of audio in {clock(self.wall)}, {self.speed:.3g} x real time"
+        done = f"{self.name} -> {target}  {length} of audio in {clock(self.wall)}, {self.speed:.3g} x real time"
+        return done + (f"; {self.report['note']}" if "note" in self.report else "")
 
     def as_json(self) -> dict[str, Any]:
         known = {"input": self.source, "output": None if self.error else self.target, "ok": self.error is None}

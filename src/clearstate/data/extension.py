@@ -17,8 +17,6 @@ from clearstate.data.folders import audio_files
 from clearstate.data.mixing import MixtureConfig, redrawn, speech_crop
 from clearstate.data.sources import Sources
 
-AS_RECORDED = MixtureConfig(speed=0.0)  # a slower voice would end below the band that is to be learnt
-
 VALID_RATES = (8000, 16_000, 24_000)  # Hz, to which held-out files are narrowed
 
 
@@ -28,8 +26,9 @@ class ExtensionConfig:
     rates: tuple[int, ...] = (8000, 11025, 12000, 16000, 22050, 24000, 32000)  # Hz, of the narrow signal
     cutoff: tuple[float, float] = (0.85, 1.0)  # of the filter, as a share of half the narrow rate
     level_dbfs: tuple[float, float] = (-20.0, 0.0)  # peak of the wide signal
-    speed: float = 0.3  # chance of another speed, which moves the spectrum: a codec's 20 kHz become 24 at 1.2
-    speed_range: tuple[float, float] = (0.85, 1.2)
+    # Chance of another speed, which moves the spectrum: a codec's 20 kHz become 24 at 1.2. A slower voice ends lower.
+    speed: float = 0.0
+    speed_range: tuple[float, float] = (1.0, 1.2)
 
 
 class ExtensionDataset:
@@ -70,7 +69,8 @@ class ExtensionDataset:
         return redrawn(self._draw, self.seed, epoch, item)
 
     def _draw(self, rng: np.random.Generator) -> dict[str, Any]:
-        wide, info = speech_crop(rng, self.samples, self.sources.speech, AS_RECORDED, self.rate)
+        voice = MixtureConfig(speed=self.config.speed, speed_range=self.config.speed_range)
+        wide, info = speech_crop(rng, self.samples, self.sources.speech, voice, self.rate)
         level = rng.uniform(*self.config.level_dbfs)
         wide = wide * np.float32(decibels(level) / max(float(np.abs(wide).max()), 1e-6))
         rate = int(rng.choice(self._rates))

@@ -71,9 +71,9 @@ class ExtendFast(nn.Module):
         self.norm = RMSNorm(m)
         self.envelope = nn.Linear(m, bins)
         self.mix = nn.Linear(m, config.mix_bands)
-        with torch.no_grad():  # begin with a band that falls by some 40 dB
+        with torch.no_grad():  # begin with a band that falls by some 20 dB
             self.envelope.weight.mul_(0.1)
-            self.envelope.bias.copy_(torch.linspace(0, -5, bins))
+            self.envelope.bias.copy_(torch.linspace(0, -2.3, bins))
 
     def forward(self, narrow: Tensor, *, bandwidth_hz: Tensor | float | None = None) -> Tensor:
         """Extend signals.
@@ -110,7 +110,7 @@ class ExtendFast(nn.Module):
             bandwidth_hz = bandwidth(narrow, self.sample_rate)
         hz = torch.as_tensor(bandwidth_hz, dtype=torch.float32, device=narrow.device).expand(narrow.shape[0])
         bins = self.config.n_fft // 2 + 1
-        return (hz / (self.sample_rate / 2) * (bins - 1)).ceil().long().clamp(16, bins)
+        return (hz / (self.sample_rate / 2) * (bins - 1)).floor().long().add(1).clamp(16, bins)
 
     def there(self, top: Tensor) -> Tensor:
         """Which bins are there: (b,) to (b, 1, f) of 0 and 1."""
