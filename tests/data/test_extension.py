@@ -67,3 +67,20 @@ def test_files_that_are_narrow_themselves_are_reported(tmp_path):
 def test_items_repeat(sources):
     one, two = (ExtensionDataset(sources, ExtensionConfig(seconds=0.3), seed=2)[9] for _ in range(2))
     np.testing.assert_array_equal(one["narrow"], two["narrow"])
+
+
+def test_another_speed_moves_the_band(tmp_path):
+    wide = hiss(4.0, rate=WIDE)
+    spectrum = np.fft.rfft(wide)
+    spectrum[round(len(spectrum) * 20 / 24) :] = 0  # as a codec leaves it
+    write(tmp_path / "s/anna/1.wav", np.fft.irfft(spectrum, len(wide)), WIDE)
+    sources = open_sources({"speech": str(tmp_path / "s"), "sample_rate": WIDE})
+    plain = ExtensionDataset(sources, ExtensionConfig(seconds=0.5), items_per_epoch=4)
+    quick = ExtensionDataset(
+        sources, ExtensionConfig(seconds=0.5, speed=1.0, speed_range=(1.15, 1.2)), items_per_epoch=4
+    )
+    for items, full in ((plain, False), (quick, True)):
+        for item in items:
+            top, below = (np.mean(np.abs(band(item["wide"], *edges)) ** 2) for edges in ((21e3, 22.5e3), (17e3, 19e3)))
+            assert (top > 1e-2 * below) == full
+            assert ("speed" in item["info"]) == full
