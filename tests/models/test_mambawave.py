@@ -421,7 +421,9 @@ def test_the_loss_is_nothing_for_one_who_knows_and_one_for_one_who_says_nothing(
     narrow, wide = (torch.cat(parts) for parts in zip(*(speech_like(8_000, seed) for seed in range(3)), strict=True))
     fresh = MambaWave(MambaWaveConfig(**SMALL))
     loss = fresh.training_loss(narrow, wide, bandwidth_hz=EDGE)["velocity"]
-    torch.testing.assert_close(loss, torch.ones(3))
+    assert ((loss > 0.2) & (loss <= 1)).all()  # 1 where the band is as loud as speech has it, or louder
+    louder = fresh.training_loss(narrow, narrow + 100 * (wide - narrow), bandwidth_hz=EDGE)["velocity"]
+    assert (louder <= 1).all() and louder.max() > 0.9
 
     def truth(x, log_snr, prior):
         alpha, sigma = diffusion.scales(log_snr)

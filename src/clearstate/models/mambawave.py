@@ -241,9 +241,10 @@ class MambaWave(nn.Module):
         bandwidth_hz: Tensor | float | None = None,
         generator: torch.Generator | None = None,
     ) -> dict[str, Tensor]:
-        """Error of the predicted velocity at a random noise level, relative to the velocity: {"velocity": (b,)}.
+        """Squared error of the predicted velocity at a random noise level, {"velocity": (b,)}; 1 at most for a zero.
 
-        Relative, because now and then the band above is louder by 30 dB than the one below would have it.
+        It is relative to the noise, or to the velocity where that is more: now and then the band above is louder by
+        30 dB than the one below would have it, and such an item must not outweigh all others.
 
         Args:
             narrow, wide: aligned signals (b, n), of which the latter holds the band that the former lacks.
@@ -262,7 +263,7 @@ class MambaWave(nn.Module):
             noise = filtered(noise, prior.response)
             target = alpha * noise - sigma * y
         error = (self.velocity(alpha * y + sigma * noise, log_snr, prior) - target).square().mean(-1)
-        return {"velocity": error / target.square().mean(-1).clamp_min(1e-4)}
+        return {"velocity": error / torch.maximum(target.square().mean(-1), noise.square().mean(-1))}
 
     def velocity(self, x: Tensor, log_snr: Tensor, prior: Prior) -> Tensor:
         """The network: noisy x (b, n) at log-SNR (b, 1) to the velocity (b, n); n is a multiple of the stride."""

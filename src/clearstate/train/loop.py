@@ -29,6 +29,7 @@ from clearstate.train.objective import (
     at_common_level,
     check_extras,
     check_model,
+    own_loss,
     predicted_consistency,
     sees_prediction,
 )
@@ -112,6 +113,8 @@ class Run:
         self.plain = model  # without Fabric's wrapper
         self.optimiser_plain = optim.make(model, recipe.optimiser)
         self.model, self.optimiser = self.fabric.setup(model, self.optimiser_plain)
+        if recipe.loss.own > 0:
+            self.model.mark_forward_method("training_loss")  # so that its gradients meet those of other processes
         self.ema = optim.Ema(model, recipe.optimiser.ema)
         self.objective = Objective(recipe.loss)
         self.adversary = Adversary(self.fabric, recipe, self.sample_rate) if recipe.loss.metric > 0 else None
@@ -206,6 +209,8 @@ class Run:
     def judge(self, noisy: Tensor, clean: Tensor) -> Judged:
         """The loss of a batch; with a metric term the discriminator takes its own step first."""
         loss = self.recipe.loss
+        if loss.own > 0:
+            return own_loss(self.model.training_loss(noisy, clean), loss.own)
         extra: dict[str, Tensor] = {}
         predicted: Any = None
         if loss.consistency > 0 or sees_prediction(loss):

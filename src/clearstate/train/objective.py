@@ -4,6 +4,7 @@ import inspect
 import math
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from clearstate import losses
@@ -80,6 +81,12 @@ class Objective:
         return terms
 
 
+def own_loss(terms: dict[str, Tensor], weight: float) -> Judged:
+    """The loss of a model that judges itself: the sum of the terms (b,) of its `training_loss`, weighted."""
+    total = torch.stack([value.mean() for value in terms.values()]).sum()
+    return Judged(weight * total, {name: value.detach().mean() for name, value in terms.items()})
+
+
 def at_common_level(spec: Tensor, noisy: Tensor, config: Any) -> Tensor:
     """A spectrum (b, t, f) that a model predicted with a Hann window, at the level of the loss's own spectra.
 
@@ -113,6 +120,14 @@ def check_model(recipe: Recipe, model: nn.Module) -> None:
             f"{recipe.model.name} with the loss {', '.join(sorted(terms))}: snr_pit, and nothing else, is the loss of "
             "models that separate sources"
         )
+    diffuses = getattr(model, "is_diffusion", False)
+    if (diffuses or "own" in terms) and terms != {"own"}:
+        raise RecipeError(
+            f"{recipe.model.name} with the loss {', '.join(sorted(terms))}: own goes by itself"
+            + (", and a diffusion model has no other: set loss={own: 1}" if diffuses else "")
+        )
+    if "own" in terms and not hasattr(model, "training_loss"):
+        raise RecipeError(f"loss.own: {recipe.model.name} has no loss of its own, so name terms, such as loss.l1=1")
     for key, wanted, instead in (
         ("loss.consistency", recipe.loss.consistency > 0, "loss.consistency=0"),
         ("loss.metric_sees=prediction", sees_prediction(recipe.loss), "loss.metric_sees=output"),

@@ -69,6 +69,7 @@ class LossRecipe:
     l1: Weight = 0.0  # waveform
     si_sdr: Weight = 0.0  # per dB
     snr_pit: Weight = 0.0  # per dB; several sources, best assignment
+    own: Weight = 0.0  # the model's own training_loss, by itself: what a diffusion model is trained with
     metric: Weight = 0.0  # discriminator that predicts PESQ
     metric_sees: Literal["output", "prediction"] = "output"  # spectrum of the waveform, or the one that became it
     distill: Weight = 0.0  # distance from `teacher`'s output
