@@ -13,6 +13,7 @@ Arrays are NumPy, (channels, n); a `pair` is (2, channels, n): the noisy signal 
 time grid and equally delayed.
 """
 
+from collections.abc import Callable
 from math import ceil, exp, sqrt
 from typing import Any, Protocol
 
@@ -180,35 +181,48 @@ class Chain:
 class CausalRunner:
     """A causal model as one endless stream: the state is carried, so chunking changes nothing.
 
-    For live sound the compiled step is taken, if the model has one: it is faster by the frame, and its compilation
-    (half a minute, once on a machine) would be lost on a file.
+    For live sound the model's compiled step is taken, if it has one: it is faster by the frame, and its compilation
+    (some seconds, once on a machine) would be lost on a file.
     """
 
     def __init__(self, model: Any, channels: int, live: bool = False) -> None:
-        self.model, self.delay = model, int(model.latency)
-        self.step = getattr(model, "step_compiled", model.step) if live else model.step
+        self.delay = int(model.latency)
         self.hop = self.grid = int(model.hop)
-        self.device = device_of(model)
-        self.state = model.init_state(channels)
+        compiled = model.begin_stream(channels) if live and hasattr(model, "begin_stream") else None
+        self.advance: Callable[[Array], Array] = compiled or stepwise(model, channels)
         self._held = np.zeros((channels, 0), dtype=np.float32)  # less than a hop
         self._noisy = np.zeros((channels, self.delay), dtype=np.float32)  # to come out beside its enhanced form
 
     def push(self, x: Array) -> Array:
         held = np.concatenate([self._held, x.astype(np.float32, copy=False)], axis=1)
         whole = held.shape[1] // self.hop * self.hop
+        pair = np.empty((2, len(x), whole), dtype=np.float32)
         if not whole:
             self._held = held
-            return np.zeros((2, len(x), 0), dtype=np.float32)
+            return pair
         ready, self._held = held[:, :whole], held[:, whole:].copy()
-        with torch.inference_mode():
-            y, self.state = self.step(torch.from_numpy(ready).to(self.device), self.state)
         noisy = np.concatenate([self._noisy, ready], axis=1)
         self._noisy = noisy[:, whole:].copy()
-        return np.stack([noisy[:, :whole], y.cpu().numpy()])
+        pair[0] = noisy[:, :whole]
+        pair[1] = self.advance(ready)
+        return pair
 
     def finish(self) -> Array:
         """Silence follows, until everything pushed has come out."""
         return self.push(np.zeros((len(self._held), self.delay + self.hop - 1), dtype=np.float32))
+
+
+def stepwise(model: Any, channels: int) -> Callable[[Array], Array]:
+    """The model's `step` with its state kept: samples (channels, m * hop) in, as many out."""
+    device, state = device_of(model), model.init_state(channels)
+
+    def advance(x: Array) -> Array:
+        nonlocal state
+        with torch.inference_mode():
+            y, state = model.step(torch.from_numpy(x).to(device), state)
+        return y.cpu().numpy()
+
+    return advance
 
 
 class BlockRunner:

@@ -4,7 +4,6 @@ import pytest
 import torch
 from contracts import CAUSAL, OFFLINE, noise
 
-from clearstate.audio.stft import analyse
 from clearstate.models import build
 from clearstate.models.live import LiveConfig
 from clearstate.ssm import use_backend
@@ -69,26 +68,72 @@ def test_the_kernels_and_the_reference_give_the_same_output_and_gradients(model)
         torch.testing.assert_close(ours, reference, atol=1e-4 * max(1.0, float(reference.abs().max())), rtol=1e-3)
 
 
-@torch.no_grad()
-@pytest.mark.parametrize("values", [{}, {"blocks": 2, "bands": 20, "channels": 32, "heads": 2, "states": 5}])
-def test_the_compiled_frame_is_the_readable_network(values):
+CONFIGS = [
+    {},
+    {"blocks": 2, "bands": 20, "channels": 32, "heads": 2, "states": 5},
+    {"n_fft": 320, "hop": 80, "bands": 18, "fine_channels": 16, "fine_blocks": 2, "wide": 32, "level_seconds": 0.2},
+    {"fine_blocks": 0, "blocks": 1, "bands": 34, "channels": 64, "heads": 1},
+]
+
+
+def shaken(**values):
     torch.manual_seed(4)
     model = build("live", **values).eval()
-    for parameter in model.parameters():
-        parameter.add_(0.05 * torch.randn_like(parameter))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return model
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("values", CONFIGS)
+def test_the_compiled_step_is_the_readable_network(values, monkeypatch):
+    model = shaken(**values)
     state = model.init_state(2)
-    for seed in range(3):  # states carried on in both forms
-        x = noise(2, model.config.n_fft + model.hop, 0.1, seed)
-        spec = analyse(x, model.window, model.hop)
-        arguments = state.level, state.bands, state.wide
-        before = [s.clone() for s in flat(arguments)]
-        ours = model.enhance_spectrum_fused(spec, *arguments)
-        readable = model.enhance_spectrum(spec, *arguments)
+    for hops in (1, 3, 1):  # states carried on in both forms
+        x = noise(2, hops * model.hop, 0.1, hops)
+        before = [s.clone() for s in flat((x, state))]
+        with monkeypatch.context() as only:
+            only.setattr(model, "step", None)  # what it would fall back to
+            ours = model.step_compiled(x, state)
+        for now, then in zip(flat((x, state)), before, strict=True):
+            assert torch.equal(now, then), "the compiled step wrote into something it was given"
+        readable = model.step(x, state)
         for a, b in zip(flat(ours), flat(readable), strict=True):
             torch.testing.assert_close(a, b, atol=2e-5, rtol=1e-4)
-        for now, then in zip(flat(arguments), before, strict=True):
-            assert torch.equal(now, then), "the compiled frame wrote into a state it was given"
-        state = state._replace(level=ours[1], bands=ours[2], wide=ours[3])
+        state = ours[1]
+
+
+@torch.no_grad()
+def test_the_compiled_step_steps_aside_where_it_does_not_apply(model):
+    x, state = noise(1, model.hop), model.init_state(1)
+    expected = model.step(x, state)[0]
+    with use_backend("reference"):
+        torch.testing.assert_close(model.step_compiled(x, state)[0], expected, atol=2e-5, rtol=1e-3)
+    with torch.enable_grad():
+        assert model.step_compiled(x, state)[0].requires_grad
+    narrow = shaken(channels=24, heads=3)
+    y = narrow.step_compiled(x, narrow.init_state(1))[0]
+    assert torch.equal(y, narrow.step(x, narrow.init_state(1))[0])
+    with pytest.raises(ValueError, match="hold the last 1 back"):
+        model.step_compiled(noise(1, model.hop + 1), state)
+
+
+@torch.no_grad()
+def test_nan_in_one_stream_stays_there_and_stays_visible(model):
+    x = noise(3, model.hop)
+    expected, _ = model.step_compiled(x, model.init_state(3))
+    x[1, 7] = torch.nan
+    y, state = model.step_compiled(x, model.init_state(3))
+    assert torch.equal(y[::2], expected[::2])
+    y, _ = model.step_compiled(x, state)
+    assert y[1].isnan().any() and y[::2].isfinite().all()
+
+
+@torch.no_grad()
+def test_silence_is_silent_in_the_compiled_step(model):
+    y, state = model.step_compiled(torch.zeros(1, 5 * model.hop), model.init_state(1))
+    assert not y.any() and all(part.isfinite().all() for part in flat(state))
 
 
 @torch.no_grad()

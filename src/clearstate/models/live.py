@@ -10,7 +10,7 @@ The mask acts on the power-compressed spectrum, so a mask of one changes nothing
 
 The spectrum is divided by a running level before the network sees it: the output scales exactly with the input.
 
-Live sound comes frame by frame and takes `live_fused.py`, the same arithmetic compiled into one function.
+Live sound comes hop by hop and takes `live_fused.py`, the same arithmetic compiled into one function.
 
 b batch, t frames, f bins, k bands (fine: f / 4, coarse: config.bands), c channels.
 """
@@ -19,7 +19,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -28,9 +30,7 @@ from clearstate.models.level import running_power
 from clearstate.ssm import Mamba, MambaState, backend
 
 if TYPE_CHECKING:
-    from clearstate.models.live_fused import Weights
-
-FUSED_FRAMES = 4  # up to so many frames at a time, one compiled function beats a PyTorch call a layer
+    from clearstate.models.live_fused import Packed
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,6 @@ class LiveConfig:
     states: int = 8  # of Mamba, a channel
     heads: int = 3  # of the attention over bands
     wide: int = 96  # width of the Mamba over the whole band
-
-
-EnhanceSpectrum = Callable[
-    [Tensor, Tensor, tuple[MambaState, ...], MambaState], tuple[Tensor, Tensor, tuple[MambaState, ...], MambaState]
-]
 
 
 class LiveState(NamedTuple):
@@ -133,7 +128,7 @@ class Live(nn.Module):
         self.decoder = nn.ModuleList(FineBlock(fine) for _ in range(config.fine_blocks))
         self.head_norm = nn.LayerNorm(fine)
         self.head = nn.Linear(fine, 4 * 2)
-        self._packed_weights: Weights | None = None
+        self._packed_weights: Packed | None = None
         self._watched: list[nn.Parameter] = []  # listed once: walking the modules costs more than the network
         self._packed_at: tuple[int, int] | None = None
         self._start_transparent()
@@ -169,26 +164,48 @@ class Live(nn.Module):
         Raises:
             ValueError: if the number of samples is not a multiple of the hop.
         """
-        return self._step(x, state, self.enhance_spectrum)
+        self._check_length(x)
+        x = torch.cat([state.past, x], dim=-1)
+        spec = analyse(x, self.window, self.hop)  # (b, t, f) complex
+        spec, level, bands, wide = self.enhance_spectrum(spec, state.level, state.bands, state.wide)
+        y, tail = synthesise(spec, self.window, self.hop, state.tail)
+        return y, LiveState(x[:, x.shape[-1] - self.latency :], level, bands, wide, tail)
 
     def step_compiled(self, x: Tensor, state: LiveState) -> tuple[Tensor, LiveState]:
-        """`step` for live sound: single frames run in one compiled function, compiled at the first call."""
-        frames = x.shape[0] * x.shape[-1] // self.hop
-        return self._step(
-            x, state, self.enhance_spectrum_fused if self._fits_fused(x, frames) else self.enhance_spectrum
-        )
+        """`step` in one compiled function (live_fused.py): what a hop costs is then arithmetic.
 
-    def _step(self, x: Tensor, state: LiveState, enhance: EnhanceSpectrum) -> tuple[Tensor, LiveState]:
+        The same numbers up to rounding; compiled at the first call, then kept. Where it does not apply (gradients,
+        other devices, another backend, widths that do not fill a vector) it is `step`.
+        """
+        if not self._compiles(x):
+            return self.step(x, state)
+        from clearstate.models import live_fused
+
+        self._check_length(x)
+        memories = live_fused.memories(state)
+        y = torch.empty_like(x, memory_format=torch.contiguous_format)
+        live_fused.advance(self._packed(), memories, x.contiguous().numpy(), y.numpy())
+        return y, live_fused.state_of(memories, state)
+
+    def begin_stream(self, batch: int) -> Callable[[NDArray[np.float32]], NDArray[np.float32]] | None:
+        """`step_compiled` for who never looks at the state: it stays in the function that is returned.
+
+        The function takes samples (batch, m * hop) and gives as many, `latency` late, with the weights as they are now.
+        None where the compiled step does not apply.
+        """
+        with torch.no_grad():
+            if not self._compiles(self.window):
+                return None
+            from clearstate.models import live_fused
+
+            return live_fused.begin(self._packed(), self.init_state(batch))
+
+    def _check_length(self, x: Tensor) -> None:
         if extra := x.shape[-1] % self.hop:
             raise ValueError(
                 f"step() got {x.shape[-1]} samples, not a multiple of hop={self.hop}: "
                 f"hold the last {extra} back and send them with the next chunk"
             )
-        x = torch.cat([state.past, x], dim=-1)
-        spec = analyse(x, self.window, self.hop)  # (b, t, f) complex
-        spec, level, bands, wide = enhance(spec, state.level, state.bands, state.wide)
-        y, tail = synthesise(spec, self.window, self.hop, state.tail)
-        return y, LiveState(x[:, x.shape[-1] - self.latency :], level, bands, wide, tail)
 
     def enhance_spectrum(
         self, spec: Tensor, level_state: Tensor, bands: tuple[MambaState, ...], wide: MambaState
@@ -215,28 +232,15 @@ class Live(nn.Module):
         masked = torch.view_as_real(torch.view_as_complex(parts) * torch.view_as_complex(mask))
         return expand(masked, self.config.exponent) * level, level_state, tuple(after), wide
 
-    def enhance_spectrum_fused(
-        self, spec: Tensor, level: Tensor, bands: tuple[MambaState, ...], wide: MambaState
-    ) -> tuple[Tensor, Tensor, tuple[MambaState, ...], MambaState]:
-        """`enhance_spectrum` in one compiled function (live_fused.py): what a frame costs is then arithmetic."""
+    def _compiles(self, x: Tensor) -> bool:
+        """Whether the compiled step applies."""
         from clearstate.models import live_fused
 
-        b, k = spec.shape[0], self.config.bands
-        parts = torch.view_as_real(spec).clone(memory_format=torch.contiguous_format)
-        level = level.clone()
-        conv, ssm = (torch.stack([state[i] for state in bands]).unflatten(1, (b, k)) for i in (0, 1))
-        wide_conv, wide_ssm = (x.unsqueeze(1).clone() for x in wide)
-        live_fused.enhance_frames(self._packed(), *(x.numpy() for x in (parts, level, conv, ssm, wide_conv, wide_ssm)))
-        after = tuple(MambaState(c, h) for c, h in zip(conv.flatten(1, 2), ssm.flatten(1, 2), strict=True))
-        return torch.view_as_complex(parts), level, after, MambaState(wide_conv[:, 0], wide_ssm[:, 0])
-
-    def _fits_fused(self, x: Tensor, frames: int) -> bool:
-        """Whether the compiled frame applies: few frames, no gradient, on the CPU, and kernels that may be used."""
-        if frames > FUSED_FRAMES or torch.is_grad_enabled() or x.dtype != torch.float32:
+        if torch.is_grad_enabled() or x.dtype != torch.float32 or x.device.type != "cpu":
             return False
-        return x.device.type == "cpu" and backend() == "numba"
+        return backend() == "numba" and live_fused.suits(self)
 
-    def _packed(self) -> "Weights":
+    def _packed(self) -> "Packed":
         """The parameters in the layout of the compiled frame, packed again when any of them has changed."""
         from clearstate.models import live_fused
 

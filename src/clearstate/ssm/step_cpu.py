@@ -1,105 +1,117 @@
-"""One time step of the selective recurrence for one sequence, for compiled code that handles a frame at a time.
+"""One time step of Mamba for several sequences, for compiled code that handles a frame at a time.
 
-`scan_cpu.py` puts channels in the lanes of a vector, which pays over many steps; for a single step the state would
-have to be turned around twice. Here the lanes are states, in the layout (d, n) in which the state is kept.
+`scan_cpu.py` runs many steps of one sequence; here the step is one and the layers around the recurrence are part of
+it. The lanes of a vector are channels, so a state is kept as (n, d): no sum over lanes is ever taken.
+`ssm.mamba.Mamba` is the slow twin.
 """
 
+from typing import NamedTuple
+
 import numpy as np
-from llvmlite import ir
-from numba import njit, types
-from numba.core import cgutils
-from numba.extending import intrinsic
 
-from .math_cpu import FAST, exp
-from .vector_cpu import EXP2, LOG2E
-
-LANES = 8  # states of a vector; float32
+from .lanes_cpu import LANES, apart, exp2, inner_njit, load, silu, softplus, spread, store
+from .linear_cpu import Block, accumulate, add_dense, clear, dense, normalise, place, rounded
+from .vector_cpu import LOG2E
 
 
-@intrinsic
-def _step_in_vectors(typingctx, h, a, dt, u, b, c, y, channels, states):
-    """The body of `recur` for float32 and a number of states that is a multiple of `LANES`."""
-
-    def codegen(context, builder, signature, args):
-        h, a, dt, u, b, c, y = (
-            context.make_array(kind)(context, builder, value).data
-            for kind, value in zip(signature.args[:7], args[:7], strict=True)
-        )
-        channels, states = args[7:]
-        index = channels.type
-        scalar, vector = ir.FloatType(), ir.VectorType(ir.FloatType(), LANES)
-        integers = ir.VectorType(ir.IntType(32), LANES)
-        undefined = ir.Constant(vector, ir.Undefined)
-
-        def at(array, offset):
-            return builder.bitcast(builder.gep(array, [offset]), vector.as_pointer())
-
-        def load(array, offset):
-            return builder.load(at(array, offset), align=4)
-
-        def splat(value):
-            one = builder.insert_element(undefined, value, ir.Constant(ir.IntType(32), 0))
-            return builder.shuffle_vector(one, undefined, ir.Constant(integers, [0] * LANES))
-
-        def number(value):
-            return ir.Constant(vector, [float(np.float32(value))] * LANES)
-
-        def fma(p, q, r):
-            return builder.fadd(builder.fmul(p, q, flags=("contract",)), r, flags=("contract",))
-
-        def exp2(x):  # see vector_cpu.py for the method
-            x = builder.select(builder.fcmp_ordered("<", x, number(-126.0)), number(-126.0), x)
-            x = builder.select(builder.fcmp_ordered(">", x, number(127.0)), number(127.0), x)
-            name = f"llvm.nearbyint.v{LANES}f32"  # safe where sums may be reordered, unlike rounding by addition
-            near = builder.module.globals.get(name) or ir.Function(
-                builder.module, ir.FunctionType(vector, [vector]), name
-            )
-            whole = builder.call(near, [x])
-            r = builder.fsub(x, whole)
-            p = number(EXP2[-1])
-            for coefficient in reversed((1.0, *EXP2[:-1])):
-                p = fma(p, r, number(coefficient))
-            k = builder.shl(builder.fptosi(whole, integers), ir.Constant(integers, [23] * LANES))
-            return builder.bitcast(builder.add(builder.bitcast(p, integers), k), vector)
-
-        with cgutils.for_range(builder, channels, intp=index) as channel:
-            j = channel.index
-            size = builder.load(builder.gep(dt, [j]))
-            grown = splat(builder.fmul(size, ir.Constant(scalar, float(np.float32(LOG2E)))))
-            enters = splat(builder.fmul(size, builder.load(builder.gep(u, [j]))))
-            total = cgutils.alloca_once_value(builder, number(0.0))
-            builder.store(number(0.0), total)
-            first, step = ir.Constant(index, 0), ir.Constant(index, LANES)
-            with cgutils.for_range_slice(builder, first, states, step, index) as (n, _):
-                here = builder.add(builder.mul(j, states), n)
-                decay = exp2(builder.fmul(grown, load(a, here)))
-                value = fma(decay, load(h, here), builder.fmul(enters, load(b, n)))
-                builder.store(value, at(h, here), align=4)
-                builder.store(fma(value, load(c, n), builder.load(total)), total)
-            name = f"llvm.vector.reduce.fadd.v{LANES}f32"
-            kind = ir.FunctionType(scalar, [scalar, vector])
-            add = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
-            summed = builder.call(add, [ir.Constant(scalar, 0.0), builder.load(total)], fastmath=("reassoc",))
-            builder.store(summed, builder.gep(y, [j]))
-        return context.get_dummy_value()
-
-    return types.void(h, a, dt, u, b, c, y, channels, states), codegen
+class MixerSizes(NamedTuple):
+    inner: int  # d, a multiple of LANES
+    states: int  # n
+    rank: int  # of the step-size projection
+    taps: int  # of the convolution
 
 
-@njit(fastmath=FAST)
-def recur(h, a, dt, u, b, c, y):
-    """h = exp(dt A) h + dt u B and y = C h, one step of one sequence.
+def mixer_sizes(mixer):
+    return MixerSizes(mixer.d_inner, mixer.d_state, mixer.dt_rank, mixer.d_conv)
+
+
+def mixer_tape(norm, mixer):
+    """Parameters of a norm and the `Mamba` after it, in the order in which `mixer_step` reads them."""
+    zero = np.zeros
+    projections = mixer.x_proj.weight.T  # (d, rank + 2 n)
+    padded = np.zeros((mixer.d_inner, -(-projections.shape[1] // LANES) * LANES), np.float32)
+    padded[:, : projections.shape[1]] = projections
+    return [
+        norm.weight, norm.bias,
+        zero(2 * mixer.d_inner), mixer.in_proj.weight.T,
+        mixer.conv1d.bias, mixer.conv1d.weight[:, 0].T,
+        padded,
+        mixer.dt_proj.bias, mixer.dt_proj.weight.T,
+        -mixer.A_log.float().exp().T * LOG2E, mixer.D,
+        zero(mixer.out_proj.out_features), mixer.out_proj.weight.T,
+    ]  # fmt: skip
+
+
+@inner_njit
+def mixer_step(tape, at, memory, free, x, sizes, conv, conv_at, ssm, ssm_at):
+    """x += Mamba(norm(x)), each row a sequence of its own.
 
     Args:
-        h: state (d, n), written.   a: A (d, n).   dt, u: (d,).   b, c: (n,).   y: (d,), written. All float32.
+        tape, at: parameters, and the position of those of this layer.
+        memory, free: where `x` lies, and where working memory begins.
+        conv, conv_at: the last inputs of the convolution (rows, taps - 1, d) from conv_at on, oldest first; moved on.
+        ssm, ssm_at: the states (rows, n, d); moved on.
+    Returns:
+        The position on the tape after the layer.
     """
-    channels, states = h.shape
-    if states % LANES == 0:
-        _step_in_vectors(h, a, dt, u, b, c, y, channels, states)
-        return
-    for j in range(channels):
-        total = np.float32(0)
-        for n in range(states):
-            h[j, n] = exp(dt[j] * a[j, n]) * h[j, n] + dt[j] * u[j] * b[n]
-            total += h[j, n] * c[n]
-        y[j] = total
+    apart()
+    inner, states, rank, taps = sizes
+    normed, free = place(memory, free, x.rows, x.width)
+    at = normalise(tape, at, memory, x, normed)
+    xz, free = place(memory, free, x.rows, 2 * inner)
+    at = dense(tape, at, memory, normed, xz)
+    u, free = place(memory, free, x.rows, inner)
+    at = _convolve(tape, at, memory, xz, u, taps, conv, conv_at)
+    low, free = place(memory, free, x.rows, rounded(rank + 2 * states))  # step size, B and C of each row
+    clear(memory, low)
+    accumulate(memory, u, tape, Block(at, inner, low.width, low.width), memory, low)
+    at += inner * low.width
+    dt, free = place(memory, free, x.rows, inner)
+    at = dense(tape, at, memory, Block(low.at, x.rows, rank, low.step), dt)
+    _recur(tape, at, memory, xz, u, low, dt, sizes, ssm, ssm_at)
+    at += (states + 1) * inner
+    return add_dense(tape, at, memory, u, x)
+
+
+@inner_njit
+def _convolve(tape, at, memory, xz, u, taps, conv, conv_at):
+    """u = SiLU of the causal convolution of the left half of xz; the past moves on by one input."""
+    apart()
+    inner = u.width
+    for r in range(u.rows):
+        past = conv_at + r * (taps - 1) * inner
+        for j in range(0, inner, LANES):
+            newest = load(memory, xz.at + r * xz.step + j)
+            weights = at + inner + j
+            value = newest * load(tape, weights + (taps - 1) * inner) + load(tape, at + j)
+            for tap in range(taps - 1):
+                held = load(conv, past + tap * inner + j)
+                value = held * load(tape, weights + tap * inner) + value
+                if tap > 0:
+                    store(conv, past + (tap - 1) * inner + j, held)
+            if taps > 1:
+                store(conv, past + (taps - 2) * inner + j, newest)
+            store(memory, u.at + r * u.step + j, silu(value))
+    return at + (taps + 1) * inner
+
+
+@inner_njit
+def _recur(tape, at, memory, xz, u, low, dt, sizes, ssm, ssm_at):
+    """h = exp(dt A) h + dt u B, u = (C h + D u) SiLU(z); A times log2(e) and then D lie on the tape."""
+    apart()
+    inner, states = sizes.inner, sizes.states
+    for r in range(u.rows):
+        b = low.at + r * low.step + sizes.rank
+        c = b + states
+        for j in range(0, inner, LANES):
+            o = u.at + r * u.step + j
+            size, value = softplus(load(memory, dt.at + r * dt.step + j)), load(memory, o)
+            enters = size * value
+            y = value * load(tape, at + states * inner + j)
+            state = ssm_at + r * states * inner + j
+            for n in range(states):
+                h = exp2(size * load(tape, at + n * inner + j)) * load(ssm, state) + enters * spread(memory, b + n)
+                store(ssm, state, h)
+                y = h * spread(memory, c + n) + y
+                state += inner
+            store(memory, o, y * silu(load(memory, xz.at + r * xz.step + inner + j)))

@@ -64,7 +64,10 @@ class _Vectors:
         return self.builder.fadd(self.builder.fmul(a, b, flags=("contract",)), c, flags=("contract",))
 
     def exp2(self, x):
-        """2**x, see math_cpu.exp2 for the method. Comparisons are ordered, so a NaN passes through."""
+        """2**x: the fraction by a polynomial, the whole part as exponent bits.
+
+        Comparisons are ordered, so a NaN passes through.
+        """
         b = self.builder
         if self.double:
             return b.call(self.intrinsic(f"llvm.exp2.v{LANES}f64", ir.FunctionType(self.vector, [self.vector])), [x])
