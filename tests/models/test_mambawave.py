@@ -434,6 +434,22 @@ def test_the_loss_is_nothing_for_one_who_knows_and_one_for_one_who_says_nothing(
     assert fresh.training_loss(narrow, wide, bandwidth_hz=EDGE)["velocity"].max() < 1e-6
 
 
+def test_what_a_codec_cut_off_is_not_learnt():
+    """Above the wide signal's own edge the network neither gets nor owes anything; without such an edge it does."""
+    model = small()
+    narrow, wide = speech_like(16_000)
+    coded = torch.fft.rfft(wide)
+    coded[:, int(20_000 / 24_000 * coded.shape[-1]) :] = 0
+    seen = []
+    model.velocity = lambda x, log_snr, prior: seen.append(x) or torch.zeros_like(x)
+    for signal in (wide, torch.fft.irfft(coded, 16_000)):
+        model.training_loss(narrow, signal, bandwidth_hz=EDGE, generator=torch.Generator().manual_seed(0))
+    above = [torch.fft.rfft(x * torch.hann_window(16_000))[:, 6_700:] for x in seen]  # from 20.1 kHz
+    between = [torch.fft.rfft(x)[:, 4_200:6_400] for x in seen]
+    assert db(above[1], above[0]) < -60
+    assert abs(db(between[1], between[0])) < 1
+
+
 @pytest.mark.parametrize("make", [small, small_as_published], ids=["rebuilt", "as published"])
 def test_the_loss_repeats_with_its_generator(make):
     model = make()

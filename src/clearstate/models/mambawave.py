@@ -244,7 +244,8 @@ class MambaWave(nn.Module):
         """Squared error of the predicted velocity at a random noise level, {"velocity": (b,)}; 1 at most for a zero.
 
         It is relative to the noise, or to the velocity where that is more: now and then the band above is louder by
-        30 dB than the one below would have it, and such an item must not outweigh all others.
+        30 dB than the one below would have it, and such an item must not outweigh all others. Where the wide signal
+        itself has an edge, as a codec leaves it, nothing above counts, or the network would learn the codec.
 
         Args:
             narrow, wide: aligned signals (b, n), of which the latter holds the band that the former lacks.
@@ -254,13 +255,14 @@ class MambaWave(nn.Module):
         narrow, wide = F.pad(narrow, (0, extra)), F.pad(wide, (0, extra))
         with torch.no_grad():
             prior = self.prior(narrow, bandwidths(narrow, bandwidth_hz, self.sample_rate))
-            y = filtered((wide - narrow) / prior.scale.clamp_min(1e-30), prior.response / prior.tilt)
+            response = prior.response * below_own_edge(wide, prior.bandwidth, self.sample_rate)
+            y = filtered((wide - narrow) / prior.scale.clamp_min(1e-30), response / prior.tilt)
             t = diffusion.stratified(len(y), generator, y.device)[:, None]
             log_snr = diffusion.cosine_log_snr(t, self.config.shift, self.config.stretch)
             alpha, sigma = diffusion.scales(log_snr)
             where = generator.device if generator is not None else y.device
             noise = torch.randn(y.shape, generator=generator, device=where).to(y)
-            noise = filtered(noise, prior.response)
+            noise = filtered(noise, response)
             target = alpha * noise - sigma * y
         error = (self.velocity(alpha * y + sigma * noise, log_snr, prior) - target).square().mean(-1)
         return {"velocity": error / torch.maximum(target.square().mean(-1), noise.square().mean(-1))}
@@ -327,6 +329,17 @@ def bandwidths(narrow: Tensor, given: Tensor | float | None, sample_rate: int) -
             "the frequency up to which the narrow signal reaches"
         )
     return known.expand(len(narrow))
+
+
+def below_own_edge(wide: Tensor, bandwidth: Tensor, sample_rate: int) -> Tensor:
+    """Frequency response (b, f) that passes what lies below the edge of wide signals (b, n), if they have one.
+
+    An edge within 1 kHz of the bandwidth (b,) of the narrow signals is none: there is nothing to learn then.
+    """
+    edge = measured_bandwidth(wide, sample_rate)
+    whole = (edge > 0.49 * sample_rate) | (edge < bandwidth + 1000)
+    lowpass = 1 - highpass_response(edge - BELOW_EDGE, wide.shape[-1], sample_rate)
+    return torch.where(whole[:, None], torch.ones_like(lowpass), lowpass)
 
 
 def local_mean(x: Tensor, length: int) -> Tensor:
