@@ -149,6 +149,7 @@ def test_the_licence_of_the_weights_is_told_once(monkeypatch, weights):
     write("b.wav")
     monkeypatch.setattr(models, "WEIGHTS", weights.parent)
     weights.with_name("extend-fast").exists() or weights.with_name("extend-fast").symlink_to(weights)
+    models.tell_licence.cache_clear()  # as in a new process
     result = extend("a.wav", "b.wav", "--fast", "-o", "out")
     assert result.returncode == 0, result.stderr
     assert result.stderr.count("CC BY-NC-SA 4.0") == 1 and not result.stdout

@@ -9,7 +9,7 @@ from clearstate.cli.batch import Outcome, Progress, Worker, run_batch
 from clearstate.cli.enhance import _check_pipes, _close, _lengths
 from clearstate.cli.inputs import STDIO, Job, make_room, plan
 from clearstate.cli.separate import check_model
-from clearstate.cli.terminal import UsageError, explain, note
+from clearstate.cli.terminal import UsageError, explain
 
 FAST = "extend-fast"  # the default, as in clearstate.extension, which imports torch
 
@@ -73,6 +73,8 @@ def run(
     outcomes = [Outcome(source, None, error=why) for source, why in todo.failures]
     _check_pipes(todo.jobs, as_json)
     if todo.jobs:
+        from clearstate.models import tell_licence
+
         check_model(name, "extend", "--model")
         _check_settings(name, to, steps, seed)
         tell_licence(name)
@@ -102,15 +104,6 @@ def open_worker(model: str, to: int, steps: int | None, seed: int | None, overwr
         }  # fmt: skip
 
     return work
-
-
-def tell_licence(model: str) -> None:
-    """Say once, on stderr, that weights may not be put to every use, where that is so."""
-    from clearstate.models import PRESETS
-
-    preset = PRESETS.get(model)
-    if preset and preset.weights and "NC" in preset.licence:
-        note(f"clearstate: the weights of {model} are {preset.licence}: not for commercial use")
 
 
 def _choose(model: str | None, fast: bool) -> str:

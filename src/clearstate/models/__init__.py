@@ -1,10 +1,13 @@
 """The models, one file each, and the names under which they are built and loaded."""
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
+from functools import cache
 from importlib import import_module
+from multiprocessing import parent_process
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -201,7 +204,19 @@ def load_model(name_or_path: str = "live") -> "nn.Module":
                 f"weights, or take one of: {have or 'none yet'}"
             )
         folder = shipped
+        tell_licence(name_or_path)
     return _load_folder(folder)
+
+
+@cache
+def tell_licence(name: str) -> None:
+    """Say on stderr, once in a process, that a model's shipped weights may not be put to every use, where that is so.
+
+    Not in processes that another one of ours started: it has said so.
+    """
+    preset = PRESETS.get(name)
+    if preset and preset.weights and "NC" in preset.licence and parent_process() is None:
+        print(f"clearstate: the weights of {name} are {preset.licence}: not for commercial use", file=sys.stderr)
 
 
 def _load_folder(folder: Path) -> "nn.Module":
