@@ -467,7 +467,7 @@ def test_silence_trains_nothing_and_breaks_nothing():
     model = small()
     narrow, wide = speech_like(4_000)
     quiet = torch.zeros_like(narrow)
-    loss = model.training_loss(torch.cat([narrow, quiet]), torch.cat([wide, quiet]))["velocity"]
+    loss = model.training_loss(torch.cat([narrow, quiet, quiet]), torch.cat([wide, quiet, wide]))["velocity"]
     assert torch.isfinite(loss).all()
 
 

@@ -33,11 +33,13 @@ from torch.nn import functional as F
 
 from clearstate.audio.bandwidth import bandwidth as measured_bandwidth
 from clearstate.models import diffusion
+from clearstate.models.tf_mamba import quick_products
 from clearstate.ssm import RMSNorm, causal_conv1d_silu, selective_scan
 
 TAPS = 511  # of the high-pass and of the tilt; odd
 REACH = TAPS // 2
 BELOW_EDGE = 500.0  # Hz: the high-pass is 6 dB down so far below the bandwidth, and 100 dB another 300 Hz below
+LOUDEST = 100.0  # of what is diffused, which is near 1: a wide signal over a silent narrow one must not be infinite
 FLOOR = 1e-3  # of the envelope, as a share of its RMS over the signal
 
 
@@ -229,7 +231,8 @@ class MambaWave(nn.Module):
             log_snr = x.new_full((len(x), 1), level)
             return filtered(diffusion.from_velocity(x, self.velocity(x, log_snr, prior), log_snr), prior.response)
 
-        x = diffusion.sample(sampler, predict, noise, levels, progress)
+        with quick_products():
+            x = diffusion.sample(sampler, predict, noise, levels, progress)
         missing = filtered(prior.scale * filtered(x, prior.tilt), prior.response)
         return (padded + missing)[:, head : head + samples]
 
@@ -256,7 +259,7 @@ class MambaWave(nn.Module):
         with torch.no_grad():
             prior = self.prior(narrow, bandwidths(narrow, bandwidth_hz, self.sample_rate))
             response = prior.response * below_own_edge(wide, prior.bandwidth, self.sample_rate)
-            y = filtered((wide - narrow) / prior.scale.clamp_min(1e-30), response / prior.tilt)
+            y = filtered((wide - narrow) / prior.scale.clamp_min(1e-30), response / prior.tilt).clamp(-LOUDEST, LOUDEST)
             t = diffusion.stratified(len(y), generator, y.device)[:, None]
             log_snr = diffusion.cosine_log_snr(t, self.config.shift, self.config.stretch)
             alpha, sigma = diffusion.scales(log_snr)
