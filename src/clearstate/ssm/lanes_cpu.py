@@ -21,8 +21,7 @@ from .vector_cpu import EXP2, LOG2E
 
 LANES = 16
 FAST = {"contract", "nsz", "arcp"}  # a * b + c is one instruction; sums stay in the order in which they are written
-njit: Any = numba.njit
-inner_njit = njit(fastmath=FAST, no_cpython_wrapper=True, no_cfunc_wrapper=True)  # for what compiled code alone calls
+inner_njit: Any = numba.njit(fastmath=FAST)  # for what compiled code calls
 intrinsic: Any = numba.extending.intrinsic  # whose first parameter, the typing context, callers do not pass
 
 _SCALAR, _INTEGER = ir.FloatType(), ir.IntType(32)
