@@ -413,3 +413,28 @@ def test_an_empty_batch_gives_an_empty_result():
 def test_importing_the_package_does_not_import_the_compiler():
     code = "import sys, clearstate.ssm; assert 'numba' not in sys.modules and 'triton' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, env=dict(os.environ))
+
+
+def test_running_the_kernels_does_not_import_pytorchs_compiler():
+    """It would take longer than to enhance a short file."""
+    code = """
+import sys, torch
+from clearstate.ssm import causal_conv1d_silu, selective_scan
+one = torch.ones(1, 3, 1, requires_grad=True)
+y, _ = selective_scan(causal_conv1d_silu(one, one[0, :1])[0], one, -one[0, :1], one, one)
+y.sum().backward()
+assert one.grad is not None and "torch._dynamo" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, env=dict(os.environ))
+
+
+def test_second_derivatives_are_refused_by_the_kernels_and_given_by_the_reference():
+    for run in (fast, slow):
+        inputs = leaves(scan_inputs(1, 3, 2, 2, torch.float64))
+        (first,) = torch.autograd.grad(run(inputs)[0].square().sum(), inputs["u"], create_graph=True)
+        if run is slow:
+            first.sum().backward()
+            assert inputs["A"].grad is not None
+        else:
+            with pytest.raises(RuntimeError, match="second derivatives use the backend 'reference'"):
+                first.sum().backward()

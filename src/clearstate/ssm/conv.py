@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .backend import backend
+from .operators import operator
 from .scan import flat_arrays, optional_array
 from .threads import threads_for
 
@@ -64,7 +65,7 @@ def causal_conv1d_silu_reference(x, weight, bias=None, state=None, reverse=False
     return y.flip(1) if reverse else y, padded[:, padded.shape[1] - past :]
 
 
-@torch.library.custom_op("clearstate::causal_conv1d_silu", mutates_args=(), device_types="cpu")
+@operator("causal_conv1d_silu")
 def conv_op(
     x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor | None, reverse: bool
 ) -> tuple[Tensor, Tensor]:
@@ -90,7 +91,7 @@ def _(x, weight, bias, state, reverse):
     return x.new_empty(b, t, d), x.new_empty(b, weight.shape[1] - 1, d)
 
 
-@torch.library.custom_op("clearstate::causal_conv1d_silu_backward", mutates_args=(), device_types="cpu")
+@operator("causal_conv1d_silu_backward")
 def conv_backward_op(
     dy: Tensor, dlast: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor | None, reverse: bool
 ) -> list[Tensor]:
@@ -132,3 +133,4 @@ def _backward(ctx, dy, dlast):
 
 
 conv_op.register_autograd(_backward, setup_context=_save_for_backward)
+conv_backward_op.has_no_gradient()

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .backend import backend
+from .operators import operator
 from .threads import threads_for
 
 KINDS = ("legs", "inv", "lin", "dplr")
@@ -365,7 +366,7 @@ def scan_by_convolution(u: Tensor, A_bar: Tensor, B_bar: Tensor, C: Tensor, stat
     return convolve(u, Kernel(steps, n_fft, own)) + late, S4State(torch.view_as_real(x))
 
 
-@torch.library.custom_op("clearstate::diagonal_scan", mutates_args=(), device_types="cpu")
+@operator("diagonal_scan")
 def scan_op(u: Tensor, a: Tensor, b: Tensor, c: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     """Everything complex as (..., 2); see `s4_cpu`."""
     from . import s4_cpu as kernels
@@ -383,7 +384,7 @@ def _(u, a, b, c, state):
     return u.new_empty(u.shape), u.new_empty(state.shape)
 
 
-@torch.library.custom_op("clearstate::diagonal_scan_backward", mutates_args=(), device_types="cpu")
+@operator("diagonal_scan_backward")
 def scan_backward_op(
     dy: Tensor, dlast: Tensor, u: Tensor, a: Tensor, b: Tensor, c: Tensor, state: Tensor
 ) -> list[Tensor]:
@@ -416,6 +417,7 @@ def _backward(ctx, dy, dlast):
 
 
 scan_op.register_autograd(_backward, setup_context=_save_for_backward)
+scan_backward_op.has_no_gradient()
 
 
 def arrays(*tensors: Tensor) -> list[np.ndarray]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .backend import backend
+from .operators import operator
 from .threads import threads_for
 
 
@@ -156,7 +157,7 @@ def _check(u, delta, A, B, C, D, z, delta_bias, state) -> None:
 # -- the compiled kernel as a PyTorch operator, so that autograd, torch.export and torch.compile see one node --------
 
 
-@torch.library.custom_op("clearstate::selective_scan", mutates_args=(), device_types="cpu")
+@operator("selective_scan")
 def scan_op(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
     delta_bias: Tensor | None, state: Tensor | None, delta_softplus: bool, reverse: bool, keep: bool,
@@ -186,7 +187,7 @@ def _(u, delta, A, B, C, D, z, delta_bias, state, delta_softplus, reverse, keep)
     return torch.empty_like(u, memory_format=torch.contiguous_format), u.new_empty(b, d, n), kept
 
 
-@torch.library.custom_op("clearstate::selective_scan_backward", mutates_args=(), device_types="cpu")
+@operator("selective_scan_backward")
 def scan_backward_op(
     dy: Tensor, dh_last: Tensor, kept: Tensor, u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor,
     D: Tensor | None, z: Tensor | None, delta_bias: Tensor | None, delta_softplus: bool, reverse: bool,
@@ -247,6 +248,7 @@ def _backward(ctx, dy, dh_last, _):
 
 
 scan_op.register_autograd(_backward, setup_context=_save_for_backward)
+scan_backward_op.has_no_gradient()
 
 
 def flat_arrays(*tensors: Tensor | None) -> tuple[list[np.ndarray], np.ndarray]:
