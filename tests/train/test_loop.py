@@ -166,7 +166,7 @@ def test_a_signal_during_a_validation_puts_it_off_to_the_resumed_run(tmp_path):
 
     class Interrupting(TonePairs):
         def pair(self, i):
-            run.stop_signal = signal.SIGTERM
+            run.signalled = signal.SIGTERM
             return super().pair(i)
 
     run = tiny_run(tmp_path / "parts", *changes, pairs=Interrupting())

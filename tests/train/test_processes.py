@@ -2,6 +2,7 @@
 
 import math
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -19,14 +20,22 @@ from clearstate.train.scoring import pesq_target, scores
 PROGRAM = Path(__file__).with_name("tiny.py")
 
 
-def torchrun(folder: Path, dropout: str, *overrides: str) -> None:
+def start(folder: Path, dropout: str, *overrides: str, delay: str = "0") -> subprocess.Popen:
     """Two processes on this machine's CPU (gloo)."""
     arguments = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*arguments, str(PROGRAM), str(folder), "0", dropout, *overrides],
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=400, check=False,
+    return subprocess.Popen(
+        [*arguments, str(PROGRAM), str(folder), delay, dropout, *overrides],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+
+
+def torchrun(folder: Path, dropout: str, *overrides: str, timeout: float = 400) -> None:
+    run = start(folder, dropout, *overrides)
+    try:
+        _, errors = run.communicate(timeout=timeout)
+    finally:
+        run.kill()
+    assert run.returncode == 0, errors
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +65,29 @@ def test_two_processes_resume_with_a_random_state_each(two_processes):
     assert losses(parts) == losses(whole)
     for one, other in zip(checkpoint.load(whole)["random"], checkpoint.load(parts)["random"], strict=True):
         assert torch.equal(one["torch"], other["torch"])
+
+
+def test_processes_write_their_checkpoints_at_the_same_step(tmp_path):
+    """The interval is that of a step: by clocks of their own, one would wait in a checkpoint for the other's step."""
+    torchrun(tmp_path, "0", "checkpoint_minutes=0.0002", "schedule.max_steps=60", timeout=120)
+    assert checkpoint.load(tmp_path)["counters"]["step"] == 60
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds the processes in /proc")
+def test_a_signal_to_one_process_stops_all_at_the_same_step(tmp_path):
+    run = start(tmp_path, "0", "schedule.max_steps=100000", delay="0.01")
+    try:
+        while not (tmp_path / "log.jsonl").exists():
+            assert run.poll() is None, run.communicate()[1]
+            time.sleep(0.1)
+        children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
+        of_rank_1 = [c for c in children if b"RANK=1" in Path(f"/proc/{c}/environ").read_bytes().split(b"\0")]
+        os.kill(int(of_rank_1[0]), signal.SIGTERM)
+        run.communicate(timeout=60)
+    finally:
+        run.kill()
+    steps = checkpoint.load(tmp_path)["counters"]["step"]
+    assert 0 < steps < 100_000 and losses(tmp_path)[-1][0] <= steps
 
 
 def noise(seconds: float = 0.5) -> torch.Tensor:

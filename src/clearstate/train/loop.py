@@ -121,6 +121,7 @@ class Run:
         self.teacher = Teacher(recipe, model, self.fabric.device) if recipe.loss.teacher is not None else None
         self.held = held_parameters(model, recipe)
         self.at = Counters()
+        self.signalled = 0  # by a signal to this process; it becomes a stop when all have heard of it
         self.stop_signal = 0
         self.shown: float | None = None
         self.resume()
@@ -143,7 +144,7 @@ class Run:
     def run(self) -> Outcome:
         """Train until the schedule ends or a signal comes; a checkpoint is written either way."""
         previous = self.catch_signals()
-        last = saved = time.monotonic()
+        last, saved = time.monotonic(), self.at.minutes
         batches = self.batches()
         try:
             while (done := self.done()) < 1 and not self.stop_signal:
@@ -155,8 +156,8 @@ class Run:
                 now = time.monotonic()
                 minutes, last = (now - last) / 60, now
                 self.count(values, minutes)
-                if (last - saved) / 60 >= self.recipe.checkpoint_minutes:
-                    saved = last
+                if self.at.minutes - saved >= self.recipe.checkpoint_minutes:  # by the time that all agree on
+                    saved = self.at.minutes
                     self.save()
             if not self.stop_signal:
                 self.finish()
@@ -228,14 +229,17 @@ class Run:
         return self.objective(estimate, clean, noisy, extra)
 
     def agree(self, values: dict[str, Tensor | None]) -> dict[str, float]:
-        """Means over the processes of some scalars, so that all of them decide alike; a signal to one stops all."""
+        """Means over the processes of some scalars, so that all of them decide alike; a signal to one stops all.
+
+        A process that stopped by itself would leave the others waiting for it in the middle of a step.
+        """
         scalars = [torch.as_tensor(v, dtype=torch.float64, device=self.fabric.device) for v in values.values()]
-        stop = torch.tensor(float(self.stop_signal), dtype=torch.float64, device=self.fabric.device)
+        stop = torch.tensor(float(self.signalled), dtype=torch.float64, device=self.fabric.device)
         reduced = self.fabric.all_reduce(torch.stack([*scalars, stop]), reduce_op="mean")
         assert isinstance(reduced, Tensor)
         means = reduced.tolist()
         if means[-1] and not self.stop_signal:
-            self.stop_signal = signal.SIGTERM
+            self.stop_signal = self.signalled or signal.SIGTERM
         return dict(zip(values, means[:-1], strict=True))
 
     def skip(self) -> None:
@@ -320,9 +324,9 @@ class Run:
             return {}
 
         def note(number: int, _: Any) -> None:
-            if number == signal.SIGINT and self.stop_signal:
+            if number == signal.SIGINT and self.signalled:
                 raise KeyboardInterrupt
-            self.stop_signal = number
+            self.signalled = number
 
         return {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
 
@@ -342,10 +346,10 @@ class Run:
         at, metric = self.at, self.recipe.valid.best
         result = validate(
             self.fabric, self.ema.model, self.pairs, self.chosen, self.pool, self.sample_rate,
-            stopped=lambda: bool(self.stop_signal), metrics=self.metrics,
+            stopped=lambda: bool(self.signalled), metrics=self.metrics,
         )  # fmt: skip
         if result is None:  # a signal came: it is due again when the run goes on
-            self.stop_signal = self.stop_signal or signal.SIGTERM
+            self.stop_signal = self.signalled or signal.SIGTERM
             return
         at.validated_step, at.validated_minutes = at.step, at.minutes
         sign = -1 if metric in LOWER_IS_BETTER else 1
