@@ -364,8 +364,16 @@ def test_a_device_is_never_replaced(tiny):
 # ---------------------------------------------------------------- being stopped
 
 
-@pytest.mark.parametrize(("signum", "code", "jobs"), [(signal.SIGINT, 130, 2), (signal.SIGTERM, 143, 1)])
-def test_being_stopped_leaves_nothing_half_written(tiny, signum, code, jobs):
+@pytest.mark.parametrize(
+    ("signum", "code", "jobs", "group"),
+    [
+        (signal.SIGINT, 130, 2, True),  # a terminal tells the whole group
+        (signal.SIGTERM, 143, 1, False),
+        (signal.SIGTERM, 143, 2, False),  # `kill`: the parent alone
+        (signal.SIGTERM, 143, 2, True),  # a service manager: every process of it
+    ],
+)
+def test_being_stopped_leaves_nothing_half_written(tiny, signum, code, jobs, group):
     """Two files far too long to finish; the signal comes as soon as something is being written."""
     write("a.wav", 1.0)
     samples = np.tile(soundfile.read("a.wav")[0], 1800)
@@ -387,8 +395,8 @@ def test_being_stopped_leaves_nothing_half_written(tiny, signum, code, jobs):
             assert time.monotonic() < deadline
             time.sleep(0.02)
         assert not any(name in os.listdir("out") for name in ("a.wav", "b.wav"))
-        if signum == signal.SIGINT:
-            os.killpg(child.pid, signum)  # a terminal tells the whole group
+        if group:
+            os.killpg(child.pid, signum)
         else:
             child.send_signal(signum)
         _, told = child.communicate(timeout=600)
