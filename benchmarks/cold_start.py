@@ -2,10 +2,10 @@
 
     python benchmarks/cold_start.py [--runs 5] [--json FILE]
 
-Help is timed against starting Python alone and against importing torch, in the same run. Then a noisy file of 4 seconds is
-enhanced, and the same work is done step by step in another process, which says where the time goes. Kernels come from
-their cache, which the first run fills and is not timed; files are warm in the page cache. Medians, by the clock on the
-wall and by the processor: on a busy machine they lie far apart.
+Help is timed against starting Python alone and against importing torch, in the same run. Then a noisy file of 4
+seconds is enhanced, and the same work is done step by step in another process, which says where the time goes. Kernels
+come from their cache, which the first run fills and is not timed; files are warm in the page cache. Medians, by the
+clock on the wall and by the processor: on a busy machine they lie far apart.
 
 Must, on the wall: help 0.5 s, the enhanced file 4 s.
 """
@@ -129,9 +129,8 @@ def main() -> None:
     helped = max(times["clearstate --help"][0], times["clearstate enhance --help"][0])
     waited, worked = times["clearstate enhance, a 4 s file"]
     print(f"\nhelp within {MUST_HELP} s: {'yes' if helped <= MUST_HELP else 'NO'}", end="; ")
-    print(
-        f"a 4 s file within {MUST_FILE} s: {'yes' if waited <= MUST_FILE else 'NO'} ({waited:.2f} s, {worked:.2f} s of the processor)"
-    )
+    print(f"a 4 s file within {MUST_FILE} s: {'yes' if waited <= MUST_FILE else 'NO'} ({waited:.2f} s", end="")
+    print(f", {worked:.2f} s of the processor)")
     sys.exit(helped > MUST_HELP or waited > MUST_FILE)
 
 
