@@ -28,9 +28,8 @@ def run_recipe(recipe: Recipe, *, quiet: bool = False) -> "Outcome":
 
     rate = int(model.sample_rate)  # type: ignore[arg-type]  # every model of ours has one
     task = models.find(recipe.model.name).task
-    items: Items = open_items(recipe, task, rate)
-    if recipe.data.pcs is not None:
-        items = Stretched(items, recipe.data.pcs, task, rate)
+    drawn = open_items(recipe, task, rate)
+    items: Items = drawn if recipe.data.pcs is None else Stretched(drawn, recipe.data.pcs, task, rate)
     return Run(recipe, model, items, open_pairs(recipe, task, rate), quiet=quiet).run()
 
 
