@@ -1,18 +1,15 @@
 """clearstate enhance: noisy speech in, clean speech out."""
 
 import functools
-import json
-import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from clearstate import __version__
 from clearstate.cli.batch import Outcome, Progress, Worker, run_batch
 from clearstate.cli.inputs import STDIO, Job, make_room, plan
-from clearstate.cli.terminal import UsageError, abandon_stdout, explain, note
+from clearstate.cli.terminal import UsageError, explain
+from clearstate.cli.verbs import check_pipes, close, lengths
 
 
 def run(
@@ -76,13 +73,13 @@ def run(
     """
     todo = plan(inputs, output, tag="residual" if residual else "clear", overwrite=overwrite)
     outcomes = [Outcome(source, None, error=why) for source, why in todo.failures]
-    _check_pipes(todo.jobs, as_json)
+    check_pipes(todo.jobs, as_json)
 
     if todo.jobs:
         _check_model(model)
         opener = functools.partial(open_worker, model, strength, residual, pcs, overwrite)
-        outcomes += run_batch(todo.jobs, opener, processes=jobs, lengths=_lengths(todo.jobs))
-    _close(outcomes, model, as_json)
+        outcomes += run_batch(todo.jobs, opener, processes=jobs, lengths=lengths(todo.jobs))
+    close(outcomes, model, as_json)
 
 
 def open_worker(model: str, strength: float | None, residual: bool, pcs: bool, overwrite: bool) -> Worker:
@@ -111,19 +108,6 @@ def open_worker(model: str, strength: float | None, residual: bool, pcs: bool, o
     return work
 
 
-def _check_pipes(jobs: list[Job], as_json: bool) -> None:
-    """A pipe that is a terminal is a mistake: nobody types a WAV file, and printing one wrecks the screen."""
-    if any(job.source == STDIO for job in jobs) and sys.stdin.isatty():
-        raise UsageError("'-' reads audio from stdin, but stdin is the keyboard; pipe a file in, or name one")
-    if any(job.target == STDIO for job in jobs):
-        if as_json:
-            raise UsageError(
-                "--json prints its report to stdout, where the audio goes; write the audio to a file with -o"
-            )
-        if sys.stdout.isatty():
-            raise UsageError("the audio would go to stdout, which is the screen; add '> out.wav' or -o FILE")
-
-
 def _check_model(name: str) -> None:
     """A name that is unknown, or of a model for something else, is found before processes are started."""
     from clearstate.models import PRESETS, find
@@ -139,32 +123,3 @@ def _check_model(name: str) -> None:
         raise UsageError(
             f"--model {name} is there to {task}, not to enhance: see clearstate {task}, or take one of {fit}"
         )
-
-
-def _lengths(jobs: list[Job]) -> dict[str, float]:
-    """Seconds of audio in each file that says so; what cannot be read fails later, where it is reported."""
-    import soundfile
-
-    lengths = {}
-    for job in jobs:
-        with suppress(Exception):
-            if job.source != STDIO:  # to libsndfile "-" is stdin, which it would close
-                lengths[job.source] = soundfile.info(job.source).duration
-    return lengths
-
-
-def _close(outcomes: list[Outcome], model: str, as_json: bool) -> None:
-    """The report, the failures, the exit code."""
-    failed = [outcome for outcome in outcomes if outcome.error]
-    if as_json:
-        files = [outcome.as_json() for outcome in outcomes]
-        report = {"clearstate": __version__, "model": model, "done": len(files) - len(failed), "failed": len(failed)}
-        print(json.dumps(report | {"files": files}, indent=2))
-    if len(outcomes) > 1 and failed:
-        note(f"clearstate: {len(failed)} of {len(outcomes)} inputs failed:")
-    for outcome in failed:
-        note(f"clearstate: {outcome.name}: {outcome.error}")
-    if any(outcome.target == STDIO for outcome in failed):
-        abandon_stdout()
-    if failed:
-        raise typer.Exit(1)

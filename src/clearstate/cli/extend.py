@@ -6,10 +6,9 @@ from typing import Annotated, Any
 import typer
 
 from clearstate.cli.batch import Outcome, Progress, Worker, run_batch
-from clearstate.cli.enhance import _check_pipes, _close, _lengths
 from clearstate.cli.inputs import STDIO, Job, make_room, plan
-from clearstate.cli.separate import check_model
 from clearstate.cli.terminal import UsageError, explain
+from clearstate.cli.verbs import check_model, check_pipes, close, lengths
 
 FAST = "extend-fast"  # the default, as in clearstate.extension, which imports torch
 
@@ -71,7 +70,7 @@ def run(
     name = _choose(model, fast)
     todo = plan(inputs, output, tag="wide", overwrite=overwrite)
     outcomes = [Outcome(source, None, error=why) for source, why in todo.failures]
-    _check_pipes(todo.jobs, as_json)
+    check_pipes(todo.jobs, as_json)
     if todo.jobs:
         from clearstate.models import tell_licence
 
@@ -79,8 +78,8 @@ def run(
         _check_settings(name, to, steps, seed)
         tell_licence(name)
         opener = functools.partial(open_worker, name, to, steps, seed, overwrite)
-        outcomes += run_batch(todo.jobs, opener, processes=jobs, lengths=_lengths(todo.jobs))
-    _close(outcomes, name, as_json)
+        outcomes += run_batch(todo.jobs, opener, processes=jobs, lengths=lengths(todo.jobs))
+    close(outcomes, name, as_json)
 
 
 def open_worker(model: str, to: int, steps: int | None, seed: int | None, overwrite: bool) -> Worker:

@@ -9,9 +9,9 @@ from typing import Annotated, Any
 import typer
 
 from clearstate.cli.batch import Outcome, Progress, Worker, run_batch
-from clearstate.cli.enhance import _close, _lengths
 from clearstate.cli.inputs import STDIO, Job, plan
 from clearstate.cli.terminal import UsageError, explain, note
+from clearstate.cli.verbs import check_model, close, lengths
 
 DEFAULT_MODEL = "s4m-tiny-4ms"  # as in clearstate.separation, which imports torch
 OURS = re.compile(r"\.speaker\d+$")  # the end of a name that an earlier run gave
@@ -65,8 +65,8 @@ def run(
         raise UsageError("'-' reads audio from stdin, but stdin is the keyboard; pipe a file in, or name one")
     if todo:
         opener = functools.partial(open_worker, model, enhance, overwrite)
-        outcomes += run_batch(todo, opener, processes=jobs, lengths=_lengths(todo))
-    _close(outcomes, model, as_json)
+        outcomes += run_batch(todo, opener, processes=jobs, lengths=lengths(todo))
+    close(outcomes, model, as_json)
 
 
 def open_worker(model: str, enhance: str | None, overwrite: bool) -> Worker:
@@ -120,18 +120,3 @@ def places(inputs: list[str], output: str | None) -> tuple[list[Job], list[tuple
     if not jobs and not found.failures:
         note("clearstate: nothing to separate: only results of an earlier run")
     return jobs, found.failures
-
-
-def check_model(name: str, task: str, option: str) -> None:
-    """An unknown name, or a model of another task, is found before processes are started and files opened."""
-    from clearstate.models import PRESETS, find
-
-    if Path(name).is_dir():
-        return
-    try:
-        preset = find(name)
-    except ValueError as error:
-        raise UsageError(f"{option} {name}: {error} (a folder with weights will also do)") from error
-    if preset.task != task:
-        fitting = ", ".join(p.name for p in PRESETS.values() if p.task == task)
-        raise UsageError(f"{option} {name}: its task is {preset.task}, expected {task}; take one of {fitting}")

@@ -1,0 +1,70 @@
+"""What the verbs that work on files (enhance, separate, extend) have in common besides inputs and batches."""
+
+import json
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import typer
+
+from clearstate import __version__
+from clearstate.cli.batch import Outcome
+from clearstate.cli.inputs import STDIO, Job
+from clearstate.cli.terminal import UsageError, abandon_stdout, note
+
+
+def check_pipes(jobs: list[Job], as_json: bool) -> None:
+    """A pipe that is a terminal is a mistake: nobody types a WAV file, and printing one wrecks the screen."""
+    if any(job.source == STDIO for job in jobs) and sys.stdin.isatty():
+        raise UsageError("'-' reads audio from stdin, but stdin is the keyboard; pipe a file in, or name one")
+    if any(job.target == STDIO for job in jobs):
+        if as_json:
+            raise UsageError(
+                "--json prints its report to stdout, where the audio goes; write the audio to a file with -o"
+            )
+        if sys.stdout.isatty():
+            raise UsageError("the audio would go to stdout, which is the screen; add '> out.wav' or -o FILE")
+
+
+def check_model(name: str, task: str, option: str) -> None:
+    """An unknown name, or a model of another task, is found before processes are started and files opened."""
+    from clearstate.models import PRESETS, find
+
+    if Path(name).is_dir():
+        return
+    try:
+        preset = find(name)
+    except ValueError as error:
+        raise UsageError(f"{option} {name}: {error} (a folder with weights will also do)") from error
+    if preset.task != task:
+        fitting = ", ".join(p.name for p in PRESETS.values() if p.task == task)
+        raise UsageError(f"{option} {name}: its task is {preset.task}, expected {task}; take one of {fitting}")
+
+
+def lengths(jobs: list[Job]) -> dict[str, float]:
+    """Seconds of audio in each file that says so; what cannot be read fails later, where it is reported."""
+    import soundfile
+
+    seconds = {}
+    for job in jobs:
+        with suppress(Exception):
+            if job.source != STDIO:  # to libsndfile "-" is stdin, which it would close
+                seconds[job.source] = soundfile.info(job.source).duration
+    return seconds
+
+
+def close(outcomes: list[Outcome], model: str, as_json: bool) -> None:
+    """The report, the failures, the exit code."""
+    failed = [outcome for outcome in outcomes if outcome.error]
+    if as_json:
+        files = [outcome.as_json() for outcome in outcomes]
+        report = {"clearstate": __version__, "model": model, "done": len(files) - len(failed), "failed": len(failed)}
+        print(json.dumps(report | {"files": files}, indent=2))
+    if len(outcomes) > 1 and failed:
+        note(f"clearstate: {len(failed)} of {len(outcomes)} inputs failed:")
+    for outcome in failed:
+        note(f"clearstate: {outcome.name}: {outcome.error}")
+    if any(outcome.target == STDIO for outcome in failed):
+        abandon_stdout()
+    if failed:
+        raise typer.Exit(1)
