@@ -93,7 +93,29 @@ def test_one_channel_at_the_models_rate_is_exactly_the_model():
     x = noise(1, 40_001).astype(np.float32)
     for model in (CausalDouble(), NonCausalDouble()):
         expected = model(torch.from_numpy(x)).numpy()
-        np.testing.assert_allclose(Enhancer(model).enhance(x, 16_000), expected, atol=1e-7)
+        np.testing.assert_allclose(Enhancer(model).enhance(x, 16_000, warm_up=False), expected, atol=1e-7)
+
+
+@pytest.mark.parametrize("samples", [1, 255, 300, 8_000, 23_807, 23_808, 40_001])
+def test_warmed_up_a_model_begins_as_if_it_had_heard_the_beginning_before(samples):
+    """Whole hops of the first 1.5 s: 93 of 256 samples, or what there is."""
+    x = noise(1, samples).astype(np.float32)
+    model = CausalDouble()
+    heard = min(93 * 256, samples // 256 * 256)
+    expected = model(torch.from_numpy(np.concatenate([x[:, :heard], x], axis=1))).numpy()[:, heard:]
+    np.testing.assert_allclose(Enhancer(model).enhance(x, 16_000), expected, atol=1e-7)
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("rate", [16_000, 44_100])
+def test_warmed_up_too_chunks_of_any_size_give_the_same(rate, channels):
+    for samples in (2 * rate, rate // 2):
+        x = noise(channels, samples)
+        whole = in_chunks(CausalDouble(), x, rate, [10**9], warm_up=True)
+        assert whole.shape == x.shape
+        assert np.abs(whole - in_chunks(CausalDouble(), x, rate, [10**9])).max() > 1e-3, "nothing was warmed up"
+        for sizes in ([rate // 100], [1, 4_000, 0, 333]):
+            np.testing.assert_allclose(in_chunks(CausalDouble(), x, rate, sizes, warm_up=True), whole, atol=1e-6)
 
 
 # --- non-causal models, in blocks ------------------------------------------------------------------------------------

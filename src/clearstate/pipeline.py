@@ -26,6 +26,7 @@ from clearstate.audio.resample import Resampler
 
 Array = NDArray[Any]
 
+WARM_UP_SECONDS = 1.5  # of a recording, heard by a causal model before it begins: 0.5 to 2 were tried, docs/LOG.md
 PIECE_SECONDS = 2.0  # a causal model sees at most this much at a time: bounds the memory
 BLOCK_SECONDS = 8.0  # a non-causal one sees blocks of this length (150 MB a second for the largest models) ...
 OVERLAP_SECONDS = 2.0  # ... that overlap by this much ...
@@ -60,6 +61,8 @@ class Chain:
         live: chunks are short and come one by one.
         overviews: of each channel of a long signal, for models that want one (`survey.py`).
         pcs: stretch the perceptual contrast of what the model gives (`audio/pcs.py`).
+        warm_up: let a causal model hear the beginning once before it counts. It then knows voice and noise from the
+            first sample on; output comes WARM_UP_SECONDS later, which live sound cannot wait for.
     Raises:
         ValueError: for a rate, channel count or strength that cannot be, or a model that does not enhance.
     """
@@ -74,6 +77,7 @@ class Chain:
         live: bool = False,
         overviews: list[Any] | None = None,
         pcs: bool = False,
+        warm_up: bool = False,
     ) -> None:
         check_settings(model, sample_rate, channels, strength)
         sample_rate = int(sample_rate)
@@ -83,7 +87,7 @@ class Chain:
         model_rate = int(model.sample_rate)
         self.piece = max(1, int(PIECE_SECONDS * sample_rate))
         self.runner: Runner = (
-            CausalRunner(model, channels, live) if model.causal else BlockRunner(model, channels, overviews)
+            CausalRunner(model, channels, live, warm_up) if model.causal else BlockRunner(model, channels, overviews)
         )
         grid = self.runner.grid
         self.contrast = ContrastStretcher(channels, model_rate, grid) if pcs else None
@@ -106,7 +110,7 @@ class Chain:
         """Samples after an input sample that its output may have to wait for, whatever the chunks; None: unbounded."""
         if not isinstance(self.runner, CausalRunner):
             return None
-        late = self.delay + self.grid - 1
+        late = self.delay + self.grid - 1 + self.runner.warm_up
         if not (self.up and self.down):
             return late
         return (self.up.lookahead + late) * self.down.down // self.down.up + self.down.lookahead
@@ -181,20 +185,31 @@ class Chain:
 class CausalRunner:
     """A causal model as one endless stream: the state is carried, so chunking changes nothing.
 
+    With `warm_up` the first WARM_UP_SECONDS, or all of a shorter signal, go through the model twice: the state that the
+    first time leaves is the one the signal begins with.
+
     For live sound the model's compiled step is taken, if it has one: it is faster by the frame, and its compilation
     (some seconds, once on a machine) would be lost on a file.
     """
 
-    def __init__(self, model: Any, channels: int, live: bool = False) -> None:
+    def __init__(self, model: Any, channels: int, live: bool = False, warm_up: bool = False) -> None:
         self.delay = int(model.latency)
         self.hop = self.grid = int(model.hop)
         compiled = model.begin_stream(channels) if live and hasattr(model, "begin_stream") else None
         self.advance: Callable[[Array], Array] = compiled or stepwise(model, channels)
         self._held = np.zeros((channels, 0), dtype=np.float32)  # less than a hop
         self._noisy = np.zeros((channels, self.delay), dtype=np.float32)  # to come out beside its enhanced form
+        # So many samples wait until the model has heard all of them once.
+        self.warm_up = int(WARM_UP_SECONDS * model.sample_rate) // self.hop * self.hop if warm_up else 0
+        self._cold = self.warm_up > 0
 
     def push(self, x: Array) -> Array:
         held = np.concatenate([self._held, x.astype(np.float32, copy=False)], axis=1)
+        if self._cold:
+            if held.shape[1] < self.warm_up:
+                self._held = held
+                return np.empty((2, len(x), 0), dtype=np.float32)
+            self._warm(held[:, : self.warm_up])
         whole = held.shape[1] // self.hop * self.hop
         pair = np.empty((2, len(x), whole), dtype=np.float32)
         if not whole:
@@ -209,7 +224,16 @@ class CausalRunner:
 
     def finish(self) -> Array:
         """Silence follows, until everything pushed has come out."""
+        if self._cold:
+            self._warm(self._held[:, : self._held.shape[1] // self.hop * self.hop])
         return self.push(np.zeros((len(self._held), self.delay + self.hop - 1), dtype=np.float32))
+
+    def _warm(self, beginning: Array) -> None:
+        """Hear whole hops for the sake of the state alone."""
+        self._cold = False
+        if beginning.shape[1]:
+            self.advance(beginning)
+            self._noisy = np.concatenate([self._noisy, beginning], axis=1)[:, beginning.shape[1] :].copy()
 
 
 def stepwise(model: Any, channels: int) -> Callable[[Array], Array]:

@@ -61,6 +61,7 @@ class Enhancer:
         *,
         residual: bool = False,
         pcs: bool = False,
+        warm_up: bool = True,
     ) -> Signal:
         """Enhance a signal in memory.
 
@@ -73,6 +74,8 @@ class Enhancer:
                 model removes.
             residual: return what was removed, input - output, instead.
             pcs: stretch the perceptual contrast of the result (`audio/pcs.py`): PESQ rises, SI-SDR falls.
+            warm_up: let a causal model hear the first 1.5 s once before they count, so that it knows voice and noise
+                from the first sample on. False gives exactly what `Stream` does, which cannot look ahead.
         Returns:
             The same kind, shape, type and device, aligned with the input to the sample.
         Raises:
@@ -81,7 +84,7 @@ class Enhancer:
         if isinstance(signal, torch.Tensor):
             wide = signal.detach().cpu()
             wide = wide.float() if wide.dtype in (torch.float16, torch.bfloat16) else wide
-            y = self.enhance(wide.numpy(), sample_rate, strength, residual=residual, pcs=pcs)
+            y = self.enhance(wide.numpy(), sample_rate, strength, residual=residual, pcs=pcs, warm_up=warm_up)
             return torch.from_numpy(y).to(signal)
         x = as_floats(signal)
         batch = x.reshape(-1, *x.shape[-2:]) if x.ndim > 1 else x[None, None]  # (b, channels, n)
@@ -90,7 +93,9 @@ class Enhancer:
             overviews = None
             if wants_overview(self.model):
                 overviews = survey(self.model, sample_rate, len(item), in_blocks(item), BLOCK_SECONDS)
-            chain = Chain(self.model, sample_rate, len(item), strength, residual, overviews=overviews, pcs=pcs)
+            chain = Chain(
+                self.model, sample_rate, len(item), strength, residual, overviews=overviews, pcs=pcs, warm_up=warm_up
+            )
             done = 0
             for start in range(0, item.shape[1], chain.piece):
                 y = chain.push(item[:, start : start + chain.piece])
@@ -107,6 +112,7 @@ class Enhancer:
         strength: float | None = None,
         residual: bool = False,
         pcs: bool = False,
+        warm_up: bool = True,
         overwrite: bool = False,
         progress: Progress | None = None,
     ) -> Report:
@@ -119,6 +125,7 @@ class Enhancer:
             strength: the most by which anything is attenuated, in dB; None takes all that the model removes.
             residual: write what was removed, input - output, instead.
             pcs: stretch the perceptual contrast of the result: PESQ rises, SI-SDR falls.
+            warm_up: let a causal model hear the first 1.5 s once before they count.
             overwrite: replace `out_path` if it exists; never the input itself.
             progress: called after every block with the seconds done and in all (0 while the length is not known); an
                 exception from it stops the work and leaves no output.
@@ -137,7 +144,10 @@ class Enhancer:
                 overviews = survey(self.model, info.sample_rate, info.channels, source.blocks(), BLOCK_SECONDS)
         with open_reader(in_path) as source:
             info = source.info
-            chain = Chain(self.model, info.sample_rate, info.channels, strength, residual, overviews=overviews, pcs=pcs)
+            chain = Chain(
+                self.model, info.sample_rate, info.channels, strength, residual, overviews=overviews, pcs=pcs,
+                warm_up=warm_up,
+            )  # fmt: skip
             with open_writer(out_path, info, overwrite=overwrite) as sink:
                 frames = 0
                 for block in source.blocks():
@@ -180,13 +190,15 @@ def enhance(
     strength: float | None = None,
     residual: bool = False,
     pcs: bool = False,
+    warm_up: bool = True,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Report:
     """Enhance one file; for several, `load` once and call its `enhance_file`, which explains the arguments."""
     return load(model).enhance_file(
-        in_path, out_path, strength=strength, residual=residual, pcs=pcs, overwrite=overwrite, progress=progress
-    )
+        in_path, out_path, strength=strength, residual=residual, pcs=pcs, warm_up=warm_up, overwrite=overwrite,
+        progress=progress,
+    )  # fmt: skip
 
 
 def as_floats(signal: NDArray[Any]) -> NDArray[np.floating]:

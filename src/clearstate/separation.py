@@ -196,7 +196,7 @@ def load_separator(model: AnyPath = DEFAULT_MODEL, enhance: AnyPath | None = Non
 
 def enhanced(enhancer: Enhancer, blocks: Iterable[Any], sample_rate: int, channels: int) -> Iterator[NDArray[Any]]:
     """The blocks without their noise."""
-    chain = Chain(enhancer.model, sample_rate, channels)
+    chain = Chain(enhancer.model, sample_rate, channels, warm_up=True)
     for block in blocks:
         yield chain.push(block)
     yield chain.finish()

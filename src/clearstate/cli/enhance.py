@@ -46,6 +46,14 @@ def run(
             "listener and to PESQ, further from the clean waveform.",
         ),
     ] = False,
+    warm_up: Annotated[
+        bool,
+        typer.Option(
+            "--warm-up/--no-warm-up",
+            help="Let a causal model hear the first 1.5 s of a file once before they count. Without it the result is "
+            "that of `clearstate stream`, sample by sample.",
+        ),
+    ] = True,
     jobs: Annotated[
         int, typer.Option("--jobs", "-j", min=1, help="Files at a time, each in a process of its own.")
     ] = 1,
@@ -77,12 +85,14 @@ def run(
 
     if todo.jobs:
         _check_model(model)
-        opener = functools.partial(open_worker, model, strength, residual, pcs, overwrite)
+        opener = functools.partial(open_worker, model, strength, residual, pcs, warm_up, overwrite)
         outcomes += run_batch(todo.jobs, opener, processes=jobs, lengths=lengths(todo.jobs))
     close(outcomes, model, as_json)
 
 
-def open_worker(model: str, strength: float | None, residual: bool, pcs: bool, overwrite: bool) -> Worker:
+def open_worker(
+    model: str, strength: float | None, residual: bool, pcs: bool, warm_up: bool, overwrite: bool
+) -> Worker:
     """Load the model once; the worker it gives enhances one file at a time."""
     import clearstate
 
@@ -100,6 +110,7 @@ def open_worker(model: str, strength: float | None, residual: bool, pcs: bool, o
             strength=strength,
             residual=residual,
             pcs=pcs,
+            warm_up=warm_up,
             overwrite=overwrite,
             progress=progress,
         )
