@@ -120,7 +120,7 @@ def test_existing_files_are_kept(weights):
 @pytest.mark.parametrize(
     "args, says",
     [
-        (["--model", "live"], "its task is enhance"),
+        (["--model", "live"], "is there to enhance"),
         (["--model", "extend-fats"], "extend-fast"),
         (["--model", "mambawave", "--fast"], "leave one of them out"),
         (["--steps", 4], "works in one step"),

@@ -113,9 +113,9 @@ def test_existing_files_are_kept(weights):
 @pytest.mark.parametrize(
     "args, says",
     [
-        (["--model", "live"], "its task is enhance"),
+        (["--model", "live"], "is there to enhance"),
         (["--model", "s4m-tinny"], "s4m-tiny"),
-        (["--model", "s4m-tiny-4ms", "--enhance", "s4m"], "its task is separate"),
+        (["--model", "s4m-tiny-4ms", "--enhance", "s4m"], "is there to separate"),
         (["-o", "-"], "name a folder"),
         (["-o", "talk.wav"], "name a folder"),
     ],

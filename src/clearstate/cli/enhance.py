@@ -1,7 +1,6 @@
 """clearstate enhance: noisy speech in, clean speech out."""
 
 import functools
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -9,7 +8,7 @@ import typer
 from clearstate.cli.batch import Outcome, Progress, Worker, run_batch
 from clearstate.cli.inputs import STDIO, Job, make_room, plan
 from clearstate.cli.terminal import UsageError, explain
-from clearstate.cli.verbs import check_pipes, close, lengths
+from clearstate.cli.verbs import check_model, check_pipes, close, lengths
 
 
 def run(
@@ -84,7 +83,7 @@ def run(
     check_pipes(todo.jobs, as_json)
 
     if todo.jobs:
-        _check_model(model)
+        check_model(model, "enhance", "--model")
         opener = functools.partial(open_worker, model, strength, residual, pcs, warm_up, overwrite)
         outcomes += run_batch(todo.jobs, opener, processes=jobs, lengths=lengths(todo.jobs))
     close(outcomes, model, as_json)
@@ -117,20 +116,3 @@ def open_worker(
         return {"seconds": report.seconds, "sample_rate": report.sample_rate, "channels": report.channels}
 
     return work
-
-
-def _check_model(name: str) -> None:
-    """A name that is unknown, or of a model for something else, is found before processes are started."""
-    from clearstate.models import PRESETS, find
-
-    if Path(name).is_dir():
-        return  # what is in the folder shows when it is loaded
-    try:
-        task = find(name).task
-    except ValueError as error:
-        raise UsageError(f"{error} (`clearstate models` lists them all; a folder with weights will also do)") from error
-    if task != "enhance":
-        fit = ", ".join(other for other, preset in PRESETS.items() if preset.task == "enhance")
-        raise UsageError(
-            f"--model {name} is there to {task}, not to enhance: see clearstate {task}, or take one of {fit}"
-        )

@@ -31,14 +31,18 @@ def check_model(name: str, task: str, option: str) -> None:
     from clearstate.models import PRESETS, find
 
     if Path(name).is_dir():
-        return
+        return  # what is in the folder shows when it is loaded
     try:
         preset = find(name)
     except ValueError as error:
-        raise UsageError(f"{option} {name}: {error} (a folder with weights will also do)") from error
+        lists = "`clearstate models` lists them all; a folder with weights will also do"
+        raise UsageError(f"{option} {name}: {error} ({lists})") from error
     if preset.task != task:
         fitting = ", ".join(p.name for p in PRESETS.values() if p.task == task)
-        raise UsageError(f"{option} {name}: its task is {preset.task}, expected {task}; take one of {fitting}")
+        raise UsageError(
+            f"{option} {name} is there to {preset.task}, not to {task}: see clearstate {preset.task}, "
+            f"or take one of {fitting}"
+        )
 
 
 def lengths(jobs: list[Job]) -> dict[str, float]:
