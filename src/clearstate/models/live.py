@@ -44,7 +44,7 @@ class LiveConfig:
     fine_blocks: int = 1  # convolutions over fine bands, in the encoder and again in the decoder
     channels: int = 48  # at the coarse bands
     bands: int = 24  # coarse bands
-    blocks: int = 3  # pairs of time and frequency mixing
+    blocks: int = 4  # pairs of time and frequency mixing
     states: int = 8  # of Mamba, a channel
     heads: int = 3  # of the attention over bands
     wide: int = 96  # width of the Mamba over the whole band
