@@ -8,11 +8,10 @@ Every convolution is followed by an instance norm, whose mean and variance are t
 signal: the codec is not causal, and a block of a signal needs the moments of the whole (see `Moments`).
 
 b batch, t frames, f bins, k = (f - 1) / 2 bands, c channels; tensors are channel-last, (b, t, f, c), throughout.
-Without gradients on a CPU the norms and the up-sampling run in the compiled or rearranged forms below; with gradients,
-or inside ``use_backend("reference")``, in plain PyTorch. Both are the same functions of the same weights.
+Without gradients on a CPU the convolutions, the norms and the up-sampling run in compiled or rearranged forms; with
+gradients, or inside ``use_backend("reference")``, in plain PyTorch. Both are the same functions of the same weights.
 """
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -23,7 +22,6 @@ from torch.nn import functional as F
 from clearstate.ssm import backend
 
 EPS = 1e-5  # added to the variance of an instance norm
-SLICE = 64  # frames that a dense block convolves at a time without gradients
 
 
 class Moments(NamedTuple):
@@ -103,10 +101,10 @@ class NormPReLU(nn.Module):
         return F.prelu(y.permute(0, 3, 1, 2), self.slope).permute(0, 2, 3, 1)
 
 
-def convolve(x: Tensor, conv: nn.Conv2d, padding: tuple[int, int] | None = None) -> Tensor:
-    """A 2-D convolution on a channel-last tensor (b, t, f, c); `padding` in place of its own."""
+def convolve(x: Tensor, conv: nn.Conv2d) -> Tensor:
+    """A 2-D convolution on a channel-last tensor (b, t, f, c)."""
     weight = conv.weight.contiguous(memory_format=torch.channels_last)
-    y = F.conv2d(x.permute(0, 3, 1, 2), weight, conv.bias, conv.stride, padding or conv.padding, conv.dilation)
+    y = F.conv2d(x.permute(0, 3, 1, 2), weight, conv.bias, conv.stride, conv.padding, conv.dilation)
     return y.permute(0, 2, 3, 1)
 
 
@@ -135,48 +133,32 @@ class DenseBlock(nn.Module):
     def forward(self, x: Tensor, moments_of: MomentsOf = own_moments) -> Tensor:
         """(b, t, f, c) to the same."""
         if compiled(x):
-            return self.in_slices(x, moments_of)
+            return self.in_tiles(x, moments_of)
         maps = y = x
         for layer in self.layers:
             y = layer(maps, moments_of)
             maps = torch.cat([y, maps], dim=-1)
         return y
 
-    def in_slices(self, x: Tensor, moments_of: MomentsOf) -> Tensor:
-        """The same with the maps side by side only where a convolution is at work, and normalised in place."""
-        from clearstate.models import codec_cpu
+    def in_tiles(self, x: Tensor, moments_of: MomentsOf) -> Tensor:
+        """The same with the maps of the block kept as what the convolutions of `winograd_cpu.py` start from."""
+        from clearstate.models import codec_cpu, winograd_cpu
+        from clearstate.ssm.panels_cpu import rounded_up
 
-        b, t, f, c = x.shape
-        reach = 2 ** (len(self.layers) - 1)
-        scratch = x.new_empty(b * (min(SLICE, t) + 2 * reach) * f * len(self.layers) * c)
-        maps = [x]
-        for layer in self.layers:
+        c, width = x.shape[-1], rounded_up(x.shape[-1])
+        x = winograd_cpu.filled(x, width)
+        maps, y = winograd_cpu.empty_maps(x, len(self.layers)), torch.empty_like(x)
+        scale, shift, slope = x.new_ones(x.shape[0], width), x.new_zeros(x.shape[0], width), x.new_ones(width)
+        source = x  # as it is, then the output of each layer through its norm
+        for i, layer in enumerate(self.layers):
             assert isinstance(layer, DenseLayer)
-            y = convolve_in_slices(maps, layer.conv, scratch)
-            codec_cpu.affine_prelu(y, *layer.norm.coefficients(moments_of(y)), layer.norm.slope, [(y, 0)])
-            maps.insert(0, y)
-        return maps[0]
-
-
-def convolve_in_slices(maps: list[Tensor], conv: nn.Conv2d, scratch: Tensor) -> Tensor:
-    """`convolve` of maps (b, t, f, c), side by side in their channels, `SLICE` frames at a time.
-
-    Args:
-        scratch: memory for one slice of the input; fresh memory for each would cost as much as a third of the work.
-    """
-    (b, t, f, _), reach = maps[0].shape, conv.dilation[0]  # along time padding and dilation are the same
-    y = torch.empty_like(maps[0])
-    for start in range(0, t, SLICE):
-        end = min(start + SLICE, t)
-        first, last = max(0, start - reach), min(t, end + reach)
-        before, after = reach - (start - first), reach - (last - end)  # frames beyond the signal
-        size = (b, before + last - first + after, f, conv.in_channels)
-        x = scratch[: math.prod(size)].view(size)
-        x[:, :before] = 0
-        x[:, size[1] - after :] = 0
-        torch.cat([m[:, first:last] for m in maps], dim=-1, out=x[:, before : before + last - first])
-        y[:, start:end] = convolve(x, conv, padding=(0, 1))
-    return y
+            winograd_cpu.enter(source, scale, shift, slope, maps[i])
+            winograd_cpu.convolve(maps[: i + 1], layer.conv, y)
+            scale, shift = layer.norm.coefficients(moments_of(y[..., :c]))
+            scale, shift, slope = (winograd_cpu.filled(values, width) for values in (scale, shift, layer.norm.slope))
+            source = y
+        codec_cpu.affine_prelu(y, scale, shift, slope, [(y, 0)])
+        return y[..., :c]
 
 
 class Encoder(nn.Module):

@@ -21,6 +21,8 @@ from .vector_cpu import EXP2, LOG2E
 
 LANES = 16
 FAST = {"contract", "nsz", "arcp"}  # a * b + c is one instruction; sums stay in the order in which they are written
+# 2**r on [-1/2, 1/2] with the constant term held at 1; largest relative error 2.8e-6.
+DECAY = (0.69312419, 0.24024099, 0.05590643, 0.00958285)
 inner_njit: Any = numba.njit(fastmath=FAST)  # for what compiled code calls
 intrinsic: Any = numba.extending.intrinsic  # whose first parameter, the typing context, callers do not pass
 
@@ -218,6 +220,17 @@ def larger(typingctx, x, y):
 
 
 @intrinsic
+def smaller(typingctx, x, limit):
+    """The smaller of x and a number, lane by lane; x where it is NaN."""
+
+    def codegen(context, builder, sig, args):
+        x, limit = args[0], _splat(builder, args[1])
+        return builder.select(builder.fcmp_ordered("<", limit, x), limit, x)
+
+    return lanes(lanes, types.float32), codegen
+
+
+@intrinsic
 def root(typingctx, x):
     def codegen(context, builder, sig, args):
         return _unary(builder, "sqrt", args[0])
@@ -241,6 +254,27 @@ def exp(typingctx, x):
 
     def codegen(context, builder, sig, args):
         return _exp2(builder, builder.fmul(args[0], _number(LOG2E)))
+
+    return lanes(lanes), codegen
+
+
+@intrinsic
+def decay(typingctx, x):
+    """2**x for -1e7 <= x <= 0, to 3e-6 of its value; about 1e-38 where that is less.
+
+    `exp2` for the inner loop of a recurrence: one term of the polynomial less (minimax with the constant held at 1, so
+    that it is exact where nothing decays), and what is cut is the exponent, as integers, beside the multiplications.
+    Unsigned, so that the bits of a NaN are larger than any exponent.
+    """
+
+    def codegen(context, builder, sig, args):
+        b, x = builder, args[0]
+        shifted = b.fadd(x, _number(12582912.0))  # the nearest whole number stands in the last bits
+        r = b.fsub(x, b.fsub(shifted, _number(12582912.0)))
+        bits, least = b.bitcast(shifted, _INTEGERS), _integer(0x4B400000 - 126)
+        bits = b.select(b.icmp_unsigned("<", bits, least), least, bits)
+        p = b.bitcast(_polynomial(b, r, (*reversed(DECAY), 1.0)), _INTEGERS)
+        return b.bitcast(b.add(p, b.shl(bits, _integer(23))), _VECTOR)
 
     return lanes(lanes), codegen
 

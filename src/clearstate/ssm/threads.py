@@ -1,6 +1,8 @@
 """How many threads a kernel may use: PyTorch's number, and one in a forked child."""
 
 import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -31,3 +33,19 @@ def threads_for(tasks: int, work: int) -> int:
     if count > 1:
         numba.set_num_threads(count)
     return count
+
+
+def in_parts(kernel: Callable[..., None], parts: int, *arguments: Any) -> None:
+    """Call a compiled kernel that releases the interpreter's lock as ``kernel(part, parts, ...)``, each on a thread.
+
+    For kernels that work for a millisecond or longer: Python's own threads cost a tenth of that, and the kernel is
+    compiled once, where Numba would compile a parallel form beside the serial one.
+    """
+    if parts == 1:
+        kernel(0, 1, *arguments)
+        return
+    with ThreadPoolExecutor(parts - 1) as pool:
+        others = [pool.submit(kernel, part, parts, *arguments) for part in range(1, parts)]
+        kernel(0, parts, *arguments)
+        for other in others:
+            other.result()

@@ -1,0 +1,293 @@
+"""Two Mamba mixers over the same rows, one along each row and one against it, as one kernel for inference on the CPU.
+
+What PyTorch would hand from layer to layer through memory, eight times as wide as the rows themselves, stays in a
+core's second-level cache here: a task takes one row, and of it `STEPS` steps at a time through all layers of a mixer,
+carrying the recurrence and the last inputs of the convolution along. The mixer that runs against the row is the same
+code on rows read from their end.
+
+    rows (l, c) -- RMS norm -- enter -- u: convolution, SiLU -- thin: step sizes, B, C -- scan -- gate with z -- leave
+
+`tf_mamba.BiMix` says what is computed, and is the slow twin. Everything linear is multiplied out: the gains of the
+norms into the projections behind them, the residuals and the layer that joins the mixers into what leaves them.
+Between the layers a matrix lies in panels (see `ssm/panels_cpu.py`), so that the recurrence of sixteen channels reads
+its memory in order and keeps eight states at a time in registers.
+
+r rows, l steps of a row, c channels, d inner channels of a mixer, n states.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from clearstate.compiled import njit
+from clearstate.ssm import Mamba, MambaBlock
+from clearstate.ssm.lanes_cpu import (
+    FAST,
+    LANES,
+    apart,
+    decay,
+    inner_njit,
+    load,
+    silu,
+    smaller,
+    softplus,
+    splat,
+    spread,
+    store,
+    total,
+)
+from clearstate.ssm.linear_cpu import rounded
+from clearstate.ssm.panels_cpu import Panels, as_panels, multiply, rounded_up
+from clearstate.ssm.threads import in_parts, threads_for
+
+STEPS = 64  # of a row that go through a mixer at a time
+GROUP = 8  # states whose recurrences are in registers together
+LOG2E = math.log2(math.e)
+LARGEST = 1e7  # of the exponents that `decay` takes
+
+
+class Side(NamedTuple):
+    """The weights of one mixer as flat arrays; matrices as panels, the rest sixteen channels after sixteen."""
+
+    enter: Any  # (c, 2 d): to u and to z, with the gain of the norm
+    taps: Any  # of the convolution, oldest first, then its bias: (d / 16, taps + 1, 16)
+    thin: Any  # (d, 16 + 2 n): to the rank of the step sizes, filled to 16, to B and to C
+    step: Any  # from that rank to the step sizes, then their bias: (d / 16, rank + 1, 16)
+    rates: Any  # A log2(e): (d / 16, n, 16)
+    skip: Any  # D: (d,)
+    leave: Any  # (d, c): the output projection, then this mixer's half of the joining layer
+    limit: Any  # (1,): the step size from which on every state decays to nothing
+
+
+class Shape(NamedTuple):
+    """Of a mixer, in the numbers that the kernel counts in."""
+
+    channels: int  # the norm's mean is over these
+    width: int  # channels, filled to whole panels
+    inner: int  # channels of a mixer, likewise
+    states: int  # filled to whole groups
+    rank: int  # of the step sizes, at most 16
+    taps: int
+    reverse: bool
+
+
+def mix(x: Tensor, ahead: MambaBlock, back: MambaBlock, merge: torch.nn.Linear) -> Tensor:
+    """x + merge(ahead(x), back(x)) of rows (r, l, c), without gradients."""
+    r, _, c = x.shape
+    fill = -c % LANES
+    to_ahead, to_back = (part.detach() for part in merge.weight.chunk(2, dim=1))  # (c, c) each
+    keep = (torch.eye(c) + to_ahead + to_back).T  # the outer residual, and the inner ones through the merge
+    sides = [side(ahead, to_ahead), side(back, to_back)]
+    shapes = [shape(ahead.mixer), shape(back.mixer)]
+    filled = F.pad(x, (0, fill)) if fill else x.contiguous()
+    y = torch.empty_like(filled)
+    threads = threads_for(r, x.numel() * shapes[0].states)
+    memory = torch.empty(threads, scratch_size(shapes[0]))
+    in_parts(
+        _mix_part, threads, filled.numpy(), y.numpy(), memory.numpy(), _flat(F.pad(keep, (0, 0, 0, fill))),
+        _filled(merge.bias), *sides, *shapes, ahead.norm.eps,
+    )  # fmt: skip
+    return y[..., :c] if fill else y
+
+
+def shape(mixer: Mamba) -> Shape:
+    c, states = mixer.in_proj.in_features, -(-mixer.d_state // GROUP) * GROUP
+    assert mixer.dt_rank <= LANES
+    return Shape(
+        c, rounded_up(c), rounded_up(mixer.d_inner), states, mixer.dt_rank, mixer.conv1d.kernel_size[0], mixer.reverse
+    )
+
+
+def side(block: MambaBlock, join: Tensor) -> Side:
+    """The weights of a mixer in the order of their use; `join` (c, c) is its half of the joining layer."""
+    mixer, size = block.mixer, shape(block.mixer)
+    inner, rank, n = mixer.d_inner, mixer.dt_rank, mixer.d_state
+    fill, more = size.inner - inner, size.states - n
+    enter = (mixer.in_proj.weight * block.norm.weight).T.detach()  # (c, 2 d)
+    enter = torch.cat([F.pad(part, (0, fill, 0, size.width - size.channels)) for part in enter.chunk(2, dim=1)], 1)
+    to_rank, to_b, to_c = mixer.x_proj.weight.T.detach().split([rank, n, n], dim=1)  # (d, ...)
+    thin = torch.cat([F.pad(to_rank, (0, -rank % LANES)), F.pad(to_b, (0, more)), F.pad(to_c, (0, more))], 1)
+    rates = -torch.exp(mixer.A_log.detach()) * LOG2E  # (d, n)
+    limit = torch.clamp(LARGEST / rates.abs().amax(), max=3e38).view(1)
+    return Side(
+        _flat(enter),
+        _channels(torch.cat([mixer.conv1d.weight[:, 0], mixer.conv1d.bias[:, None]], 1)),
+        _flat(F.pad(thin, (0, 0, 0, fill))),
+        _channels(torch.cat([mixer.dt_proj.weight, mixer.dt_proj.bias[:, None]], 1)),
+        _channels(F.pad(rates, (0, more))),
+        _filled(mixer.D),
+        _flat(F.pad((join @ mixer.out_proj.weight.detach()).T, (0, 0, 0, fill))),
+        limit.numpy(),
+    )
+
+
+def _flat(matrix: Tensor) -> Any:
+    return as_panels(matrix).view(-1).numpy()
+
+
+def _channels(table: Tensor) -> Any:
+    """(d, k) as (d / 16, k, 16)."""
+    return _flat(table.detach().T)
+
+
+def _filled(values: Tensor) -> Any:
+    return F.pad(values.detach(), (0, -len(values) % LANES)).contiguous().numpy()
+
+
+def scratch_size(size: Shape) -> int:
+    thin = rounded_up(size.rank) + rounded_up(2 * size.states)
+    wide = STEPS * (size.width + thin + 4 * size.inner) + (STEPS + size.taps - 1) * size.inner
+    return wide + size.inner * size.states + 8 * LANES
+
+
+# ------------------------------------------------------------------------------------------------ compiled
+
+
+@inner_njit
+def _normalise(x, first, step, count, out, at, size, eps):
+    """RMS norm, without a gain, of `count` rows from `first` on; to a plain matrix at `at`."""
+    share = np.float32(1) / np.float32(size.channels)
+    for s in range(count):
+        p, o = first + s * step, at + s * size.width
+        squares = splat(np.float32(0))
+        for j in range(0, size.width, LANES):
+            squares = load(x, p + j) * load(x, p + j) + squares
+        scale = np.float32(1) / np.sqrt(total(squares) * share + np.float32(eps))
+        for j in range(0, size.width, LANES):
+            store(out, o + j, load(x, p + j) * scale)
+
+
+@inner_njit
+def _convolve(m, raw, out, taps_at, taps, count, weight):
+    """SiLU of the convolution of sixteen channels; the last inputs move to the front, where the next steps see them."""
+    for s in range(count):
+        pre = load(weight, taps_at + taps * LANES)
+        for j in range(taps):
+            pre = load(m, raw + (s + j) * LANES) * load(weight, taps_at + j * LANES) + pre
+        store(m, out + s * LANES, silu(pre))
+    for j in range(taps - 1):
+        store(m, raw + j * LANES, load(m, raw + (count + j) * LANES))
+
+
+@inner_njit
+def _enter_scan(m, u, dt, thin, count, weight, step_at, rank, skip, limit):
+    """Step sizes of sixteen channels to dt, what drives the recurrence to dt + 16 rows of STEPS, D u in place of u."""
+    drive = dt + STEPS * LANES
+    for s in range(count):
+        raw = load(weight, step_at + rank * LANES)
+        for j in range(rank):
+            raw = load(weight, step_at + j * LANES) * spread(m, thin + s * LANES + j) + raw
+        size, value = softplus(raw), load(m, u + s * LANES)
+        store(m, dt + s * LANES, smaller(size, limit))
+        store(m, drive + s * LANES, size * value)
+        store(m, u + s * LANES, skip * value)
+
+
+@inner_njit
+def _scan(m, dt, y, b, c, h, rates, at, count):
+    """Y += C h with h = exp2(dt A) h + drive B, for eight states of sixteen channels."""
+    apart()
+    drive = dt + STEPS * LANES
+    a0, a1, a2, a3 = load(rates, at), load(rates, at + 16), load(rates, at + 32), load(rates, at + 48)
+    a4, a5, a6, a7 = load(rates, at + 64), load(rates, at + 80), load(rates, at + 96), load(rates, at + 112)
+    h0, h1, h2, h3 = load(m, h), load(m, h + 16), load(m, h + 32), load(m, h + 48)
+    h4, h5, h6, h7 = load(m, h + 64), load(m, h + 80), load(m, h + 96), load(m, h + 112)
+    for _ in range(count):
+        size, x, sum0, sum1 = load(m, dt), load(m, drive), load(m, y), splat(np.float32(0))
+        h0 = decay(size * a0) * h0 + x * spread(m, b)
+        h1 = decay(size * a1) * h1 + x * spread(m, b + 1)
+        h2 = decay(size * a2) * h2 + x * spread(m, b + 2)
+        h3 = decay(size * a3) * h3 + x * spread(m, b + 3)
+        h4 = decay(size * a4) * h4 + x * spread(m, b + 4)
+        h5 = decay(size * a5) * h5 + x * spread(m, b + 5)
+        h6 = decay(size * a6) * h6 + x * spread(m, b + 6)
+        h7 = decay(size * a7) * h7 + x * spread(m, b + 7)
+        sum0 = h0 * spread(m, c) + sum0
+        sum1 = h1 * spread(m, c + 1) + sum1
+        sum0 = h2 * spread(m, c + 2) + sum0
+        sum1 = h3 * spread(m, c + 3) + sum1
+        sum0 = h4 * spread(m, c + 4) + sum0
+        sum1 = h5 * spread(m, c + 5) + sum1
+        sum0 = h6 * spread(m, c + 6) + sum0
+        sum1 = h7 * spread(m, c + 7) + sum1
+        store(m, y, sum0 + sum1)
+        dt, drive, y, b, c = dt + LANES, drive + LANES, y + LANES, b + LANES, c + LANES
+    store(m, h, h0)
+    store(m, h + 16, h1)
+    store(m, h + 32, h2)
+    store(m, h + 48, h3)
+    store(m, h + 64, h4)
+    store(m, h + 80, h5)
+    store(m, h + 96, h6)
+    store(m, h + 112, h7)
+
+
+@inner_njit
+def _mix_side(x, y, row, length, m, weights, size, eps):
+    """Add what one mixer makes of a row to y; x and y are flat, and the row begins at `row`."""
+    apart()
+    panel, states, taps, rank = STEPS * LANES, size.states, size.taps, size.rank
+    raw_panel = (STEPS + taps - 1) * LANES
+    columns, panels = size.width // LANES, size.inner // LANES
+    thin_panels = (rounded(rank) + rounded(2 * states)) // LANES
+    normed = 0
+    raw = normed + STEPS * size.width
+    z = raw + panels * raw_panel
+    u = z + panels * panel
+    dt = u + panels * panel
+    thin = dt + 2 * panel
+    h = thin + thin_panels * panel
+    for i in range(panels * states):
+        store(m, h + i * LANES, splat(np.float32(0)))
+    for p in range(panels):
+        for j in range(taps - 1):
+            store(m, raw + p * raw_panel + j * LANES, splat(np.float32(0)))
+    ahead = -size.width if size.reverse else size.width  # from one step to the next
+    for start in range(0, length, STEPS):
+        count = min(STEPS, length - start)
+        first = row + (length - 1 - start if size.reverse else start) * size.width
+        _normalise(x, first, ahead, count, m, normed, size, eps)
+        entered, half = Panels(normed, size.width, LANES), panels * size.width * LANES
+        fresh = raw + (taps - 1) * LANES
+        multiply(m, entered, columns, weights.enter, 0, m, Panels(fresh, LANES, raw_panel), panels, count, False)
+        multiply(m, entered, columns, weights.enter, half, m, Panels(z, LANES, panel), panels, count, False)
+        for p in range(panels):
+            _convolve(m, raw + p * raw_panel, u + p * panel, p * (taps + 1) * LANES, taps, count, weights.taps)
+        convolved = Panels(u, LANES, panel)
+        multiply(m, convolved, panels, weights.thin, 0, m, Panels(thin, LANES, panel), thin_panels, count, False)
+        for p in range(panels):
+            at, skip = p * (rank + 1) * LANES, load(weights.skip, p * LANES)
+            _enter_scan(m, u + p * panel, dt, thin, count, weights.step, at, rank, skip, weights.limit[0])
+            for n in range(0, states, GROUP):
+                b, c = rounded(rank) + n, rounded(rank) + states + n  # columns of thin
+                b_at = thin + b // LANES * panel + b % LANES
+                c_at = thin + c // LANES * panel + c % LANES
+                state = (p * states + n) * LANES
+                _scan(m, dt, u + p * panel, b_at, c_at, h + state, weights.rates, state, count)
+            for s in range(0, count * LANES, LANES):
+                q = u + p * panel + s
+                store(m, q, load(m, q) * silu(load(m, z + p * panel + s)))
+        multiply(m, convolved, panels, weights.leave, 0, y, Panels(first, ahead, LANES), columns, count, True)
+
+
+@inner_njit
+def _mix_row(task, x, y, m, keep, bias, one, other, of_one, of_other, eps):
+    length, width = x.shape[1], x.shape[2]
+    row, flat, out = task * length * width, x.reshape(-1), y.reshape(-1)
+    for s in range(length):
+        for j in range(0, width, LANES):
+            store(out, row + s * width + j, load(bias, j))
+    whole = Panels(row, width, LANES)
+    multiply(flat, whole, width // LANES, keep, 0, out, whole, width // LANES, length, True)
+    _mix_side(flat, out, row, length, m, one, of_one, eps)
+    _mix_side(flat, out, row, length, m, other, of_other, eps)
+
+
+@njit(fastmath=FAST, nogil=True, cache=True)
+def _mix_part(part, parts, x, y, memory, keep, bias, one, other, of_one, of_other, eps):
+    for task in range(part, x.shape[0], parts):
+        _mix_row(task, x, y, memory[part], keep, bias, one, other, of_one, of_other, eps)
