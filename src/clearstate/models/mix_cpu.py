@@ -112,6 +112,7 @@ def side(block: MambaBlock, join: Tensor) -> Side:
     to_rank, to_b, to_c = mixer.x_proj.weight.T.detach().split([rank, n, n], dim=1)  # (d, ...)
     thin = torch.cat([F.pad(to_rank, (0, -rank % LANES)), F.pad(to_b, (0, more)), F.pad(to_c, (0, more))], 1)
     rates = -torch.exp(mixer.A_log.detach()) * LOG2E  # (d, n)
+    assert mixer.conv1d.bias is not None
     limit = torch.clamp(LARGEST / rates.abs().amax(), max=3e38).view(1)
     return Side(
         _flat(enter),
