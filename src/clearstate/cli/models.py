@@ -67,7 +67,7 @@ def describe(name: str, *, cost: bool = False) -> dict[str, Any]:
     from clearstate.models import PRESETS, build
 
     preset = PRESETS[name]
-    model: Any = build(name)
+    model: Any = build(name, **preset.shipped_config)
     counted: dict[str, Any] = {}
     if cost:
         from clearstate.metrics.cost import cost as count

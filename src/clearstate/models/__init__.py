@@ -34,6 +34,11 @@ class Preset:
         folder = WEIGHTS / self.name
         return folder if (folder / "model.safetensors").is_file() else None
 
+    @property
+    def shipped_config(self) -> dict[str, Any]:
+        """The config of the shipped weights, which may be of a smaller model than the preset; empty without weights."""
+        return json.loads((self.weights / "config.json").read_text())["config"] if self.weights else {}
+
 
 def _preset(name: str, task: str, model: str, summary: str, licence: str = "CC BY 4.0", **values: Any) -> Preset:
     return Preset(name, task, model, summary, tuple(values.items()), licence)
