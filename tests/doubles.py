@@ -1,6 +1,10 @@
-"""Small stand-ins for trained models, with the interface of the real ones and a behaviour that tests can predict."""
+"""Small stand-ins for trained models, with the interface of the real ones and a behaviour that tests can predict.
 
-from typing import NamedTuple
+And what tests of real models do to them: `shaken` weights, a number of threads.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -92,3 +96,21 @@ class NonCausalDouble(nn.Module):
         noise = nn.functional.avg_pool1d(power, 41, stride=1, padding=20)
         cleaned = spectrum * power / (power + noise + 1e-30)
         return torch.istft(cleaned, 2 * HOP, HOP, window=window, length=noisy.shape[-1] + 2 * HOP)[:, : noisy.shape[-1]]
+
+
+def shaken(model: nn.Module, amount: float = 0.05) -> nn.Module:
+    """In eval mode, with no weight at a value that hides an error (gains of one, biases and offsets of zero)."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(amount * torch.randn_like(parameter))
+    return model.eval()
+
+
+def on_threads(count: int, work: Callable[[], Any]) -> Any:
+    """What `work` returns on so many of PyTorch's threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        return work()
+    finally:
+        torch.set_num_threads(before)

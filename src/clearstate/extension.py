@@ -26,6 +26,7 @@ from clearstate.audio.bandwidth import HOP, N_FFT, power_spectrum, upper_edge
 from clearstate.audio.io import STDIO, check_target, open_reader, open_writer
 from clearstate.pipeline import device_of
 from clearstate.restore import as_floats, as_type
+from clearstate.ssm.s4 import fft_size
 
 AnyPath = str | os.PathLike[str]
 Signal = TypeVar("Signal", NDArray[Any], torch.Tensor)
@@ -376,7 +377,7 @@ class Blocks:
             narrow = torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32)).to(self.device)[None]
             wide = self.model(narrow, bandwidth_hz=self.reach, **self.sampling, **told)
             change = (wide - narrow)[0].cpu().double()
-            size = quick_size(len(x) + TAPS - 1)
+            size = fft_size(len(x) + TAPS - 1)
             filtered = torch.fft.irfft(torch.fft.rfft(change, size) * torch.fft.rfft(self.high, size), size)
         return filtered[TAPS // 2 : TAPS // 2 + len(x)].numpy()
 
@@ -400,16 +401,6 @@ def highpass(reach: int) -> torch.Tensor:
     high = -low / low.sum()
     high[TAPS // 2] += 1
     return high
-
-
-def quick_size(n: int) -> int:
-    """A length of n or up to an eighth more that has no large prime factor, whose FFT takes up to ten times as long.
-
-    >>> quick_size(1000), quick_size(480_510)
-    (1024, 491520)
-    """
-    step = 1 << max(0, n.bit_length() - 4)
-    return -(-n // step) * step
 
 
 def chained(first: Array, rest: Iterator[Array]) -> Iterator[Array]:

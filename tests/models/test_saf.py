@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from contracts import CAUSAL, OFFLINE, any_chunking_gives_the_offline_output, noise
+from doubles import shaken
 from torch.nn import functional as F
 
 from clearstate.losses import negative_si_sdr
@@ -25,14 +26,6 @@ from clearstate.train.recipe import load_recipe
 
 QUICK = {"n_fft": 128, "hop": 64}  # a quarter of the bands: where they are of no matter
 SMALL = {"channels": 8, "layers": 2, "heads": 2, "kernel": 5, "hidden": 12, "dilations": (1, 2, 4)}
-
-
-def shaken(model, amount=0.05):
-    """In eval mode, with no weight at a value that hides an error (zeros, gains of one)."""
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(amount * torch.randn_like(parameter))
-    return model.eval()
 
 
 def parameters(module) -> int:

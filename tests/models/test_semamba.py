@@ -3,24 +3,17 @@
 import pytest
 import torch
 from contracts import CAUSAL, OFFLINE, any_chunking_gives_the_offline_output, noise
+from doubles import on_threads, shaken
 from torch import nn
 from torch.nn import functional as F
 
 from clearstate.metrics.cost import cost
-from clearstate.models import build, codec, tf_mamba, winograd_cpu
+from clearstate.models import build, codec, tf_mamba
 from clearstate.models.semamba import SEMamba, SEMambaConfig, direction
 from clearstate.models.semamba_basic import SEMambaBasic, SEMambaBasicConfig
 from clearstate.models.semamba_causal import SEMambaCausal, SEMambaCausalConfig
 from clearstate.ssm import use_backend
 from clearstate.ssm.scan import selective_scan_reference
-
-
-def shaken(model: nn.Module, amount: float = 0.05) -> nn.Module:
-    """In eval mode, with no weight at a value that hides an error (gains of one, biases and offsets of zero)."""
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(amount * torch.randn_like(parameter))
-    return model.eval()
 
 
 def parameters(module: nn.Module) -> int:
@@ -367,14 +360,7 @@ def test_compiled_moments_and_norm_equal_pytorch(shape):
 @torch.no_grad()
 def test_compiled_moments_do_not_depend_on_the_threads():
     x = torch.randn(1, 70, 31, 16)
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        alone = codec.own_moments(x)
-        torch.set_num_threads(2)
-        both = codec.own_moments(x)
-    finally:
-        torch.set_num_threads(before)
+    alone, both = (on_threads(count, lambda: codec.own_moments(x)) for count in (1, 2))
     assert torch.equal(alone.mean, both.mean) and torch.equal(alone.variance, both.variance)
 
 
@@ -385,100 +371,6 @@ def test_piecewise_mixing_does_not_depend_on_the_pieces(monkeypatch):
     for size in (1, 50, 61):  # steps; a row has 20
         monkeypatch.setattr(tf_mamba, "PIECE", size)
         torch.testing.assert_close(mix(x), whole, atol=1e-5, rtol=1e-4)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("dilation", [1, 2, 8])
-@pytest.mark.parametrize("shape", [(1, 1, 1, 16), (2, 7, 13, 16), (1, 37, 4, 32), (3, 16, 201, 16)])
-def test_the_convolution_in_tiles_is_the_convolution(shape, dilation):
-    """Maps side by side, through PReLU of a norm; frames and bins that fill no tile, and fewer than the taps reach."""
-    b, _, _, c = shape
-    maps = [torch.randn(shape) for _ in range(3)]  # newest first
-    scale, shift, slope = torch.randn(b, c), torch.randn(b, c), torch.randn(c)
-    conv = nn.Conv2d(3 * c, c, 3, dilation=(dilation, 1), padding=(dilation, 1)).double()
-    affine = [(m * scale[:, None, None] + shift[:, None, None]).double().permute(0, 3, 1, 2) for m in maps]
-    expected = conv(torch.cat([F.prelu(m, slope.double()) for m in affine], 1)).permute(0, 2, 3, 1)
-    tiles, y = winograd_cpu.empty_maps(maps[0], 3), torch.empty(shape)
-    for source, place in zip(maps[::-1], tiles, strict=True):
-        winograd_cpu.enter(source, scale, shift, slope, place)
-    winograd_cpu.convolve(tiles, conv.float(), y)
-    torch.testing.assert_close(y.double(), expected, atol=5e-6 * expected.abs().max().item(), rtol=0)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("channels", [6, 16])
-def test_the_compiled_dense_block_is_the_written_one(channels):
-    block, x = shaken(codec.DenseBlock(channels), 0.2), torch.randn(2, 19, 23, channels)
-    fast = block(x)
-    with use_backend("reference"):
-        slow = block(x)
-    torch.testing.assert_close(fast, slow, atol=1e-4, rtol=1e-4)
-    x[1, 3, 4, 5] = torch.nan
-    y = block(x)
-    assert y[1].isnan().all() and torch.equal(y[0], fast[0])
-
-
-@torch.no_grad()
-def test_the_compiled_dense_block_does_not_depend_on_the_threads():
-    block, x = shaken(codec.DenseBlock(16)), torch.randn(1, 70, 41, 16)
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        alone = block(x)
-        torch.set_num_threads(2)
-        both = block(x)
-    finally:
-        torch.set_num_threads(before)
-    assert torch.equal(alone, both)
-
-
-MIXERS = {  # channels, states, taps, expand, and rows: whole panels, parts of them, several steps of the kernel
-    "published": (64, 16, 4, 4, (2, 100, 64)),
-    "odd": (12, 5, 3, 3, (3, 67, 12)),
-    "one step": (16, 8, 2, 2, (5, 1, 16)),
-    "many states": (20, 24, 4, 1, (1, 130, 20)),
-}
-
-
-@pytest.mark.parametrize("size", MIXERS.values(), ids=MIXERS)
-def test_the_compiled_mixer_is_the_written_one(size):
-    *numbers, rows = size
-    mix, x = shaken(tf_mamba.BiMix(*numbers)), torch.randn(rows)
-    slow = mix(x)
-    with torch.no_grad():
-        fast = mix(x)
-    torch.testing.assert_close(fast, slow, atol=3e-5, rtol=1e-4)
-
-
-@torch.no_grad()
-def test_the_compiled_mixer_shows_what_is_not_a_number_and_where():
-    """Both ways a row of its own; and the exponents that nothing is left of give no such thing."""
-    mix, x = shaken(tf_mamba.BiMix(16)), torch.randn(3, 80, 16)
-    clean = mix(x)
-    x[1, 70] = torch.nan
-    y = mix(x)
-    assert y[1].isnan().all() and torch.equal(y[::2], clean[::2])
-    mix.ahead.mixer.A_log += 20.0
-    mix.back.mixer.dt_proj.bias += 1e5
-    x = torch.randn(3, 80, 16)
-    with use_backend("reference"):
-        slow = mix(x)
-    torch.testing.assert_close(mix(x), slow, atol=1e-4 * slow.abs().max().item(), rtol=1e-4)
-
-
-@torch.no_grad()
-def test_the_compiled_mixer_does_not_depend_on_the_threads_or_the_other_rows():
-    mix, x = shaken(tf_mamba.BiMix(16)), torch.randn(7, 70, 16)
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        alone = mix(x)
-        torch.set_num_threads(2)
-        both = mix(x)
-    finally:
-        torch.set_num_threads(before)
-    assert torch.equal(alone, both)
-    assert torch.equal(mix(x[3:5]), alone[3:5])
 
 
 # --- blocks of long signals ------------------------------------------------------------------------------------------

@@ -143,10 +143,11 @@ class DenseBlock(nn.Module):
     def in_tiles(self, x: Tensor, moments_of: MomentsOf) -> Tensor:
         """The same with the maps of the block kept as what the convolutions of `winograd_cpu.py` start from."""
         from clearstate.models import codec_cpu, winograd_cpu
-        from clearstate.ssm.panels_cpu import rounded_up
+        from clearstate.ssm.linear_cpu import rounded_up
+        from clearstate.ssm.panels_cpu import filled
 
         c, width = x.shape[-1], rounded_up(x.shape[-1])
-        x = winograd_cpu.filled(x, width)
+        x = filled(x, width)
         maps, y = winograd_cpu.empty_maps(x, len(self.layers)), torch.empty_like(x)
         scale, shift, slope = x.new_ones(x.shape[0], width), x.new_zeros(x.shape[0], width), x.new_ones(width)
         source = x  # as it is, then the output of each layer through its norm
@@ -155,7 +156,7 @@ class DenseBlock(nn.Module):
             winograd_cpu.enter(source, scale, shift, slope, maps[i])
             winograd_cpu.convolve(maps[: i + 1], layer.conv, y)
             scale, shift = layer.norm.coefficients(moments_of(y[..., :c]))
-            scale, shift, slope = (winograd_cpu.filled(values, width) for values in (scale, shift, layer.norm.slope))
+            scale, shift, slope = (filled(values, width) for values in (scale, shift, layer.norm.slope))
             source = y
         codec_cpu.affine_prelu(y, scale, shift, slope, [(y, 0)])
         return y[..., :c]

@@ -33,7 +33,7 @@ from torch.nn import functional as F
 
 from clearstate.audio.bandwidth import bandwidth as measured_bandwidth
 from clearstate.models import diffusion
-from clearstate.models.tf_mamba import quick_products
+from clearstate.models.products_cpu import quick_products
 from clearstate.ssm import RMSNorm, causal_conv1d_silu, selective_scan
 
 TAPS = 511  # of the high-pass and of the tilt; odd

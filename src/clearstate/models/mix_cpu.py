@@ -40,8 +40,8 @@ from clearstate.ssm.lanes_cpu import (
     store,
     total,
 )
-from clearstate.ssm.linear_cpu import rounded
-from clearstate.ssm.panels_cpu import Panels, as_panels, multiply, rounded_up
+from clearstate.ssm.linear_cpu import rounded, rounded_up
+from clearstate.ssm.panels_cpu import Panels, as_panels, filled, multiply
 from clearstate.ssm.threads import in_parts, threads_for
 
 STEPS = 64  # of a row that go through a mixer at a time
@@ -136,7 +136,7 @@ def _channels(table: Tensor) -> Any:
 
 
 def _filled(values: Tensor) -> Any:
-    return F.pad(values.detach(), (0, -len(values) % LANES)).contiguous().numpy()
+    return filled(values, rounded_up(len(values))).numpy()
 
 
 def scratch_size(size: Shape) -> int:

@@ -7,9 +7,7 @@ Without gradients on a CPU the bidirectional mixer runs as one compiled kernel, 
 a core's cache; otherwise as it is written down. Same weights, same function.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import cache
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -56,38 +54,6 @@ class UniMix(nn.Module):
         if compiled(x):
             return torch.cat([self.ahead(rows)[0] for rows in x.split(max(1, PIECE // x.shape[1]))])
         return self.ahead(x)[0]
-
-
-@contextmanager
-def quick_products() -> Iterator[None]:
-    """Let oneDNN do PyTorch's float32 products where that costs no precision.
-
-    On AMD processors it takes half of MKL's time. PyTorch hands products to it in its "medium" precision, which allows
-    bfloat16; whether this machine makes use of that is measured once, and then the setting is left alone.
-    """
-    before = torch.get_float32_matmul_precision()
-    if before != "highest" or not medium_is_exact():
-        yield
-        return
-    torch.set_float32_matmul_precision("medium")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
-
-
-@cache
-def medium_is_exact() -> bool:
-    """Whether products in "medium" precision are those of float32 on this machine."""
-    x = torch.randn(512, 256, generator=torch.Generator().manual_seed(0))
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("medium")
-    try:
-        product = x @ x[:64].T
-    finally:
-        torch.set_float32_matmul_precision(before)
-    exact = x.double() @ x[:64].double().T
-    return bool((product - exact).abs().max() <= 5e-6 * exact.abs().max())  # bfloat16 errs by 1e-3, float32 by 1e-6
 
 
 def along_frequency(mix: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

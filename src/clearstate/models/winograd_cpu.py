@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from clearstate.compiled import njit
 from clearstate.ssm.lanes_cpu import FAST, LANES, apart, inner_njit, larger, load, smaller, splat, store
-from clearstate.ssm.panels_cpu import Panels, multiply
+from clearstate.ssm.panels_cpu import Panels, filled, multiply
 from clearstate.ssm.threads import in_parts, threads_for
 
 ROWS = 104  # about as many rows has a product: what goes into four of them is half of a core's second-level cache
@@ -77,12 +77,6 @@ def transformed(conv: nn.Conv2d, maps: int, channels: int) -> Any:
     o = taps.shape[0]
     points = F.pad(points.view(BINS, FRAMES, maps, o, o), (0, channels - o, 0, channels - o))
     return points.reshape(-1, maps * channels, channels // LANES, LANES).transpose(1, 2).contiguous().view(-1).numpy()
-
-
-def filled(values: Tensor, width: int) -> Tensor:
-    """(..., c) with zeros up to `width` channels."""
-    more = width - values.shape[-1]
-    return F.pad(values.detach(), (0, more)) if more else values.detach().contiguous()
 
 
 def pairs_of(frames: int, dilation: int) -> int:

@@ -20,10 +20,12 @@ class Block(NamedTuple):
     step: int
 
 
-@inner_njit
-def rounded(count):
+def rounded_up(count: int) -> int:
     """The next multiple of a vector's length."""
     return (count + LANES - 1) // LANES * LANES
+
+
+rounded = inner_njit(rounded_up)  # for compiled code
 
 
 @inner_njit

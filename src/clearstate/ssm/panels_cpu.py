@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .lanes_cpu import LANES, apart, inner_njit, load, splat, spread, store
+from .linear_cpu import rounded_up
 
 
 class Panels(NamedTuple):
@@ -28,18 +29,13 @@ class Panels(NamedTuple):
 def as_panels(matrix: Tensor) -> Tensor:
     """(rows, columns) as (panels, rows, 16), with columns of zeros to fill the last panel."""
     rows, columns = matrix.shape
-    wide = F.pad(matrix, (0, -columns % LANES))
-    return wide.view(rows, -1, LANES).transpose(0, 1).contiguous()
+    return filled(matrix, rounded_up(columns)).view(rows, -1, LANES).transpose(0, 1).contiguous()
 
 
-def from_panels(panels: Tensor, columns: int) -> Tensor:
-    """The inverse of `as_panels`."""
-    return panels.transpose(0, 1).reshape(panels.shape[1], -1)[:, :columns]
-
-
-def rounded_up(count: int) -> int:
-    """The next multiple of a panel's width."""
-    return -(-count // LANES) * LANES
+def filled(values: Tensor, width: int) -> Tensor:
+    """(..., c) with zeros up to `width` columns, without gradients."""
+    more = width - values.shape[-1]
+    return F.pad(values.detach(), (0, more)) if more else values.detach().contiguous()
 
 
 @inner_njit
