@@ -12,15 +12,15 @@ Verbs that turn files into files share `inputs.plan` (what to read and where to 
 worker processes, failures at the end, Ctrl-C).
 """
 
-import signal
 import sys
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from clearstate import __version__
 from clearstate.cli import convert, doctor, enhance, extend, leaderboard, models, plot, score, separate, stream, train
+from clearstate.cli.signals import unwind_when_terminated
 from clearstate.cli.terminal import CommandError, abandon_stdout, explain, fail
 
 VERBS: dict[str, Callable[..., None]] = {
@@ -70,8 +70,7 @@ def _about(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line and leave with its exit code: 0 done, 1 something failed, 2 wrong use, 130 interrupted."""
-    if hasattr(signal, "SIGTERM"):  # so that a polite kill also cleans up: SystemExit unwinds like Ctrl-C does
-        signal.signal(signal.SIGTERM, _terminated)
+    unwind_when_terminated()
     try:
         app(args=list(argv) if argv is not None else None, prog_name="clearstate")
     except CommandError as error:
@@ -83,7 +82,3 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(1)
     except (ValueError, OSError, ImportError) as error:
         fail(explain(error), 1)
-
-
-def _terminated(*_: Any) -> None:
-    sys.exit(143)  # 128 + SIGTERM, as a shell reports it

@@ -9,7 +9,6 @@ import functools
 import multiprocessing
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -17,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from clearstate.cli.inputs import STDIO, Job
+from clearstate.cli.signals import unwind_when_terminated
 from clearstate.cli.terminal import clock, explain, note
 
 Progress = Callable[[float, float], None]  # seconds of audio done, seconds in all
@@ -191,8 +191,7 @@ _work: Worker | None = None
 def _begin_process(open_worker: Callable[[], Worker], stop: Any, news: Any, threads: int) -> None:
     """Ctrl-C is not heard here: the parent hears it and tells us through `stop`. A polite kill unwinds, as there."""
     global _stop, _news, _work
-    if hasattr(signal, "SIGTERM"):  # sent to the whole group it would otherwise end us with a file half-written
-        signal.signal(signal.SIGTERM, _terminated)
+    unwind_when_terminated()  # sent to the whole group it would otherwise end us with a file half-written
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
         os.environ[variable] = str(threads)
     _stop, _news = stop, news
@@ -200,10 +199,6 @@ def _begin_process(open_worker: Callable[[], Worker], stop: Any, news: Any, thre
         _work = open_worker()
     except Exception as error:  # raised here it would take the whole pool down without saying why
         _work = functools.partial(_refuse, explain(error))
-
-
-def _terminated(*_: Any) -> None:
-    sys.exit(143)  # not an Exception either, see `_one_job`
 
 
 def _refuse(reason: str, job: Job, progress: Progress) -> dict[str, Any]:
