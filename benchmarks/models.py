@@ -3,13 +3,14 @@
     python benchmarks/models.py [--models NAME ...] [--seconds 4] [--times 5] [--threads 2] [--compare 1]
                                 [--json FILE]
 
-Each model runs in a fresh process, with fresh weights (speed does not depend on them). RTF is the median wall time of
-`forward` over the length of the input, after one pass to warm up; `by cpu` is the processor time that the quickest
-pass took, over threads and length: what RTF would be if nothing else ran, and the fairer figure on a busy machine.
-MiB is the most memory that the process had, 250 of PyTorch itself included. A hop is one `step` of a causal model;
-its share is processor time over the time it lasts. `plain` is the same model with the same weights on `--compare`
-seconds in PyTorch's own operators, the recurrence as a loop over time: the reference. No ratio is printed where the
-two outputs differ by more than 1e-4. Models that extend the bandwidth get speech-band noise of 4 kHz at 48 kHz.
+Each model runs in a fresh process, as it is shipped or else as its preset says, with fresh weights (speed does not
+depend on them). RTF is the median wall time of `forward` over the length of the input, after one pass to warm up;
+`by cpu` is the processor time that the quickest pass took, over threads and length: what RTF would be if nothing else
+ran, and the fairer figure on a busy machine. MiB is the most memory that the process had, 250 of PyTorch itself
+included. A hop is one `step` of a causal model; its share is processor time over the time it lasts. `plain` is the
+same model with the same weights on `--compare` seconds in PyTorch's own operators, the recurrence as a loop over time:
+the reference. No ratio is printed where the two outputs differ by more than 1e-4. Models that extend the bandwidth get
+speech-band noise of 4 kHz at 48 kHz.
 
 semamba-advanced must reach an RTF of 0.5 with two threads.
 """
@@ -69,8 +70,9 @@ def open_model(name: str) -> Any:
             return y
 
     torch.manual_seed(0)
-    model: Any = build(name).eval()
-    return Widened(model) if find(name).task == "extend" else model
+    preset = find(name)
+    model: Any = build(name, **preset.shipped_config).eval()
+    return Widened(model) if preset.task == "extend" else model
 
 
 def noise(seconds: float, rate: int) -> Any:
