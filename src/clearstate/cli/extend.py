@@ -8,16 +8,13 @@ import typer
 from clearstate.cli.batch import Outcome, Progress, Worker, run_batch
 from clearstate.cli.inputs import STDIO, Job, make_room, plan
 from clearstate.cli.terminal import UsageError, explain
-from clearstate.cli.verbs import check_model, check_pipes, close, lengths
+from clearstate.cli.verbs import AsJson, Inputs, Jobs, Overwrite, check_model, check_pipes, close, lengths
 
 FAST = "extend-fast"  # the default, as in clearstate.extension, which imports torch
 
 
 def run(
-    inputs: Annotated[
-        list[str],
-        typer.Argument(metavar="INPUT", help="Audio files, folders (searched through), patterns, or - for stdin."),
-    ],
+    inputs: Inputs,
     output: Annotated[
         str | None,
         typer.Option(
@@ -42,11 +39,9 @@ def run(
     seed: Annotated[
         int | None, typer.Option(min=0, help="Of a diffusion model: another seed, another guess at what is missing.")
     ] = None,
-    jobs: Annotated[
-        int, typer.Option("--jobs", "-j", min=1, help="Files at a time, each in a process of its own.")
-    ] = 1,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace output files that exist.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a report of every file to stdout.")] = False,
+    jobs: Jobs = 1,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
 ) -> None:
     """Extend the bandwidth of narrow speech: make up the treble that it lacks.
 

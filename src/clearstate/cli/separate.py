@@ -11,17 +11,14 @@ import typer
 from clearstate.cli.batch import Outcome, Progress, Worker, run_batch
 from clearstate.cli.inputs import STDIO, Job, plan
 from clearstate.cli.terminal import UsageError, explain, note
-from clearstate.cli.verbs import check_model, close, lengths
+from clearstate.cli.verbs import AsJson, Inputs, Jobs, Overwrite, check_model, close, lengths
 
 DEFAULT_MODEL = "s4m-tiny-4ms"  # as in clearstate.separation, which imports torch
 OURS = re.compile(r"\.speaker\d+$")  # the end of a name that an earlier run gave
 
 
 def run(
-    inputs: Annotated[
-        list[str],
-        typer.Argument(metavar="INPUT", help="Audio files, folders (searched through), patterns, or - for stdin."),
-    ],
+    inputs: Inputs,
     output: Annotated[
         str | None,
         typer.Option("--output", "-o", metavar="FOLDER", help="Where to write. Without it, beside the input."),
@@ -33,11 +30,9 @@ def run(
         str | None,
         typer.Option("--enhance", "-e", metavar="MODEL", help="Remove noise first, with this model (try: live)."),
     ] = None,
-    jobs: Annotated[
-        int, typer.Option("--jobs", "-j", min=1, help="Files at a time, each in a process of its own.")
-    ] = 1,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace output files that exist.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a report of every file to stdout.")] = False,
+    jobs: Jobs = 1,
+    overwrite: Overwrite = False,
+    as_json: AsJson = False,
 ) -> None:
     """Separate people who speak at the same time.
 

@@ -4,6 +4,7 @@ import json
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -11,6 +12,14 @@ from clearstate import __version__
 from clearstate.cli.batch import Outcome
 from clearstate.cli.inputs import STDIO, Job
 from clearstate.cli.terminal import UsageError, abandon_stdout, note
+
+Inputs = Annotated[
+    list[str],
+    typer.Argument(metavar="INPUT", help="Audio files, folders (searched through), patterns, or - for stdin."),
+]
+Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, help="Files at a time, each in a process of its own.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace output files that exist.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print a report of every file to stdout.")]
 
 
 def check_pipes(jobs: list[Job], as_json: bool) -> None:
