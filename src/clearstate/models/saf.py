@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from clearstate.audio.stft import analyse, compress, dual_window, expand, sqrt_hann, synthesise
 from clearstate.models.level import running_power
+from clearstate.models.saf_ops import norm_prelu, prelu, tcn_middle
 
 
 @dataclass(frozen=True)
@@ -69,11 +70,23 @@ class Context:
         """x (b, t, k, c) with `reach` more frames: before it, or half of them on each side."""
         if not reach:
             return x
-        if self.before is None:
+        before = self.exchange(x, reach)
+        if before is None:
             return F.pad(x, (0, 0, 0, 0, reach // 2, reach // 2))
-        x = torch.cat([next(self.before), x], dim=1)
-        self.after.append(x[:, x.shape[1] - reach :])
-        return x
+        return torch.cat([before, x], dim=1)
+
+    def exchange(self, last: Tensor, reach: int) -> Tensor | None:
+        """The `reach` frames before a chunk, if it is of a stream, for whose next chunk its `last` ones are kept.
+
+        Args:
+            last: the last frames of the chunk, `reach` of them or all.
+        """
+        if self.before is None:
+            return None
+        before = next(self.before)
+        kept = torch.cat([before, last], dim=1)
+        self.after.append(kept[:, kept.shape[1] - reach :])
+        return before
 
 
 class Conv(nn.Conv2d):
@@ -103,7 +116,14 @@ class PReLU(nn.PReLU):
         super().__init__(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return prelu(x, self.weight)
+
+
+class LayerNorm(nn.LayerNorm):
+    """Over the channels of (b, t, k, c); then a PReLU, if one is given."""
+
+    def forward(self, x: Tensor, activate: PReLU | None = None) -> Tensor:
+        return norm_prelu(x, self.weight, self.bias, None if activate is None else activate.weight, self.eps)
 
 
 class BatchNorm(nn.BatchNorm1d):
@@ -117,7 +137,12 @@ def norm_of(config: SAFConfig, channels: int) -> nn.Module:
     """The norm of a layer. Over channels alone, so that length, number of bands and streaming are free."""
     if config.norm == "batch":
         return BatchNorm(channels)
-    return nn.LayerNorm(channels) if config.norm == "layer" else nn.RMSNorm(channels, eps=1e-5)
+    return LayerNorm(channels) if config.norm == "layer" else nn.RMSNorm(channels, eps=1e-5)
+
+
+def activated(norm: nn.Module, activate: PReLU, x: Tensor) -> Tensor:
+    """A norm and the PReLU after it, which a layer norm does in one pass."""
+    return norm(x, activate) if isinstance(norm, LayerNorm) else activate(norm(x))
 
 
 def zeroed(layer: nn.Linear) -> nn.Linear:
@@ -145,7 +170,7 @@ class Separable(nn.Module):
         self.norm, self.activate = norm_of(config, c), PReLU(c)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
-        y = self.activate(self.norm(self.mix(self.spread(x, context))))
+        y = activated(self.norm, self.activate, self.mix(self.spread(x, context)))
         return x + y if self.residual else y
 
 
@@ -162,7 +187,7 @@ class Encoder(nn.Module):
         self.widest = Separable(config, (3, 3), bands, dilation=4, residual=True)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
-        x = self.activate(self.norm(self.enter(x, context)))  # (b, t, f, c)
+        x = activated(self.norm, self.activate, self.enter(x, context))  # (b, t, f, c)
         x = self.down(x, context)  # (b, t, k, c)
         return self.widest(self.wider(x, context), context)
 
@@ -182,7 +207,7 @@ class Decoder(nn.Module):
     def forward(self, x: Tensor, context: Context) -> Tensor:
         x = self.up(self.second(self.first(x, context), context))  # (b, t, k, 2 c): two bins of a band
         x = x.reshape(*x.shape[:2], 2 * x.shape[2], -1)[:, :, : self.bins]  # (b, t, f, c)
-        return self.leave(self.activate(self.norm(x)), context)
+        return self.leave(activated(self.norm, self.activate, x), context)
 
 
 # ----------------------------------------------------------------------------------------- spectrum attention fusion
@@ -261,8 +286,22 @@ class TCNBlock(nn.Module):
         self.inner_norm = norm_of(config, hidden)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
-        y = self.along(self.activate(self.widen(self.norm(x))), context)
-        return x + self.narrow(self.activate_again(self.inner_norm(y)))
+        y = self.widen(self.norm(x))  # (b, t, k, hidden)
+        if isinstance(self.inner_norm, LayerNorm):
+            y = self.middle(y, self.inner_norm, context)
+        else:
+            y = self.activate_again(self.inner_norm(self.along(self.activate(y), context)))
+        return x + self.narrow(y)
+
+    def middle(self, y: Tensor, norm: LayerNorm, context: Context) -> Tensor:
+        """PReLU, taps, norm and PReLU in one pass."""
+        conv, slope = self.along, self.activate.weight
+        before = context.exchange(prelu(y[:, -conv.reach :], slope), conv.reach)
+        assert conv.bias is not None
+        return tcn_middle(
+            y, slope, conv.weight, conv.bias, conv.dilation[0], before,
+            norm.weight, norm.bias, self.activate_again.weight, norm.eps,
+        )  # fmt: skip
 
 
 class Fusion(nn.Module):

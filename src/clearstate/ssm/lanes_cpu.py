@@ -231,6 +231,17 @@ def smaller(typingctx, x, limit):
 
 
 @intrinsic
+def where_positive(typingctx, condition, x, other):
+    """x where condition > 0, lane by lane; the other where it is not, or NaN."""
+
+    def codegen(context, builder, sig, args):
+        condition, x, other = args
+        return builder.select(builder.fcmp_ordered(">", condition, _number(0.0)), x, other)
+
+    return lanes(lanes, lanes, lanes), codegen
+
+
+@intrinsic
 def root(typingctx, x):
     def codegen(context, builder, sig, args):
         return _unary(builder, "sqrt", args[0])

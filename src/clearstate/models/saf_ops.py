@@ -1,0 +1,113 @@
+"""What SAF does between its matrix products, channels last: functions of tensors in plain PyTorch, and, on a CPU,
+compiled ones of the same value and gradients (`saf_cpu.py`) in their place.
+
+b batch, t frames, k bands, c channels.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from clearstate.models import s4m_ops
+from clearstate.ssm.threads import in_parts, threads_for
+
+
+def norm_prelu(x: Tensor, gain: Tensor, shift: Tensor, slope: Tensor | None, eps: float) -> Tensor:
+    """Layer norm over the channels of (..., c); then PReLU, if there are slopes (c,)."""
+    if compiled(x):
+        return _NormPReLU.apply(x, gain, shift, torch.ones_like(gain) if slope is None else slope, eps)
+    y = F.layer_norm(x, x.shape[-1:], gain, shift, eps)
+    return y if slope is None else prelu(y, slope)
+
+
+def prelu(x: Tensor, slope: Tensor) -> Tensor:
+    """A slope for each channel of (..., c)."""
+    return F.prelu(x.movedim(-1, 1), slope).movedim(1, -1)
+
+
+def tcn_middle(
+    h: Tensor, first: Tensor, weight: Tensor, bias: Tensor, dilation: int, before: Tensor | None,
+    gain: Tensor, shift: Tensor, slope: Tensor, eps: float,
+) -> Tensor:  # fmt: skip
+    """PReLU(norm(three taps along time(PReLU(h)))), all within a channel but for the norm.
+
+    Args:
+        h: (b, t, k, c).   first, slope: (c,), of the PReLU before and after.   gain, shift: (c,), of the norm.
+        weight: (c, 1, 3, 1), its taps `dilation` frames apart.   bias: (c,).
+        before: 2 dilation activated frames before h, which the taps then end at; None if they are centred.
+    """
+    if compiled(h) and (before is None or not before.requires_grad):
+        return _TCNMiddle.apply(h, first, weight, bias, dilation, before, gain, shift, slope, eps)
+    x = prelu(h, first)
+    x = F.pad(x, (0, 0, 0, 0, dilation, dilation)) if before is None else torch.cat([before, x], dim=1)
+    x = F.conv2d(x.permute(0, 3, 1, 2), weight, bias, dilation=(dilation, 1), groups=len(weight)).permute(0, 2, 3, 1)
+    return norm_prelu(x, gain, shift, slope, eps)
+
+
+# ------------------------------------------------------------------------------------------------ compiled for CPUs
+
+
+def compiled(x: Tensor) -> bool:
+    """Whether the kernels take this tensor (..., c)."""
+    return x.shape[-1] % 16 == 0 and x.numel() > 0 and s4m_ops.compiled(x)
+
+
+def run(name: str, threads: int, *arguments: Any) -> None:
+    """One kernel of `saf_cpu`, on so many threads; tensors are passed as arrays."""
+    from clearstate.models import saf_cpu
+
+    in_parts(getattr(saf_cpu, name), threads, *(a.detach().numpy() if isinstance(a, Tensor) else a for a in arguments))
+
+
+class _NormPReLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, gain, shift, slope, eps):
+        x = x.contiguous()
+        rows, y = x.view(-1, x.shape[-1]), torch.empty_like(x)
+        run("norm_part", threads_for(len(rows), x.numel()), rows, gain, shift, slope, np.float32(eps), y.view_as(rows))
+        ctx.save_for_backward(x, gain, shift, slope)
+        ctx.eps = eps
+        return y
+
+    @staticmethod
+    def backward(ctx, dy):
+        x, gain, shift, slope = ctx.saved_tensors
+        rows, dx = x.view(-1, x.shape[-1]), torch.empty_like(x)
+        threads = threads_for(len(rows), x.numel())
+        sums = x.new_empty(threads, 3 * len(gain))
+        dy = dy.contiguous().view_as(rows)
+        run("norm_back_part", threads, rows, gain, shift, slope, np.float32(ctx.eps), dy, dx.view_as(rows), sums)
+        return dx, *sums.sum(0).split(len(gain)), None
+
+
+class _TCNMiddle(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, h, first, weight, bias, dilation, before, gain, shift, slope, eps):
+        h, taps = h.contiguous(), weight[:, 0, :, 0].T.contiguous()  # (3, c)
+        ctx.centre = 1 if before is None else 2
+        before = h[:, :0].contiguous() if before is None else before.contiguous()
+        ctx.save_for_backward(h, first, before, taps, bias, gain, shift, slope)
+        ctx.dilation, ctx.eps, y = dilation, eps, torch.empty_like(h)
+        ctx.threads = threads_for(h.shape[0] * h.shape[1], h.numel())
+        run(
+            "tcn_part", ctx.threads, h, first, before, taps, bias, dilation, ctx.centre, gain, shift, slope,
+            np.float32(eps), y,
+        )  # fmt: skip
+        return y
+
+    @staticmethod
+    def backward(ctx, dy):
+        h, first, before, taps, bias, gain, shift, slope = ctx.saved_tensors
+        c, dz, dh = h.shape[-1], torch.empty_like(h), torch.empty_like(h)
+        sums, entering = h.new_empty(ctx.threads, 7 * c), h.new_empty(ctx.threads, c)
+        run(
+            "tcn_back_part", ctx.threads, h, first, before, taps, bias, ctx.dilation, ctx.centre, gain, shift, slope,
+            np.float32(ctx.eps), dy.contiguous(), dz, sums,
+        )  # fmt: skip
+        run("tcn_enter_back_part", ctx.threads, h, first, taps, ctx.dilation, ctx.centre, dz, dh, entering)
+        dgain, dshift, dslope, *dtaps, dbias = sums.sum(0).split(c)
+        dweight = torch.stack(dtaps, dim=1)[:, None, :, None]
+        return dh, entering.sum(0), dweight, dbias, None, None, dgain, dshift, dslope, None
