@@ -21,10 +21,11 @@ def test_the_convolution_in_tiles_is_the_convolution(shape, dilation):
     conv = nn.Conv2d(3 * c, c, 3, dilation=(dilation, 1), padding=(dilation, 1)).double()
     affine = [(m * scale[:, None, None] + shift[:, None, None]).double().permute(0, 3, 1, 2) for m in maps]
     expected = conv(torch.cat([F.prelu(m, slope.double()) for m in affine], 1)).permute(0, 2, 3, 1)
-    tiles, y = winograd_cpu.empty_maps(maps[0], 3), torch.empty(shape)
-    for source, place in zip(maps[::-1], tiles, strict=True):
-        winograd_cpu.enter(source, scale, shift, slope, place)
-    winograd_cpu.convolve(tiles, conv.float(), y)
+    y = torch.empty(shape)
+    with winograd_cpu.lent_maps(maps[0], 3) as tiles:
+        for source, place in zip(maps[::-1], tiles, strict=True):
+            winograd_cpu.enter(source, scale, shift, slope, place)
+        winograd_cpu.convolve(tiles, conv.float(), y)
     torch.testing.assert_close(y.double(), expected, atol=5e-6 * expected.abs().max().item(), rtol=0)
 
 

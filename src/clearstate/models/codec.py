@@ -148,16 +148,16 @@ class DenseBlock(nn.Module):
 
         c, width = x.shape[-1], rounded_up(x.shape[-1])
         x = filled(x, width)
-        maps, y = winograd_cpu.empty_maps(x, len(self.layers)), torch.empty_like(x)
         scale, shift, slope = x.new_ones(x.shape[0], width), x.new_zeros(x.shape[0], width), x.new_ones(width)
-        source = x  # as it is, then the output of each layer through its norm
-        for i, layer in enumerate(self.layers):
-            assert isinstance(layer, DenseLayer)
-            winograd_cpu.enter(source, scale, shift, slope, maps[i])
-            winograd_cpu.convolve(maps[: i + 1], layer.conv, y)
-            scale, shift = layer.norm.coefficients(moments_of(y[..., :c]))
-            scale, shift, slope = (filled(values, width) for values in (scale, shift, layer.norm.slope))
-            source = y
+        source, y = x, torch.empty_like(x)  # x as it is, then the output of each layer through its norm
+        with winograd_cpu.lent_maps(x, len(self.layers)) as maps:
+            for i, layer in enumerate(self.layers):
+                assert isinstance(layer, DenseLayer)
+                winograd_cpu.enter(source, scale, shift, slope, maps[i])
+                winograd_cpu.convolve(maps[: i + 1], layer.conv, y)
+                scale, shift = layer.norm.coefficients(moments_of(y[..., :c]))
+                scale, shift, slope = (filled(values, width) for values in (scale, shift, layer.norm.slope))
+                source = y
         codec_cpu.affine_prelu(y, scale, shift, slope, [(y, 0)])
         return y[..., :c]
 

@@ -13,6 +13,9 @@ one digit of float32: an error of 3e-6 of the largest output.
 b batch, t frames, f bins, c channels, k = ceil(f / 4) tiles of bins, p pairs of frames `dilation` apart.
 """
 
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -22,6 +25,7 @@ from torch.nn import functional as F
 
 from clearstate.compiled import njit
 from clearstate.ssm.lanes_cpu import FAST, LANES, apart, inner_njit, larger, load, smaller, splat, store
+from clearstate.ssm.lent import lent
 from clearstate.ssm.panels_cpu import Panels, filled, multiply
 from clearstate.ssm.threads import in_parts, threads_for
 
@@ -32,10 +36,13 @@ TAPS_ALONG_FREQUENCY = [[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2,
 TAPS_ALONG_TIME = [[2, 0, 0], [1, 1, 1], [1, -1, 1], [0, 0, 2]]  # 2 G_t
 
 
-def empty_maps(x: Tensor, count: int) -> Tensor:
-    """Memory for `count` transformed maps of the size of x (b, t, f, c): (count, b, 6, t, k, c)."""
+@contextmanager
+def lent_maps(x: Tensor, count: int) -> Iterator[Tensor]:
+    """Memory for `count` transformed maps of the size of x (b, t, f, c): (count, b, 6, t, k, c); see `lent`."""
     b, t, f, c = x.shape
-    return x.new_empty(count, b, BINS, t, -(-f // 4), c)
+    shape = (count, b, BINS, t, -(-f // 4), c)
+    with lent(math.prod(shape)) as memory:
+        yield memory.view(shape)
 
 
 def enter(x: Tensor, scale: Tensor, shift: Tensor, slope: Tensor, out: Tensor) -> None:
