@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from clearstate.models import saf_ops
-from clearstate.models.saf_ops import compiled, norm_prelu, tcn_middle
+from clearstate.models.saf_ops import compiled, depthwise, norm_prelu, tcn_middle
 from clearstate.ssm.backend import use_backend
 
 
@@ -58,6 +58,21 @@ def test_the_middle_of_a_tcn_block(frames, dilation, streaming):
         return tcn_middle(h, first, weight, bias, dilation, past, *rest, 1e-5)
 
     assert_same(middle, *middle_inputs(frames))
+
+
+@pytest.mark.parametrize("k", [1, 7, 8, 20, 33])
+@pytest.mark.parametrize(
+    "kernel, dilation, stride",
+    [((3, 3), 1, 1), ((3, 3), 4, 1), ((3, 5), 1, 2), ((3, 1), 2, 1), ((11, 11), 1, 1), ((1, 15), 1, 3)],
+)
+@pytest.mark.parametrize("frames", [1, 40])
+def test_depthwise_convolutions(kernel, dilation, stride, k, frames):
+    for around in ((kernel[0] - 1) * dilation // 2, 0):
+        extended = frames if around else frames + (kernel[0] - 1) * dilation
+        assert_same(
+            lambda x, weight, bias, around=around: depthwise(x, weight, bias, dilation, stride, around),
+            random(2, extended, k, 32), random(32, 1, *kernel), random(32, seed=1),
+        )  # fmt: skip
 
 
 def test_frames_before_that_need_a_gradient_get_one():

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from clearstate.audio.stft import analyse, compress, dual_window, expand, sqrt_hann, synthesise
 from clearstate.models.level import running_power
-from clearstate.models.saf_ops import norm_prelu, prelu, tcn_middle
+from clearstate.models.saf_ops import depthwise, norm_prelu, prelu, tcn_middle
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,8 @@ class Context:
     """
 
     def __init__(self, before: tuple[Tensor, ...] | None = None) -> None:
-        self.before = None if before is None else iter(before)
+        self.streaming = before is not None
+        self.before = iter(before or ())
         self.after: list[Tensor] = []
 
     def extend(self, x: Tensor, reach: int) -> Tensor:
@@ -81,7 +82,7 @@ class Context:
         Args:
             last: the last frames of the chunk, `reach` of them or all.
         """
-        if self.before is None:
+        if not self.streaming:
             return None
         before = next(self.before)
         kept = torch.cat([before, last], dim=1)
@@ -104,6 +105,11 @@ class Conv(nn.Conv2d):
 
     def forward(self, x: Tensor, context: Context) -> Tensor:  # type: ignore[override]  # convolutions have one input
         """(b, t, k, inputs) to (b, t, k / stride, outputs)."""
+        if self.groups > 1:
+            before = context.exchange(x, self.reach) if self.reach else None
+            x, around = (x, self.reach // 2) if before is None else (torch.cat([before, x], dim=1), 0)
+            assert self.bias is not None
+            return depthwise(x, self.weight, self.bias, self.dilation[0], self.stride[1], around)
         x = context.extend(x, self.reach).permute(0, 3, 1, 2)
         weight = self.weight.contiguous(memory_format=torch.channels_last)
         return self._conv_forward(x, weight, self.bias).permute(0, 2, 3, 1)
@@ -296,7 +302,7 @@ class TCNBlock(nn.Module):
     def middle(self, y: Tensor, norm: LayerNorm, context: Context) -> Tensor:
         """PReLU, taps, norm and PReLU in one pass."""
         conv, slope = self.along, self.activate.weight
-        before = context.exchange(prelu(y[:, -conv.reach :], slope), conv.reach)
+        before = context.exchange(prelu(y[:, -conv.reach :], slope), conv.reach) if context.streaming else None
         assert conv.bias is not None
         return tcn_middle(
             y, slope, conv.weight, conv.bias, conv.dilation[0], before,

@@ -47,6 +47,21 @@ def tcn_middle(
     return norm_prelu(x, gain, shift, slope, eps)
 
 
+def depthwise(x: Tensor, weight: Tensor, bias: Tensor, dilation: int, stride: int, around: int) -> Tensor:
+    """A kernel for each channel over frames and bands: (b, t, k, c) to (b, t + 2 around - reach, ceil(k / stride), c).
+
+    Args:
+        weight: (c, 1, kt, kf), kf odd, its frames `dilation` apart: a reach of (kt - 1) dilation.   bias: (c,).
+        around: frames of zeros before and after x. Bands have as many around them as the kernel needs.
+    """
+    if compiled(x):
+        return _Depthwise.apply(x, weight, bias, dilation, stride, around)
+    padding = (around, weight.shape[3] // 2)
+    weight = weight.contiguous(memory_format=torch.channels_last)
+    y = F.conv2d(x.permute(0, 3, 1, 2), weight, bias, (1, stride), padding, (dilation, 1), len(weight))
+    return y.permute(0, 2, 3, 1)
+
+
 # ------------------------------------------------------------------------------------------------ compiled for CPUs
 
 
@@ -56,10 +71,11 @@ def compiled(x: Tensor) -> bool:
 
 
 def run(name: str, threads: int, *arguments: Any) -> None:
-    """One kernel of `saf_cpu`, on so many threads; tensors are passed as arrays."""
-    from clearstate.models import saf_cpu
+    """One kernel of `saf_cpu` or `depthwise_cpu`, on so many threads; tensors are passed as arrays."""
+    from clearstate.models import depthwise_cpu, saf_cpu
 
-    in_parts(getattr(saf_cpu, name), threads, *(a.detach().numpy() if isinstance(a, Tensor) else a for a in arguments))
+    kernel = getattr(saf_cpu, name, None) or getattr(depthwise_cpu, name)
+    in_parts(kernel, threads, *(a.detach().numpy() if isinstance(a, Tensor) else a for a in arguments))
 
 
 class _NormPReLU(torch.autograd.Function):
@@ -111,3 +127,32 @@ class _TCNMiddle(torch.autograd.Function):
         dgain, dshift, dslope, *dtaps, dbias = sums.sum(0).split(c)
         dweight = torch.stack(dtaps, dim=1)[:, None, :, None]
         return dh, entering.sum(0), dweight, dbias, None, None, dgain, dshift, dslope, None
+
+
+class _Depthwise(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, bias, dilation, stride, around):
+        x = x.contiguous()
+        (b, t, k, c), (_, _, kt, kf) = x.shape, weight.shape
+        y = x.new_empty(b, t + 2 * around - (kt - 1) * dilation, -(-k // stride), c)
+        ctx.save_for_backward(x, weight)
+        ctx.dilation, ctx.stride, ctx.around, ctx.threads = dilation, stride, around, threads_for(b * t, x.numel())
+        run("convolve_part", ctx.threads, x, in_panels(weight), bias, dilation, stride, 1, around, kf // 2, y)
+        return y
+
+    @staticmethod
+    def backward(ctx, dy):
+        x, weight = ctx.saved_tensors
+        dy, dilation, (c, _, kt, kf) = dy.contiguous(), ctx.dilation, weight.shape
+        panels, dx = c // 16, torch.empty_like(x)
+        turned, zeros, above = in_panels(weight.flip(2, 3)), x.new_zeros(c), (kt - 1) * dilation - ctx.around
+        run("convolve_part", ctx.threads, dy, turned, zeros, dilation, 1, ctx.stride, above, kf // 2, dx)
+        sums, offsets = x.new_empty(ctx.threads, panels, kt, -(-kf // 4) * 4, 16), x.new_empty(ctx.threads, c)
+        run("weight_back_part", ctx.threads, x, dy, dilation, ctx.stride, ctx.around, kf // 2, sums, offsets)
+        dweight = sums.sum(0)[:, :, :kf].permute(0, 3, 1, 2).reshape(weight.shape)
+        return dx, dweight, offsets.sum(0), None, None, None
+
+
+def in_panels(weight: Tensor) -> Tensor:
+    """(c, 1, kt, kf) as (c / 16, kt, kf, 16)."""
+    return weight[:, 0].unflatten(0, (-1, 16)).permute(0, 2, 3, 1).contiguous()
