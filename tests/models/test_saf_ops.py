@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from torch import nn
 
 from clearstate.models import saf_ops
-from clearstate.models.saf_ops import compiled, depthwise, norm_prelu, tcn_middle
+from clearstate.models.saf_ops import compiled, depthwise, linear, norm_prelu, tcn_middle
 from clearstate.ssm.backend import use_backend
 
 
@@ -41,6 +42,20 @@ def test_norm_and_prelu(rows, activate):
         lambda x, gain, shift, slope: norm_prelu(x, gain, shift, slope, 1e-5),
         3 * random(2, rows, 3, 32) + 1, random(32, seed=2), random(32, seed=3), slope,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("rows", [1, 7, 64, 150])
+@pytest.mark.parametrize("inputs, outputs", [(32, 16), (64, 96)])
+@pytest.mark.parametrize("residual", [False, True])
+def test_products(rows, inputs, outputs, residual):
+    def product(x, weight, bias, more):
+        layer = nn.Linear(inputs, outputs, dtype=x.dtype)
+        del layer.weight, layer.bias
+        layer.weight, layer.bias = weight, bias  # as they are, so that they get the gradients
+        return linear(x, layer, more)
+
+    more = random(2, rows, outputs, seed=3) if residual else None
+    assert_same(product, random(2, rows, inputs), random(outputs, inputs), random(outputs), more)
 
 
 def middle_inputs(frames: int, c: int = 32) -> tuple[torch.Tensor, ...]:

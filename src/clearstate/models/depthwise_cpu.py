@@ -1,7 +1,7 @@
 """Depthwise convolutions over frames and bands on the CPU: every channel with its own kernel, both ways.
 
-On the way back PyTorch's run at a tenth of the speed. Here `BLOCK` frames of sixteen channels are copied, with zeros all
-around, into memory that the second-level cache holds; from there no tap needs to ask where it is, and eight outputs
+On the way back PyTorch's run at a tenth of the speed. Here `BLOCK` frames of sixteen channels are copied, with zeros
+all around, into memory that the second-level cache holds; from there no tap needs to ask where it is, and eight outputs
 are summed in registers. The way back to the input is the same convolution with the kernel turned about, of gradients
 set `stride` apart. `saf_ops.depthwise` has the slow twin.
 

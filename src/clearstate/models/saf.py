@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from clearstate.audio.stft import analyse, compress, dual_window, expand, sqrt_hann, synthesise
 from clearstate.models.level import running_power
-from clearstate.models.saf_ops import depthwise, norm_prelu, prelu, tcn_middle
+from clearstate.models.saf_ops import depthwise, linear, norm_prelu, prelu, tcn_middle
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ class Separable(nn.Module):
         self.norm, self.activate = norm_of(config, c), PReLU(c)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
-        y = activated(self.norm, self.activate, self.mix(self.spread(x, context)))
+        y = activated(self.norm, self.activate, linear(self.spread(x, context), self.mix))
         return x + y if self.residual else y
 
 
@@ -211,7 +211,7 @@ class Decoder(nn.Module):
         self.leave = Conv(c, outputs, (3, 3), bins)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
-        x = self.up(self.second(self.first(x, context), context))  # (b, t, k, 2 c): two bins of a band
+        x = linear(self.second(self.first(x, context), context), self.up)  # (b, t, k, 2 c): two bins of a band
         x = x.reshape(*x.shape[:2], 2 * x.shape[2], -1)[:, :, : self.bins]  # (b, t, f, c)
         return self.leave(activated(self.norm, self.activate, x), context)
 
@@ -237,10 +237,10 @@ class ConvolutionalAttention(nn.Module):
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         normed = self.norm(x)
-        weights = self.spread(F.gelu(self.enter(normed)), context)  # (b, t, k, c)
+        weights = self.spread(F.gelu(linear(normed, self.enter)), context)  # (b, t, k, c)
         split = weights.unflatten(-1, (self.heads, -1))
         weights = F.rms_norm(split, split.shape[-1:], eps=1e-6).flatten(-2)
-        return x + self.out(weights * self.value(normed))
+        return linear(weights * linear(normed, self.value), self.out, x)
 
 
 class BandAttention(nn.Module):
@@ -260,7 +260,9 @@ class BandAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         b, t, k, c = x.shape
-        q, key, value = self.qkv(self.norm(x)).view(b, t, k, 3, self.heads, -1).unbind(3)  # (b, t, k, heads, c / heads)
+        q, key, value = (
+            linear(self.norm(x), self.qkv).view(b, t, k, 3, self.heads, -1).unbind(3)
+        )  # (b, t, k, heads, c / heads)
         q = q * q.shape[-1] ** -0.5
         shifts = range(-self.reach, self.reach + 1)
         scores = torch.stack([(q * shifted(key, j)).sum(-1) for j in shifts], dim=-1) + self.offset
@@ -268,7 +270,7 @@ class BandAttention(nn.Module):
         outside = (at < 0) | (at >= k)  # (k, bands)
         weights = scores.masked_fill(outside[:, None], -torch.inf).softmax(-1)  # (b, t, k, heads, bands)
         y = sum((weights[..., i, None] * shifted(value, j) for i, j in enumerate(shifts)), torch.zeros_like(q))
-        return x + self.out(y.reshape(b, t, k, c))
+        return linear(y.reshape(b, t, k, c), self.out, x)
 
 
 def shifted(x: Tensor, j: int) -> Tensor:
@@ -292,12 +294,12 @@ class TCNBlock(nn.Module):
         self.inner_norm = norm_of(config, hidden)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
-        y = self.widen(self.norm(x))  # (b, t, k, hidden)
+        y = linear(self.norm(x), self.widen)  # (b, t, k, hidden)
         if isinstance(self.inner_norm, LayerNorm):
             y = self.middle(y, self.inner_norm, context)
         else:
             y = self.activate_again(self.inner_norm(self.along(self.activate(y), context)))
-        return x + self.narrow(y)
+        return linear(y, self.narrow, x)
 
     def middle(self, y: Tensor, norm: LayerNorm, context: Context) -> Tensor:
         """PReLU, taps, norm and PReLU in one pass."""
@@ -416,7 +418,7 @@ class SAF(nn.Module):
         """The model between STFT and iSTFT: spectra (b, t, f) at a level near 1 to spectra."""
         parts = compress(spec, self.config.exponent)  # (b, t, f, 2)
         x = torch.cat([self.polar(self.polar_input(spec), context), self.cartesian(parts, context)], dim=-1)
-        x = self.join_norm(self.join(x))  # (b, t, k, c)
+        x = self.join_norm(linear(x, self.join))  # (b, t, k, c)
         for layer in self.layers:
             x = layer(x, context)
         enhanced = torch.sigmoid(self.mask(x, context)) * parts + self.bias(x, context)  # (b, t, f, 2)

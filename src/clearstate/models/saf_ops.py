@@ -4,11 +4,12 @@ compiled ones of the same value and gradients (`saf_cpu.py`) in their place.
 b batch, t frames, k bands, c channels.
 """
 
+from importlib import import_module
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clearstate.models import s4m_ops
@@ -47,6 +48,14 @@ def tcn_middle(
     return norm_prelu(x, gain, shift, slope, eps)
 
 
+def linear(x: Tensor, layer: nn.Linear, residual: Tensor | None = None) -> Tensor:
+    """residual + x W^T + b for x (..., inputs), with a residual (..., outputs) or none."""
+    if compiled(x) and layer.in_features % 32 == 0 and layer.out_features % 16 == 0:
+        return _Linear.apply(x, layer.weight, layer.bias, residual)
+    y = F.linear(x, layer.weight, layer.bias)
+    return y if residual is None else residual + y
+
+
 def depthwise(x: Tensor, weight: Tensor, bias: Tensor, dilation: int, stride: int, around: int) -> Tensor:
     """A kernel for each channel over frames and bands: (b, t, k, c) to (b, t + 2 around - reach, ceil(k / stride), c).
 
@@ -71,10 +80,9 @@ def compiled(x: Tensor) -> bool:
 
 
 def run(name: str, threads: int, *arguments: Any) -> None:
-    """One kernel of `saf_cpu` or `depthwise_cpu`, on so many threads; tensors are passed as arrays."""
-    from clearstate.models import depthwise_cpu, saf_cpu
-
-    kernel = getattr(saf_cpu, name, None) or getattr(depthwise_cpu, name)
+    """The kernel ``file.name`` on so many threads; tensors are passed as arrays."""
+    file, _, name = name.partition(".")
+    kernel = getattr(import_module(f"clearstate.models.{file}_cpu"), name)
     in_parts(kernel, threads, *(a.detach().numpy() if isinstance(a, Tensor) else a for a in arguments))
 
 
@@ -83,7 +91,16 @@ class _NormPReLU(torch.autograd.Function):
     def forward(ctx, x, gain, shift, slope, eps):
         x = x.contiguous()
         rows, y = x.view(-1, x.shape[-1]), torch.empty_like(x)
-        run("norm_part", threads_for(len(rows), x.numel()), rows, gain, shift, slope, np.float32(eps), y.view_as(rows))
+        run(
+            "saf.norm_part",
+            threads_for(len(rows), x.numel()),
+            rows,
+            gain,
+            shift,
+            slope,
+            np.float32(eps),
+            y.view_as(rows),
+        )
         ctx.save_for_backward(x, gain, shift, slope)
         ctx.eps = eps
         return y
@@ -95,7 +112,7 @@ class _NormPReLU(torch.autograd.Function):
         threads = threads_for(len(rows), x.numel())
         sums = x.new_empty(threads, 3 * len(gain))
         dy = dy.contiguous().view_as(rows)
-        run("norm_back_part", threads, rows, gain, shift, slope, np.float32(ctx.eps), dy, dx.view_as(rows), sums)
+        run("saf.norm_back_part", threads, rows, gain, shift, slope, np.float32(ctx.eps), dy, dx.view_as(rows), sums)
         return dx, *sums.sum(0).split(len(gain)), None
 
 
@@ -109,7 +126,7 @@ class _TCNMiddle(torch.autograd.Function):
         ctx.dilation, ctx.eps, y = dilation, eps, torch.empty_like(h)
         ctx.threads = threads_for(h.shape[0] * h.shape[1], h.numel())
         run(
-            "tcn_part", ctx.threads, h, first, before, taps, bias, dilation, ctx.centre, gain, shift, slope,
+            "saf.tcn_part", ctx.threads, h, first, before, taps, bias, dilation, ctx.centre, gain, shift, slope,
             np.float32(eps), y,
         )  # fmt: skip
         return y
@@ -120,10 +137,10 @@ class _TCNMiddle(torch.autograd.Function):
         c, dz, dh = h.shape[-1], torch.empty_like(h), torch.empty_like(h)
         sums, entering = h.new_empty(ctx.threads, 7 * c), h.new_empty(ctx.threads, c)
         run(
-            "tcn_back_part", ctx.threads, h, first, before, taps, bias, ctx.dilation, ctx.centre, gain, shift, slope,
-            np.float32(ctx.eps), dy.contiguous(), dz, sums,
+            "saf.tcn_back_part", ctx.threads, h, first, before, taps, bias, ctx.dilation, ctx.centre, gain, shift,
+            slope, np.float32(ctx.eps), dy.contiguous(), dz, sums,
         )  # fmt: skip
-        run("tcn_enter_back_part", ctx.threads, h, first, taps, ctx.dilation, ctx.centre, dz, dh, entering)
+        run("saf.tcn_enter_back_part", ctx.threads, h, first, taps, ctx.dilation, ctx.centre, dz, dh, entering)
         dgain, dshift, dslope, *dtaps, dbias = sums.sum(0).split(c)
         dweight = torch.stack(dtaps, dim=1)[:, None, :, None]
         return dh, entering.sum(0), dweight, dbias, None, None, dgain, dshift, dslope, None
@@ -137,7 +154,7 @@ class _Depthwise(torch.autograd.Function):
         y = x.new_empty(b, t + 2 * around - (kt - 1) * dilation, -(-k // stride), c)
         ctx.save_for_backward(x, weight)
         ctx.dilation, ctx.stride, ctx.around, ctx.threads = dilation, stride, around, threads_for(b * t, x.numel())
-        run("convolve_part", ctx.threads, x, in_panels(weight), bias, dilation, stride, 1, around, kf // 2, y)
+        run("depthwise.convolve_part", ctx.threads, x, in_panels(weight), bias, dilation, stride, 1, around, kf // 2, y)
         return y
 
     @staticmethod
@@ -146,9 +163,9 @@ class _Depthwise(torch.autograd.Function):
         dy, dilation, (c, _, kt, kf) = dy.contiguous(), ctx.dilation, weight.shape
         panels, dx = c // 16, torch.empty_like(x)
         turned, zeros, above = in_panels(weight.flip(2, 3)), x.new_zeros(c), (kt - 1) * dilation - ctx.around
-        run("convolve_part", ctx.threads, dy, turned, zeros, dilation, 1, ctx.stride, above, kf // 2, dx)
+        run("depthwise.convolve_part", ctx.threads, dy, turned, zeros, dilation, 1, ctx.stride, above, kf // 2, dx)
         sums, offsets = x.new_empty(ctx.threads, panels, kt, -(-kf // 4) * 4, 16), x.new_empty(ctx.threads, c)
-        run("weight_back_part", ctx.threads, x, dy, dilation, ctx.stride, ctx.around, kf // 2, sums, offsets)
+        run("depthwise.weight_back_part", ctx.threads, x, dy, dilation, ctx.stride, ctx.around, kf // 2, sums, offsets)
         dweight = sums.sum(0)[:, :, :kf].permute(0, 3, 1, 2).reshape(weight.shape)
         return dx, dweight, offsets.sum(0), None, None, None
 
@@ -156,3 +173,30 @@ class _Depthwise(torch.autograd.Function):
 def in_panels(weight: Tensor) -> Tensor:
     """(c, 1, kt, kf) as (c / 16, kt, kf, 16)."""
     return weight[:, 0].unflatten(0, (-1, 16)).permute(0, 2, 3, 1).contiguous()
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, bias, residual):
+        from clearstate.ssm.panels_cpu import as_panels
+
+        x = x.contiguous()
+        y = x.new_empty(*x.shape[:-1], len(weight))
+        n = y.numel() // len(weight)
+        ctx.save_for_backward(x, weight)
+        ctx.threads, ctx.residual = threads_for(-(-n // 64), y.numel() * x.shape[-1]), residual is not None
+        more = y.view(-1)[:0] if residual is None else residual.contiguous()
+        panels = as_panels(weight.T).view(-1)
+        run("rows.linear_part", ctx.threads, x.view(n, -1), panels, bias, more, y.view(n, -1))
+        return y
+
+    @staticmethod
+    def backward(ctx, dy):
+        from clearstate.ssm.panels_cpu import as_panels
+
+        x, weight = ctx.saved_tensors
+        (o, i), dy, dx = weight.shape, dy.contiguous(), torch.empty_like(x)
+        sums, offsets = x.new_empty(ctx.threads, o, i), x.new_empty(ctx.threads, o)
+        panels = as_panels(weight).view(-1)
+        run("rows.linear_back_part", ctx.threads, x.view(-1, i), panels, dy.view(-1, o), dx.view(-1, i), sums, offsets)
+        return dx, sums.sum(0), offsets.sum(0), dy if ctx.residual else None
