@@ -23,6 +23,7 @@ from clearstate.ssm.lanes_cpu import (
     total,
 )  # fmt: skip
 from clearstate.ssm.linear_cpu import Block, accumulate, add_dense, aligned, columns, dense, normalise, place, tape_of
+from clearstate.ssm.panels_cpu import Panels, as_fours, as_panels, multiply, multiply_fours
 
 NAMES = ("exp", "exp2", "silu", "softplus", "root", "power", "larger", "below")
 
@@ -181,3 +182,24 @@ def test_a_tape_starts_every_part_where_a_vector_may():
     assert tape.ctypes.data % 64 == 0 and tape.dtype == np.float32
     assert np.array_equal(tape, np.repeat([1, 0, 2, 0, 3], [3, 13, 18, 14, 16]).astype(np.float32))
     assert np.array_equal(aligned(tape[1:]), tape[1:])
+
+
+@njit(fastmath=FAST, cache=True)
+def panel_products(x, rows, inner, weight, wide, fours, narrow):
+    a = Panels(0, LANES, rows * LANES)
+    multiply(x, a, inner, weight, 0, wide, Panels(0, LANES, rows * LANES), 2, rows, False)
+    multiply(x, a, inner, weight, 0, wide, Panels(0, LANES, rows * LANES), 2, rows, True)
+    multiply_fours(x, a, inner, fours, narrow, Panels(0, LANES, rows * LANES), 2, rows)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 4, 8, 23])
+@pytest.mark.parametrize("inner", [1, 3])
+def test_products_of_panels_are_products(rows, inner):
+    """Twice a product of 32 columns, added up; and one of seven columns in groups of four."""
+    x, w = torch.randn(rows, 16 * inner), torch.randn(16 * inner, 32)
+    wide, narrow = np.empty((2, rows, 16), np.float32), np.empty((2, rows, 4, 4), np.float32)
+    flat = [part.contiguous().view(-1).numpy() for part in (as_panels(x), as_panels(w), as_fours(w[:, :7]))]
+    panel_products(flat[0], rows, inner, flat[1], wide.reshape(-1), flat[2], narrow.reshape(-1))
+    exact = (x.double() @ w.double()).numpy()
+    np.testing.assert_allclose(np.concatenate(wide, 1), 2 * exact, atol=1e-4)
+    np.testing.assert_allclose(np.concatenate(narrow[..., 0], 1)[:, :7], exact[:, :7], atol=5e-5)

@@ -29,25 +29,24 @@ from clearstate.ssm.lanes_cpu import (
     FAST,
     LANES,
     apart,
-    decay,
+    highest,
     inner_njit,
+    larger,
     load,
-    silu,
     smaller,
-    softplus,
     splat,
     spread,
     store,
     total,
 )
 from clearstate.ssm.linear_cpu import rounded, rounded_up
-from clearstate.ssm.panels_cpu import Panels, as_panels, filled, multiply
+from clearstate.ssm.panels_cpu import Panels, as_fours, as_panels, filled, multiply, multiply_fours
+from clearstate.ssm.powers_cpu import LARGEST, WITHIN, decay, power, quick_silu, quick_softplus
 from clearstate.ssm.threads import in_parts, threads_for
 
 STEPS = 64  # of a row that go through a mixer at a time
 GROUP = 8  # states whose recurrences are in registers together
 LOG2E = math.log2(math.e)
-LARGEST = 1e7  # of the exponents that `decay` takes
 
 
 class Side(NamedTuple):
@@ -55,11 +54,13 @@ class Side(NamedTuple):
 
     enter: Any  # (c, 2 d): to u and to z, with the gain of the norm
     taps: Any  # of the convolution, oldest first, then its bias: (d / 16, taps + 1, 16)
-    thin: Any  # (d, 16 + 2 n): to the rank of the step sizes, filled to 16, to B and to C
+    rank: Any  # (d, rank), in fours: to what step sizes are made of
+    states: Any  # (d, 2 n): to B and to C
     step: Any  # from that rank to the step sizes, then their bias: (d / 16, rank + 1, 16)
     rates: Any  # A log2(e): (d / 16, n, 16)
     skip: Any  # D: (d,)
     leave: Any  # (d, c): the output projection, then this mixer's half of the joining layer
+    near: Any  # the step size up to which no state of a channel decays by more than `power` takes: (d,)
     limit: Any  # (1,): the step size from which on every state decays to nothing
 
 
@@ -110,18 +111,21 @@ def side(block: MambaBlock, join: Tensor) -> Side:
     enter = (mixer.in_proj.weight * block.norm.weight).T.detach()  # (c, 2 d)
     enter = torch.cat([F.pad(part, (0, fill, 0, size.width - size.channels)) for part in enter.chunk(2, dim=1)], 1)
     to_rank, to_b, to_c = mixer.x_proj.weight.T.detach().split([rank, n, n], dim=1)  # (d, ...)
-    thin = torch.cat([F.pad(to_rank, (0, -rank % LANES)), F.pad(to_b, (0, more)), F.pad(to_c, (0, more))], 1)
+    states = torch.cat([F.pad(to_b, (0, more)), F.pad(to_c, (0, more))], 1)
     rates = -torch.exp(mixer.A_log.detach()) * LOG2E  # (d, n)
     assert mixer.conv1d.bias is not None
-    limit = torch.clamp(LARGEST / rates.abs().amax(), max=3e38).view(1)
+    fastest = rates.abs().amax(1)  # (d,)
+    limit = torch.clamp(LARGEST / fastest.amax(), max=3e38).view(1)
     return Side(
         _flat(enter),
         _channels(torch.cat([mixer.conv1d.weight[:, 0], mixer.conv1d.bias[:, None]], 1)),
-        _flat(F.pad(thin, (0, 0, 0, fill))),
+        as_fours(F.pad(to_rank, (0, 0, 0, fill))).view(-1).numpy(),
+        _flat(F.pad(states, (0, 0, 0, fill))),
         _channels(torch.cat([mixer.dt_proj.weight, mixer.dt_proj.bias[:, None]], 1)),
         _channels(F.pad(rates, (0, more))),
         _filled(mixer.D),
         _flat(F.pad((join @ mixer.out_proj.weight.detach()).T, (0, 0, 0, fill))),
+        F.pad(torch.clamp(WITHIN / fastest, max=3e38), (0, fill), value=3e38).numpy(),
         limit.numpy(),
     )
 
@@ -140,7 +144,7 @@ def _filled(values: Tensor) -> Any:
 
 
 def scratch_size(size: Shape) -> int:
-    thin = rounded_up(size.rank) + rounded_up(2 * size.states)
+    thin = -(-size.rank // 4) * LANES + rounded_up(2 * size.states)
     wide = STEPS * (size.width + thin + 4 * size.inner) + (STEPS + size.taps - 1) * size.inner
     return wide + size.inner * size.states + 8 * LANES
 
@@ -169,62 +173,82 @@ def _convolve(m, raw, out, taps_at, taps, count, weight):
         pre = load(weight, taps_at + taps * LANES)
         for j in range(taps):
             pre = load(m, raw + (s + j) * LANES) * load(weight, taps_at + j * LANES) + pre
-        store(m, out + s * LANES, silu(pre))
+        store(m, out + s * LANES, quick_silu(pre))
     for j in range(taps - 1):
         store(m, raw + j * LANES, load(m, raw + (count + j) * LANES))
 
 
 @inner_njit
-def _enter_scan(m, u, dt, thin, count, weight, step_at, rank, skip, limit):
-    """Step sizes of sixteen channels to dt, what drives the recurrence to dt + 16 rows of STEPS, D u in place of u."""
-    drive = dt + STEPS * LANES
+def _enter_scan(m, u, dt, ranks, count, weight, step_at, rank, skip, near, limit):
+    """Step sizes of sixteen channels to dt, what drives the recurrence to dt + 16 rows of STEPS, D u in place of u.
+
+    Returns whether all step sizes are near enough for `power`.
+    """
+    drive, beyond = dt + STEPS * LANES, splat(np.float32(0))
     for s in range(count):
         raw = load(weight, step_at + rank * LANES)
         for j in range(rank):
-            raw = load(weight, step_at + j * LANES) * spread(m, thin + s * LANES + j) + raw
-        size, value = softplus(raw), load(m, u + s * LANES)
+            at = ranks + (j // 4 * STEPS + s) * LANES + j % 4 * 4
+            raw = load(weight, step_at + j * LANES) * spread(m, at) + raw
+        size, value = quick_softplus(raw), load(m, u + s * LANES)
+        beyond = larger(beyond, size - near)
         store(m, dt + s * LANES, smaller(size, limit))
         store(m, drive + s * LANES, size * value)
         store(m, u + s * LANES, skip * value)
+    return highest(beyond) <= np.float32(0)
+
+
+def _scan_by(to_the):
+    """The recurrence by one of the powers of `powers_cpu.py`."""
+
+    @inner_njit
+    def scan(m, dt, y, b, c, h, rates, at, count):
+        """Y += C h with h = 2^(dt A) h + drive B, for eight states of sixteen channels."""
+        apart()
+        drive = dt + STEPS * LANES
+        a0, a1, a2, a3 = load(rates, at), load(rates, at + 16), load(rates, at + 32), load(rates, at + 48)
+        a4, a5, a6, a7 = load(rates, at + 64), load(rates, at + 80), load(rates, at + 96), load(rates, at + 112)
+        h0, h1, h2, h3 = load(m, h), load(m, h + 16), load(m, h + 32), load(m, h + 48)
+        h4, h5, h6, h7 = load(m, h + 64), load(m, h + 80), load(m, h + 96), load(m, h + 112)
+        for _ in range(count):
+            size, x, sum0, sum1 = load(m, dt), load(m, drive), load(m, y), splat(np.float32(0))
+            h0 = to_the(size, a0) * h0 + x * spread(m, b)
+            h1 = to_the(size, a1) * h1 + x * spread(m, b + 1)
+            h2 = to_the(size, a2) * h2 + x * spread(m, b + 2)
+            h3 = to_the(size, a3) * h3 + x * spread(m, b + 3)
+            h4 = to_the(size, a4) * h4 + x * spread(m, b + 4)
+            h5 = to_the(size, a5) * h5 + x * spread(m, b + 5)
+            h6 = to_the(size, a6) * h6 + x * spread(m, b + 6)
+            h7 = to_the(size, a7) * h7 + x * spread(m, b + 7)
+            sum0 = h0 * spread(m, c) + sum0
+            sum1 = h1 * spread(m, c + 1) + sum1
+            sum0 = h2 * spread(m, c + 2) + sum0
+            sum1 = h3 * spread(m, c + 3) + sum1
+            sum0 = h4 * spread(m, c + 4) + sum0
+            sum1 = h5 * spread(m, c + 5) + sum1
+            sum0 = h6 * spread(m, c + 6) + sum0
+            sum1 = h7 * spread(m, c + 7) + sum1
+            store(m, y, sum0 + sum1)
+            dt, drive, y, b, c = dt + LANES, drive + LANES, y + LANES, b + LANES, c + LANES
+        store(m, h, h0)
+        store(m, h + 16, h1)
+        store(m, h + 32, h2)
+        store(m, h + 48, h3)
+        store(m, h + 64, h4)
+        store(m, h + 80, h5)
+        store(m, h + 96, h6)
+        store(m, h + 112, h7)
+
+    return scan
+
+
+_scan, _scan_far = _scan_by(power), _scan_by(decay)
 
 
 @inner_njit
-def _scan(m, dt, y, b, c, h, rates, at, count):
-    """Y += C h with h = exp2(dt A) h + drive B, for eight states of sixteen channels."""
-    apart()
-    drive = dt + STEPS * LANES
-    a0, a1, a2, a3 = load(rates, at), load(rates, at + 16), load(rates, at + 32), load(rates, at + 48)
-    a4, a5, a6, a7 = load(rates, at + 64), load(rates, at + 80), load(rates, at + 96), load(rates, at + 112)
-    h0, h1, h2, h3 = load(m, h), load(m, h + 16), load(m, h + 32), load(m, h + 48)
-    h4, h5, h6, h7 = load(m, h + 64), load(m, h + 80), load(m, h + 96), load(m, h + 112)
-    for _ in range(count):
-        size, x, sum0, sum1 = load(m, dt), load(m, drive), load(m, y), splat(np.float32(0))
-        h0 = decay(size * a0) * h0 + x * spread(m, b)
-        h1 = decay(size * a1) * h1 + x * spread(m, b + 1)
-        h2 = decay(size * a2) * h2 + x * spread(m, b + 2)
-        h3 = decay(size * a3) * h3 + x * spread(m, b + 3)
-        h4 = decay(size * a4) * h4 + x * spread(m, b + 4)
-        h5 = decay(size * a5) * h5 + x * spread(m, b + 5)
-        h6 = decay(size * a6) * h6 + x * spread(m, b + 6)
-        h7 = decay(size * a7) * h7 + x * spread(m, b + 7)
-        sum0 = h0 * spread(m, c) + sum0
-        sum1 = h1 * spread(m, c + 1) + sum1
-        sum0 = h2 * spread(m, c + 2) + sum0
-        sum1 = h3 * spread(m, c + 3) + sum1
-        sum0 = h4 * spread(m, c + 4) + sum0
-        sum1 = h5 * spread(m, c + 5) + sum1
-        sum0 = h6 * spread(m, c + 6) + sum0
-        sum1 = h7 * spread(m, c + 7) + sum1
-        store(m, y, sum0 + sum1)
-        dt, drive, y, b, c = dt + LANES, drive + LANES, y + LANES, b + LANES, c + LANES
-    store(m, h, h0)
-    store(m, h + 16, h1)
-    store(m, h + 32, h2)
-    store(m, h + 48, h3)
-    store(m, h + 64, h4)
-    store(m, h + 80, h5)
-    store(m, h + 96, h6)
-    store(m, h + 112, h7)
+def _column(column, panel):
+    """Where a column of a matrix of panels begins."""
+    return column // LANES * panel + column % LANES
 
 
 @inner_njit
@@ -234,14 +258,15 @@ def _mix_side(x, y, row, length, m, weights, size, eps):
     panel, states, taps, rank = STEPS * LANES, size.states, size.taps, size.rank
     raw_panel = (STEPS + taps - 1) * LANES
     columns, panels = size.width // LANES, size.inner // LANES
-    thin_panels = (rounded(rank) + rounded(2 * states)) // LANES
+    groups, state_panels = (rank + 3) // 4, rounded(2 * states) // LANES
     normed = 0
     raw = normed + STEPS * size.width
     z = raw + panels * raw_panel
     u = z + panels * panel
     dt = u + panels * panel
-    thin = dt + 2 * panel
-    h = thin + thin_panels * panel
+    ranks = dt + 2 * panel
+    thin = ranks + groups * panel
+    h = thin + state_panels * panel
     for i in range(panels * states):
         store(m, h + i * LANES, splat(np.float32(0)))
     for p in range(panels):
@@ -259,19 +284,22 @@ def _mix_side(x, y, row, length, m, weights, size, eps):
         for p in range(panels):
             _convolve(m, raw + p * raw_panel, u + p * panel, p * (taps + 1) * LANES, taps, count, weights.taps)
         convolved = Panels(u, LANES, panel)
-        multiply(m, convolved, panels, weights.thin, 0, m, Panels(thin, LANES, panel), thin_panels, count, False)
+        multiply_fours(m, convolved, panels, weights.rank, m, Panels(ranks, LANES, panel), groups, count)
+        multiply(m, convolved, panels, weights.states, 0, m, Panels(thin, LANES, panel), state_panels, count, False)
         for p in range(panels):
             at, skip = p * (rank + 1) * LANES, load(weights.skip, p * LANES)
-            _enter_scan(m, u + p * panel, dt, thin, count, weights.step, at, rank, skip, weights.limit[0])
+            near, limit = load(weights.near, p * LANES), weights.limit[0]
+            is_near = _enter_scan(m, u + p * panel, dt, ranks, count, weights.step, at, rank, skip, near, limit)
             for n in range(0, states, GROUP):
-                b, c = rounded(rank) + n, rounded(rank) + states + n  # columns of thin
-                b_at = thin + b // LANES * panel + b % LANES
-                c_at = thin + c // LANES * panel + c % LANES
+                b_at, c_at = thin + _column(n, panel), thin + _column(states + n, panel)
                 state = (p * states + n) * LANES
-                _scan(m, dt, u + p * panel, b_at, c_at, h + state, weights.rates, state, count)
+                if is_near:
+                    _scan(m, dt, u + p * panel, b_at, c_at, h + state, weights.rates, state, count)
+                else:
+                    _scan_far(m, dt, u + p * panel, b_at, c_at, h + state, weights.rates, state, count)
             for s in range(0, count * LANES, LANES):
                 q = u + p * panel + s
-                store(m, q, load(m, q) * silu(load(m, z + p * panel + s)))
+                store(m, q, load(m, q) * quick_silu(load(m, z + p * panel + s)))
         multiply(m, convolved, panels, weights.leave, 0, y, Panels(first, ahead, LANES), columns, count, True)
 
 

@@ -21,8 +21,6 @@ from .vector_cpu import EXP2, LOG2E
 
 LANES = 16
 FAST = {"contract", "nsz", "arcp"}  # a * b + c is one instruction; sums stay in the order in which they are written
-# 2**r on [-1/2, 1/2] with the constant term held at 1; largest relative error 2.8e-6.
-DECAY = (0.69312419, 0.24024099, 0.05590643, 0.00958285)
 inner_njit: Any = numba.njit(fastmath=FAST)  # for what compiled code calls
 intrinsic: Any = numba.extending.intrinsic  # whose first parameter, the typing context, callers do not pass
 
@@ -164,6 +162,33 @@ def spread(typingctx, array, position):
 
 
 @intrinsic
+def spread_four(typingctx, array, position):
+    """array[position : position + 4], four times."""
+
+    def codegen(context, builder, sig, args):
+        kind = ir.VectorType(_SCALAR, 4)
+        four = builder.load(_at(context, builder, sig.args[0], args[0], args[1], kind), align=4)
+        lanes_of = ir.Constant(_INTEGERS, list(range(4)) * (LANES // 4))
+        return builder.shuffle_vector(four, ir.Constant(kind, ir.Undefined), lanes_of)
+
+    return lanes(array, types.intp), codegen
+
+
+@intrinsic
+def sum_fours(typingctx, x):
+    """In every lane the sum of the four lanes that it is one of."""
+
+    def codegen(context, builder, sig, args):
+        x = args[0]
+        for distance in (1, 2):
+            others = ir.Constant(_INTEGERS, [lane ^ distance for lane in range(LANES)])
+            x = builder.fadd(x, builder.shuffle_vector(x, ir.Constant(_VECTOR, ir.Undefined), others))
+        return x
+
+    return lanes(lanes), codegen
+
+
+@intrinsic
 def splat(typingctx, value):
     """A number in every lane."""
 
@@ -265,27 +290,6 @@ def exp(typingctx, x):
 
     def codegen(context, builder, sig, args):
         return _exp2(builder, builder.fmul(args[0], _number(LOG2E)))
-
-    return lanes(lanes), codegen
-
-
-@intrinsic
-def decay(typingctx, x):
-    """2**x for -1e7 <= x <= 0, to 3e-6 of its value; about 1e-38 where that is less.
-
-    `exp2` for the inner loop of a recurrence: one term of the polynomial less (minimax with the constant held at 1, so
-    that it is exact where nothing decays), and what is cut is the exponent, as integers, beside the multiplications.
-    Unsigned, so that the bits of a NaN are larger than any exponent.
-    """
-
-    def codegen(context, builder, sig, args):
-        b, x = builder, args[0]
-        shifted = b.fadd(x, _number(12582912.0))  # the nearest whole number stands in the last bits
-        r = b.fsub(x, b.fsub(shifted, _number(12582912.0)))
-        bits, least = b.bitcast(shifted, _INTEGERS), _integer(0x4B400000 - 126)
-        bits = b.select(b.icmp_unsigned("<", bits, least), least, bits)
-        p = b.bitcast(_polynomial(b, r, (*reversed(DECAY), 1.0)), _INTEGERS)
-        return b.bitcast(b.add(p, b.shl(bits, _integer(23))), _VECTOR)
 
     return lanes(lanes), codegen
 
