@@ -19,8 +19,8 @@ from clearstate.models.saf import (
     SAFConfig,
     TCNBlock,
     rms,
-    shifted,
 )
+from clearstate.models.saf_ops import shifted
 from clearstate.train.objective import Objective
 from clearstate.train.recipe import load_recipe
 

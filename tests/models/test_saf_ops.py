@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from clearstate.models import saf_ops
-from clearstate.models.saf_ops import compiled, depthwise, linear, norm_prelu, tcn_middle
+from clearstate.models.saf_ops import attend, compiled, depthwise, linear, norm_prelu, tcn_middle
 from clearstate.ssm.backend import use_backend
 
 
@@ -56,6 +56,12 @@ def test_products(rows, inputs, outputs, residual):
 
     more = random(2, rows, outputs, seed=3) if residual else None
     assert_same(product, random(2, rows, inputs), random(outputs, inputs), random(outputs), more)
+
+
+@pytest.mark.parametrize("k", [1, 2, 9])
+@pytest.mark.parametrize("heads, around", [(1, 3), (2, 3), (2, 1), (2, 7)])
+def test_attention_to_neighbouring_bands(k, heads, around):
+    assert_same(attend, random(2, 5, k, 96), random(heads, around))
 
 
 def middle_inputs(frames: int, c: int = 32) -> tuple[torch.Tensor, ...]:

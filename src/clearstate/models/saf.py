@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from clearstate.audio.stft import analyse, compress, dual_window, expand, sqrt_hann, synthesise
 from clearstate.models.level import running_power
-from clearstate.models.saf_ops import depthwise, linear, norm_prelu, prelu, tcn_middle
+from clearstate.models.saf_ops import attend, depthwise, linear, norm_prelu, prelu, tcn_middle
 
 
 @dataclass(frozen=True)
@@ -244,41 +244,17 @@ class ConvolutionalAttention(nn.Module):
 
 
 class BandAttention(nn.Module):
-    """Dot-product attention of each band to its neighbours in the same frame.
-
-    Shifts instead of a gather: with three bands there are three products a bin. Bands beyond the edge take no part in
-    the softmax; zeros in their place would get a weight of e^0.
-    """
+    """x + W_o attention of each band to its neighbours in the same frame."""
 
     def __init__(self, config: SAFConfig) -> None:
         super().__init__()
         c = config.channels
-        self.heads, self.reach = config.heads, config.bands // 2
         self.norm = norm_of(config, c)
         self.qkv, self.out = nn.Linear(c, 3 * c), zeroed(nn.Linear(c, c))
         self.offset = nn.Parameter(torch.zeros(config.heads, config.bands))  # a preference for each neighbour
 
     def forward(self, x: Tensor) -> Tensor:
-        b, t, k, c = x.shape
-        q, key, value = (
-            linear(self.norm(x), self.qkv).view(b, t, k, 3, self.heads, -1).unbind(3)
-        )  # (b, t, k, heads, c / heads)
-        q = q * q.shape[-1] ** -0.5
-        shifts = range(-self.reach, self.reach + 1)
-        scores = torch.stack([(q * shifted(key, j)).sum(-1) for j in shifts], dim=-1) + self.offset
-        at = torch.arange(k, device=x.device)[:, None] + torch.arange(-self.reach, self.reach + 1, device=x.device)
-        outside = (at < 0) | (at >= k)  # (k, bands)
-        weights = scores.masked_fill(outside[:, None], -torch.inf).softmax(-1)  # (b, t, k, heads, bands)
-        y = sum((weights[..., i, None] * shifted(value, j) for i, j in enumerate(shifts)), torch.zeros_like(q))
-        return linear(y.reshape(b, t, k, c), self.out, x)
-
-
-def shifted(x: Tensor, j: int) -> Tensor:
-    """Band i + j in the place of band i of (b, t, k, ...), zeros where there is none."""
-    if abs(j) >= x.shape[2]:
-        return torch.zeros_like(x)
-    inside = x[:, :, max(j, 0) : x.shape[2] + min(j, 0)]
-    return F.pad(inside, (*(0, 0) * (x.ndim - 3), max(-j, 0), max(j, 0)))
+        return linear(attend(linear(self.norm(x), self.qkv), self.offset), self.out, x)
 
 
 class TCNBlock(nn.Module):

@@ -246,3 +246,81 @@ def tcn_enter_back_part(part, parts, h, first, taps, dilation, centre, dz, dh, s
                 store(out, p, where_positive(x, g, g * load(first, j)))
                 store(near, j, load(near, j) + where_positive(x, zero, x * g))
         _add(near, c, whole)
+
+
+# ----------------------------------------------------------------------------------- attention to neighbouring bands
+
+
+@inner_njit
+def _weights(qkv, p, i, bands, c, offset, head, width, around, weights):
+    """Softmax over the neighbours of band i, whose q of one head lies at p; returns the first and last of them."""
+    reach = around // 2
+    first, last = max(0, reach - i), min(around, bands - i + reach)
+    scale, top = np.float32(1) / np.sqrt(np.float32(width)), np.float32(-np.inf)
+    for j in range(first, last):
+        k, products = p + (j - reach) * 3 * c + c, splat(np.float32(0))
+        for channel in range(0, width, LANES):
+            products = products + load(qkv, p + channel) * load(qkv, k + channel)
+        weights[j] = total(products) * scale + offset[head, j]
+        top = max(top, weights[j])
+    sums = np.float32(0)
+    for j in range(first, last):
+        weights[j] = np.exp(weights[j] - top)
+        sums += weights[j]
+    for j in range(first, last):
+        weights[j] /= sums
+    return first, last
+
+
+@njit(fastmath=FAST, nogil=True, cache=True)
+def attend_part(part, parts, qkv, offset, y):
+    """y (n, k, c), each head's sum of its neighbours' values, from q, k and v side by side, qkv (n, k, 3 c).
+
+    offset: (heads, neighbours). A head is a multiple of 16 channels.
+    """
+    (frames, bands, c), (heads, around) = y.shape, offset.shape
+    flat, out, weights, width = qkv.reshape(-1), y.reshape(-1), np.empty(around, np.float32), c // heads
+    for t in range(frames * part // parts, frames * (part + 1) // parts):
+        for i in range(bands):
+            for head in range(heads):
+                p = (t * bands + i) * 3 * c + head * width
+                first, last = _weights(flat, p, i, bands, c, offset, head, width, around, weights)
+                for channel in range(0, width, LANES):
+                    sums = splat(np.float32(0))
+                    for j in range(first, last):
+                        sums = sums + load(flat, p + (j - around // 2) * 3 * c + 2 * c + channel) * weights[j]
+                    store(out, (t * bands + i) * c + head * width + channel, sums)
+
+
+@njit(fastmath=FAST, nogil=True, cache=True)
+def attend_back_part(part, parts, qkv, offset, dy, dqkv, sums):
+    """Gradients: dqkv (n, k, 3 c); of the offsets in sums (parts, heads, neighbours), in float64."""
+    (frames, bands, c), (heads, around) = dy.shape, offset.shape
+    flat, grad, out, width = qkv.reshape(-1), dy.reshape(-1), dqkv.reshape(-1), c // heads
+    weights, through = np.empty(around, np.float32), np.empty(around, np.float32)
+    scale = np.float32(1) / np.sqrt(np.float32(width))
+    sums[part] = 0
+    for t in range(frames * part // parts, frames * (part + 1) // parts):
+        for j in range(t * bands * 3 * c, (t + 1) * bands * 3 * c, LANES):
+            store(out, j, splat(np.float32(0)))
+        for i in range(bands):
+            for head in range(heads):
+                p, g = (t * bands + i) * 3 * c + head * width, (t * bands + i) * c + head * width
+                first, last = _weights(flat, p, i, bands, c, offset, head, width, around, weights)
+                mean = np.float32(0)
+                for j in range(first, last):
+                    v, products = p + (j - around // 2) * 3 * c + 2 * c, splat(np.float32(0))
+                    for channel in range(0, width, LANES):
+                        d = load(grad, g + channel)
+                        products = products + d * load(flat, v + channel)
+                        store(out, v + channel, load(out, v + channel) + d * weights[j])
+                    through[j] = total(products)
+                    mean += weights[j] * through[j]
+                for j in range(first, last):
+                    k, d = p + (j - around // 2) * 3 * c + c, weights[j] * (through[j] - mean)
+                    sums[part, head, j] += d
+                    d *= scale
+                    for channel in range(0, width, LANES):
+                        q = load(flat, p + channel)
+                        store(out, p + channel, load(out, p + channel) + load(flat, k + channel) * d)
+                        store(out, k + channel, load(out, k + channel) + q * d)

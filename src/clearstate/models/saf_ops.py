@@ -71,6 +71,38 @@ def depthwise(x: Tensor, weight: Tensor, bias: Tensor, dilation: int, stride: in
     return y.permute(0, 2, 3, 1)
 
 
+def attend(qkv: Tensor, offset: Tensor) -> Tensor:
+    """Dot-product attention of each band to its neighbours in the same frame, (b, t, k, c), head by head.
+
+    Shifts instead of a gather: with three bands there are three products a bin. Bands beyond the edge take no part in
+    the softmax; zeros in their place would get a weight of e^0.
+
+    Args:
+        qkv: queries, keys and values side by side (b, t, k, 3 c).
+        offset: what is added to the scores (heads, neighbours), the number of neighbours odd.
+    """
+    (b, t, k, c), (heads, around) = qkv.shape, offset.shape
+    if compiled(qkv) and c % (48 * heads) == 0:
+        return _Attend.apply(qkv, offset)
+    q, key, value = qkv.view(b, t, k, 3, heads, -1).unbind(3)  # (b, t, k, heads, c / heads)
+    q = q * q.shape[-1] ** -0.5
+    shifts = range(-(around // 2), around // 2 + 1)
+    scores = torch.stack([(q * shifted(key, j)).sum(-1) for j in shifts], dim=-1) + offset
+    at = torch.arange(k, device=qkv.device)[:, None] + torch.tensor(shifts, device=qkv.device)
+    outside = (at < 0) | (at >= k)  # (k, bands)
+    weights = scores.masked_fill(outside[:, None], -torch.inf).softmax(-1)  # (b, t, k, heads, bands)
+    y = sum((weights[..., i, None] * shifted(value, j) for i, j in enumerate(shifts)), torch.zeros_like(q))
+    return y.reshape(b, t, k, c // 3)
+
+
+def shifted(x: Tensor, j: int) -> Tensor:
+    """Band i + j in the place of band i of (b, t, k, ...), zeros where there is none."""
+    if abs(j) >= x.shape[2]:
+        return torch.zeros_like(x)
+    inside = x[:, :, max(j, 0) : x.shape[2] + min(j, 0)]
+    return F.pad(inside, (*(0, 0) * (x.ndim - 3), max(-j, 0), max(j, 0)))
+
+
 # ------------------------------------------------------------------------------------------------ compiled for CPUs
 
 
@@ -200,3 +232,23 @@ class _Linear(torch.autograd.Function):
         panels = as_panels(weight).view(-1)
         run("rows.linear_back_part", ctx.threads, x.view(-1, i), panels, dy.view(-1, o), dx.view(-1, i), sums, offsets)
         return dx, sums.sum(0), offsets.sum(0), dy if ctx.residual else None
+
+
+class _Attend(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, qkv, offset):
+        qkv, offset = qkv.contiguous(), offset.contiguous()
+        b, t, k, c = qkv.shape
+        y = qkv.new_empty(b, t, k, c // 3)
+        ctx.save_for_backward(qkv, offset)
+        ctx.threads = threads_for(b * t, qkv.numel())
+        run("saf.attend_part", ctx.threads, qkv.flatten(0, 1), offset, y.flatten(0, 1))
+        return y
+
+    @staticmethod
+    def backward(ctx, dy):
+        qkv, offset = ctx.saved_tensors
+        dqkv, sums = torch.empty_like(qkv), torch.empty(ctx.threads, *offset.shape, dtype=torch.float64)
+        flat = (x.flatten(0, 1) for x in (dy.contiguous(), dqkv))
+        run("saf.attend_back_part", ctx.threads, qkv.flatten(0, 1), offset, *flat, sums)
+        return dqkv, sums.sum(0).float()
