@@ -37,8 +37,9 @@ LARGEST = 5e5  # of what `decay` takes, size x rate
 WITHIN = 120.0  # of what `power` takes, and what `decay` cuts at
 # 2^r on [-1/2, 1/2] with the constant term held at 1; largest relative error 2.8e-6.
 POLYNOMIAL = (0.69312419, 0.24024099, 0.05590643, 0.00958285)
-# 2^r = 1 + b r + c r^2 on [-1/32, 1/32], least in error / r, so that what hardly decays does so at its rate.
-LINEAR, SQUARE = 0.69317428, 0.24023322
+# 2^r = 1 + b r + c r^2 on [-1/32, 1/32], least in error / r, so that what hardly decays does so at its rate; in the
+# last digits so that 2^0 is 1 when all is rounded.
+LINEAR, SQUARE = 0.69317428, 0.2402331768
 # log(1 + v) / v on [0, 1] in powers of v, interpolated at Chebyshev nodes; largest relative error 2.5e-7.
 LOG1P = (0.999999781, -0.499971745, 0.332719284, -0.244747742, 0.176874767, -0.106850029, 0.0434938998, -0.00837115255)
 WHOLE = 1.5 * 2**23  # added to a number, it leaves the nearest whole number in its last bits ...
