@@ -71,10 +71,11 @@ class Context:
         """x (b, t, k, c) with `reach` more frames: before it, or half of them on each side."""
         if not reach:
             return x
-        before = self.exchange(x, reach)
-        if before is None:
+        if not self.streaming:
             return F.pad(x, (0, 0, 0, 0, reach // 2, reach // 2))
-        return torch.cat([before, x], dim=1)
+        x = torch.cat([next(self.before), x], dim=1)
+        self.after.append(x[:, x.shape[1] - reach :])
+        return x
 
     def exchange(self, last: Tensor, reach: int) -> Tensor | None:
         """The `reach` frames before a chunk, if it is of a stream, for whose next chunk its `last` ones are kept.
@@ -106,8 +107,8 @@ class Conv(nn.Conv2d):
     def forward(self, x: Tensor, context: Context) -> Tensor:  # type: ignore[override]  # convolutions have one input
         """(b, t, k, inputs) to (b, t, k / stride, outputs)."""
         if self.groups > 1:
-            before = context.exchange(x, self.reach) if self.reach else None
-            x, around = (x, self.reach // 2) if before is None else (torch.cat([before, x], dim=1), 0)
+            around = 0 if context.streaming else self.reach // 2
+            x = context.extend(x, self.reach) if context.streaming else x
             assert self.bias is not None
             return depthwise(x, self.weight, self.bias, self.dilation[0], self.stride[1], around)
         x = context.extend(x, self.reach).permute(0, 3, 1, 2)
@@ -271,10 +272,11 @@ class TCNBlock(nn.Module):
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         y = linear(self.norm(x), self.widen)  # (b, t, k, hidden)
-        if isinstance(self.inner_norm, LayerNorm):
+        few = context.streaming and y.shape[1] < self.along.reach  # then what is remembered would be copied twice
+        if isinstance(self.inner_norm, LayerNorm) and not few:
             y = self.middle(y, self.inner_norm, context)
         else:
-            y = self.activate_again(self.inner_norm(self.along(self.activate(y), context)))
+            y = activated(self.inner_norm, self.activate_again, self.along(self.activate(y), context))
         return linear(y, self.narrow, x)
 
     def middle(self, y: Tensor, norm: LayerNorm, context: Context) -> Tensor:

@@ -15,6 +15,8 @@ from torch.nn import functional as F
 from clearstate.models import s4m_ops
 from clearstate.ssm.threads import in_parts, threads_for
 
+LEAST = 1 << 15  # numbers from which a kernel pays for its call: not yet those of a stream's single frame
+
 
 def norm_prelu(x: Tensor, gain: Tensor, shift: Tensor, slope: Tensor | None, eps: float) -> Tensor:
     """Layer norm over the channels of (..., c); then PReLU, if there are slopes (c,)."""
@@ -63,7 +65,8 @@ def depthwise(x: Tensor, weight: Tensor, bias: Tensor, dilation: int, stride: in
         weight: (c, 1, kt, kf), kf odd, its frames `dilation` apart: a reach of (kt - 1) dilation.   bias: (c,).
         around: frames of zeros before and after x. Bands have as many around them as the kernel needs.
     """
-    if compiled(x):
+    frames = x.shape[1] + 2 * around - (weight.shape[2] - 1) * dilation
+    if compiled(x) and x[:, :frames].numel() >= LEAST:
         return _Depthwise.apply(x, weight, bias, dilation, stride, around)
     padding = (around, weight.shape[3] // 2)
     weight = weight.contiguous(memory_format=torch.channels_last)
@@ -108,7 +111,7 @@ def shifted(x: Tensor, j: int) -> Tensor:
 
 def compiled(x: Tensor) -> bool:
     """Whether the kernels take this tensor (..., c)."""
-    return x.shape[-1] % 16 == 0 and x.numel() > 0 and s4m_ops.compiled(x)
+    return x.shape[-1] % 16 == 0 and x.numel() >= LEAST and s4m_ops.compiled(x)
 
 
 def run(name: str, threads: int, *arguments: Any) -> None:
