@@ -56,7 +56,7 @@ class Side(NamedTuple):
     taps: Any  # of the convolution, oldest first, then its bias: (d / 16, taps + 1, 16)
     rank: Any  # (d, rank), in fours: to what step sizes are made of
     states: Any  # (d, 2 n): to B and to C
-    step: Any  # from that rank to the step sizes, then their bias: (d / 16, rank + 1, 16)
+    step: Any  # the bias of the step sizes, then from that rank, filled to fours, to them: (d / 16, 1 + rank, 16)
     rates: Any  # A log2(e): (d / 16, n, 16)
     skip: Any  # D: (d,)
     leave: Any  # (d, c): the output projection, then this mixer's half of the joining layer
@@ -121,7 +121,7 @@ def side(block: MambaBlock, join: Tensor) -> Side:
         _channels(torch.cat([mixer.conv1d.weight[:, 0], mixer.conv1d.bias[:, None]], 1)),
         as_fours(F.pad(to_rank, (0, 0, 0, fill))).view(-1).numpy(),
         _flat(F.pad(states, (0, 0, 0, fill))),
-        _channels(torch.cat([mixer.dt_proj.weight, mixer.dt_proj.bias[:, None]], 1)),
+        _channels(F.pad(torch.cat([mixer.dt_proj.bias[:, None], mixer.dt_proj.weight], 1), (0, -rank % 4))),
         _channels(F.pad(rates, (0, more))),
         _filled(mixer.D),
         _flat(F.pad((join @ mixer.out_proj.weight.detach()).T, (0, 0, 0, fill))),
@@ -179,17 +179,18 @@ def _convolve(m, raw, out, taps_at, taps, count, weight):
 
 
 @inner_njit
-def _enter_scan(m, u, dt, ranks, count, weight, step_at, rank, skip, near, limit):
+def _enter_scan(m, u, dt, ranks, count, weight, step_at, fours, skip, near, limit):
     """Step sizes of sixteen channels to dt, what drives the recurrence to dt + 16 rows of STEPS, D u in place of u.
 
     Returns whether all step sizes are near enough for `power`.
     """
     drive, beyond = dt + STEPS * LANES, splat(np.float32(0))
     for s in range(count):
-        raw = load(weight, step_at + rank * LANES)
-        for j in range(rank):
-            at = ranks + (j // 4 * STEPS + s) * LANES + j % 4 * 4
-            raw = load(weight, step_at + j * LANES) * spread(m, at) + raw
+        raw, p, q = load(weight, step_at), ranks + s * LANES, step_at + LANES
+        for _ in range(fours):
+            first = load(weight, q) * spread(m, p) + load(weight, q + LANES) * spread(m, p + 4)
+            second = load(weight, q + 2 * LANES) * spread(m, p + 8) + load(weight, q + 3 * LANES) * spread(m, p + 12)
+            raw, p, q = raw + (first + second), p + STEPS * LANES, q + 4 * LANES
         size, value = quick_softplus(raw), load(m, u + s * LANES)
         beyond = larger(beyond, size - near)
         store(m, dt + s * LANES, smaller(size, limit))
@@ -258,14 +259,14 @@ def _mix_side(x, y, row, length, m, weights, size, eps):
     panel, states, taps, rank = STEPS * LANES, size.states, size.taps, size.rank
     raw_panel = (STEPS + taps - 1) * LANES
     columns, panels = size.width // LANES, size.inner // LANES
-    groups, state_panels = (rank + 3) // 4, rounded(2 * states) // LANES
+    fours, state_panels = (rank + 3) // 4, rounded(2 * states) // LANES
     normed = 0
     raw = normed + STEPS * size.width
     z = raw + panels * raw_panel
     u = z + panels * panel
     dt = u + panels * panel
     ranks = dt + 2 * panel
-    thin = ranks + groups * panel
+    thin = ranks + fours * panel
     h = thin + state_panels * panel
     for i in range(panels * states):
         store(m, h + i * LANES, splat(np.float32(0)))
@@ -284,12 +285,12 @@ def _mix_side(x, y, row, length, m, weights, size, eps):
         for p in range(panels):
             _convolve(m, raw + p * raw_panel, u + p * panel, p * (taps + 1) * LANES, taps, count, weights.taps)
         convolved = Panels(u, LANES, panel)
-        multiply_fours(m, convolved, panels, weights.rank, m, Panels(ranks, LANES, panel), groups, count)
+        multiply_fours(m, convolved, panels, weights.rank, m, Panels(ranks, LANES, panel), fours, count)
         multiply(m, convolved, panels, weights.states, 0, m, Panels(thin, LANES, panel), state_panels, count, False)
         for p in range(panels):
-            at, skip = p * (rank + 1) * LANES, load(weights.skip, p * LANES)
+            at, skip = p * (4 * fours + 1) * LANES, load(weights.skip, p * LANES)
             near, limit = load(weights.near, p * LANES), weights.limit[0]
-            is_near = _enter_scan(m, u + p * panel, dt, ranks, count, weights.step, at, rank, skip, near, limit)
+            is_near = _enter_scan(m, u + p * panel, dt, ranks, count, weights.step, at, fours, skip, near, limit)
             for n in range(0, states, GROUP):
                 b_at, c_at = thin + _column(n, panel), thin + _column(states + n, panel)
                 state = (p * states + n) * LANES
