@@ -36,7 +36,7 @@ from clearstate.ssm import Mamba
 
 Axis = Literal["time", "frequency", "bin"]
 
-STEPS = 1 << 18  # rows x length that a Transformer block takes at a time without gradients: 0.5 GB for its GRU
+STEPS = 1 << 15  # rows x length that a Transformer block takes at a time without gradients
 MAMBA_STEPS = 1 << 12  # the same for Mamba, which is faster the less leaves the cache
 FRAMES = 256  # that a dense block takes at a time without gradients
 
@@ -200,8 +200,18 @@ class TransformerBlock(nn.Module):
         if self.kv_norm == "shared":
             source = query if other is None else self.norm1(other)
         x = x + self.attend(query, source)
-        y, _ = self.gru(self.norm2(x))  # (r, l, 2 hidden)
+        y = self.recur(self.norm2(x))  # (r, l, 2 hidden)
         return self.norm3(x + self.leave(F.leaky_relu(y)))
+
+    def recur(self, x: Tensor) -> Tensor:
+        """The GRU."""
+        if codec.compiled(x):
+            from clearstate.models import gru_cpu
+
+            if gru_cpu.fits(self.gru):
+                return gru_cpu.gru_both_ways(x, self.gru)
+        y: Tensor = self.gru(x)[0]
+        return y
 
     def attend(self, query: Tensor, source: Tensor) -> Tensor:
         r, steps, c = query.shape
