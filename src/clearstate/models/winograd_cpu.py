@@ -1,16 +1,21 @@
-"""The 3 x 3 convolutions of a dense block on the CPU with a third of the multiplications.
+"""The 3 x 3 convolutions of a dense block on the CPU with a quarter of the multiplications.
 
 Winograd 1980; Lavin & Gray 2015 (arXiv:1509.09308): m outputs of a convolution of 3 taps need m + 2 products, if
-inputs, taps and products go through small matrices of integers. Along frequency m is 4, so that 6 products do for 12;
-along time, with frames `dilation` apart, m is 2, and 4 products do for 6:
+inputs, taps and products are taken as polynomials and multiplied at m + 2 points. Here m is 4 along frequency, and 4
+along time, with frames `dilation` apart, so that 36 products do for 144:
 
-    y = P_f^T [(G_f w G_t^T) * (B_f^T x B_t)] P_t,   * a matrix product over the input channels at each of the 24 points
+    y = P_f^T [(G_f w G_t^T) * (B_f^T x B_t)] P_t,   * a matrix product over the input channels at each of the 36 points
 
-A map of the block is kept as B_f^T x only, from which all later layers start; what time adds to it is a sum of two
-frames, taken on the way into the product. `DenseLayer` in `codec.py` is the slow twin. What the sums of F(4, 3) lose is
-one digit of float32: an error of 3e-6 of the largest output.
+    points 0, a, -a, b, -b and infinity
+    B^T x:  a^2 b^2 x_0 - (a^2 + b^2) x_2 + x_4,   x_4 - b^2 x_2 +- a (x_3 - b^2 x_1),   the same with a and b swapped,
+            a^2 b^2 x_1 - (a^2 + b^2) x_3 + x_5
+    P^T:    y_j = sum of (point)^j m, and at infinity of m for j = 3
 
-b batch, t frames, f bins, c channels, k = ceil(f / 4) tiles of bins, p pairs of frames `dilation` apart.
+A map of the block is kept as B_f^T x only, from which all later layers start; what time adds to it is taken on the way
+into the product. `DenseLayer` in `codec.py` is the slow twin. What the sums lose of float32 is least with a = 5/8 and
+b = 5/4, whose powers are short: 3e-6 of the largest output, with a = 1 and b = 2 four times that.
+
+b batch, t frames, f bins, c channels, k = ceil(f / 4) tiles of bins, fours of frames `dilation` apart.
 """
 
 import math
@@ -29,18 +34,17 @@ from clearstate.ssm.lent import lent
 from clearstate.ssm.panels_cpu import Panels, filled, multiply
 from clearstate.ssm.threads import in_parts, threads_for
 
-ROWS = 104  # about as many rows has a product: what goes into four of them is half of a core's second-level cache
-BINS, FRAMES = 6, 4  # points along frequency and time
-
-TAPS_ALONG_FREQUENCY = [[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]]  # 24 G_f
-TAPS_ALONG_TIME = [[2, 0, 0], [1, 1, 1], [1, -1, 1], [0, 0, 2]]  # 2 G_t
+ROWS = 52  # about as many rows has a product: what goes into six of them is a third of a core's second-level cache
+POINTS = 6
+NEAR, FAR = 5 / 8, 5 / 4  # a and b
+NEAR2, FAR2, NEAR3, FAR3 = NEAR**2, FAR**2, NEAR**3, FAR**3
 
 
 @contextmanager
 def lent_maps(x: Tensor, count: int) -> Iterator[Tensor]:
     """Memory for `count` transformed maps of the size of x (b, t, f, c): (count, b, 6, t, k, c); see `lent`."""
     b, t, f, c = x.shape
-    shape = (count, b, BINS, t, -(-f // 4), c)
+    shape = (count, b, POINTS, t, -(-f // 4), c)
     with lent(math.prod(shape)) as memory:
         yield memory.view(shape)
 
@@ -65,30 +69,36 @@ def convolve(maps: Tensor, conv: nn.Conv2d, out: Tensor) -> None:
     """
     m, b, _, t, k, c = maps.shape
     dilation = conv.dilation[0]
-    size = max(1, ROWS // k)  # pairs of a task
-    tasks = b * -(-pairs_of(t, dilation) // size)
+    size = max(1, ROWS // k)  # fours of a task
+    tasks = b * -(-fours_of(t, dilation) // size)
     threads = threads_for(tasks, out.numel() * 9 * m * c)
     rows = size * k + 3
-    memory = torch.empty(threads, rows * c * (FRAMES * (m + 1) + 2 * BINS) + LANES)
+    memory = torch.empty(threads, rows * c * (POINTS * (m + 1) + 4 * POINTS) + LANES)
     assert conv.bias is not None
     arrays = (maps.numpy(), transformed(conv, m, c), filled(conv.bias, c).numpy())
     in_parts(_convolve_part, threads, *arrays, dilation, size, tasks, memory.numpy(), out.numpy())
 
 
 def transformed(conv: nn.Conv2d, maps: int, channels: int) -> Any:
-    """The taps at the 24 points, each as a matrix (m c, c) in panels; `channels` is c, filled to whole panels."""
-    along_frequency = torch.tensor(TAPS_ALONG_FREQUENCY, dtype=torch.float64) / 24
-    along_time = torch.tensor(TAPS_ALONG_TIME, dtype=torch.float64) / 2
+    """The taps at the 36 points, each as a matrix (m c, c) in panels; `channels` is c, filled to whole panels."""
+    at_points = torch.tensor(taps_at_points(), dtype=torch.float64)  # (6, 3)
     taps = conv.weight.detach().double()  # (o, i, time, frequency)
-    points = torch.einsum("pf,qt,oitf->pqio", along_frequency, along_time, taps).float()
+    points = torch.einsum("pf,qt,oitf->pqio", at_points, at_points, taps).float()
     o = taps.shape[0]
-    points = F.pad(points.view(BINS, FRAMES, maps, o, o), (0, channels - o, 0, channels - o))
+    points = F.pad(points.view(POINTS, POINTS, maps, o, o), (0, channels - o, 0, channels - o))
     return points.reshape(-1, maps * channels, channels // LANES, LANES).transpose(1, 2).contiguous().view(-1).numpy()
 
 
-def pairs_of(frames: int, dilation: int) -> int:
-    """Pairs (t, t + dilation) that hold all frames once; the second of a pair may lie beyond the signal."""
-    whole, rest = divmod(frames, 2 * dilation)
+def taps_at_points() -> list[list[float]]:
+    """G: the polynomial of three taps at the six points, over the products of the differences between points."""
+    near, far = 2 * NEAR2 * (NEAR2 - FAR2), 2 * FAR2 * (FAR2 - NEAR2)
+    finite = [(0.0, NEAR2 * FAR2), (NEAR, near), (-NEAR, near), (FAR, far), (-FAR, far)]
+    return [[1 / scale, point / scale, point**2 / scale] for point, scale in finite] + [[0.0, 0.0, 1.0]]
+
+
+def fours_of(frames: int, dilation: int) -> int:
+    """Fours (t, t + dilation, ...) that hold all frames once; all but the first may lie beyond the signal."""
+    whole, rest = divmod(frames, 4 * dilation)
     return whole * dilation + min(rest, dilation)
 
 
@@ -106,6 +116,28 @@ def _activated(x, p, inside, scale, shift, slope):
 
 
 @inner_njit
+def _at_points(x0, x1, x2, x3, x4, x5):
+    """B^T x."""
+    near, far, both, product = np.float32(NEAR2), np.float32(FAR2), np.float32(NEAR2 + FAR2), np.float32(NEAR2 * FAR2)
+    even, odd = x4 - far * x2, (x3 - far * x1) * np.float32(NEAR)
+    even2, odd2 = x4 - near * x2, (x3 - near * x1) * np.float32(FAR)
+    first, last = product * x0 - both * x2 + x4, product * x1 - both * x3 + x5
+    return first, even + odd, even - odd, even2 + odd2, even2 - odd2, last
+
+
+@inner_njit
+def _from_points(m0, m1, m2, m3, m4, m5):
+    """P^T m."""
+    near, far, near_odd, far_odd = m1 + m2, m3 + m4, m1 - m2, m3 - m4
+    return (
+        m0 + near + far,
+        near_odd * np.float32(NEAR) + far_odd * np.float32(FAR),
+        near * np.float32(NEAR2) + far * np.float32(FAR2),
+        near_odd * np.float32(NEAR3) + (far_odd * np.float32(FAR3) + m5),
+    )
+
+
+@inner_njit
 def _enter_frame(task, x, scale, shift, slope, out):
     apart()
     frames, bins, c = x.shape[1:]
@@ -114,11 +146,10 @@ def _enter_frame(task, x, scale, shift, slope, out):
     flat, target = x.reshape(-1), out.reshape(-1)
     scales, shifts = scale.reshape(-1), shift.reshape(-1)
     to_point = frames * tiles * c
-    four, five, two = np.float32(4), np.float32(5), np.float32(2)
     for j in range(0, c, LANES):
         a, b, s = load(scales, item * c + j), load(shifts, item * c + j), load(slope, j)
         p = task * bins * c + j
-        q = (item * 6 * frames + t) * tiles * c + j
+        q = (item * POINTS * frames + t) * tiles * c + j
         x0, x1 = splat(np.float32(0)), _activated(flat, p, True, a, b, s)
         for tile in range(tiles):
             k = 4 * tile
@@ -126,87 +157,99 @@ def _enter_frame(task, x, scale, shift, slope, out):
             x3 = _activated(flat, p + (k + 2) * c, k + 2 < bins, a, b, s)
             x4 = _activated(flat, p + (k + 3) * c, k + 3 < bins, a, b, s)
             x5 = _activated(flat, p + (k + 4) * c, k + 4 < bins, a, b, s)
-            even, odd = x4 - four * x2, x3 - four * x1
-            outer, inner = x4 - x2, two * (x3 - x1)
-            store(target, q, four * x0 - five * x2 + x4)
-            store(target, q + to_point, even + odd)
-            store(target, q + 2 * to_point, even - odd)
-            store(target, q + 3 * to_point, outer + inner)
-            store(target, q + 4 * to_point, outer - inner)
-            store(target, q + 5 * to_point, four * x1 - five * x3 + x5)
+            y0, y1, y2, y3, y4, y5 = _at_points(x0, x1, x2, x3, x4, x5)
+            store(target, q, y0)
+            store(target, q + to_point, y1)
+            store(target, q + 2 * to_point, y2)
+            store(target, q + 3 * to_point, y3)
+            store(target, q + 4 * to_point, y4)
+            store(target, q + 5 * to_point, y5)
             x0, x1 = x4, x5
             q += c
 
 
 @inner_njit
-def _gather(maps, item, point, pair, pairs, dilation, m, to):
-    """What goes into the four products along time: sums and differences of two frames of each tile, as panels."""
+def _gather(maps, item, point, four, fours, dilation, m, to):
+    """What goes into the six products along time: sums over six frames of each tile, as panels."""
     apart()
     count, batch, _, frames, tiles, c = maps.shape
-    flat, cap = maps.reshape(-1), (pairs * tiles + 3) // 4 * 4
-    to_product, to_panel = count * c * cap, cap * LANES
-    for i in range(pairs):
-        t = _first(pair + i, dilation)
-        has_before, has_next, has_after = t >= dilation, t + dilation < frames, t + 2 * dilation < frames
-        step = dilation * tiles * c
+    flat, cap, zero = maps.reshape(-1), (fours * tiles + 3) // 4 * 4, splat(np.float32(0))
+    to_product, to_panel, step = count * c * cap, cap * LANES, dilation * tiles * c
+    for i in range(fours):
+        t = _first(four + i, dilation)
+        left = (frames - 1 - t) // dilation  # frames of the five from t on that are there, beside t
         for j in range(count):  # newest map first
-            p = ((((count - 1 - j) * batch + item) * 6 + point) * frames + t) * tiles * c
+            p = ((((count - 1 - j) * batch + item) * POINTS + point) * frames + t) * tiles * c
             for k in range(tiles):
                 target = to + (j * c * cap) + (i * tiles + k) * LANES
                 for _ in range(c // LANES):
-                    now = load(flat, p)
-                    before = load(flat, p - step) if has_before else splat(np.float32(0))
-                    following = load(flat, p + step) if has_next else splat(np.float32(0))
-                    after = load(flat, p + 2 * step) if has_after else splat(np.float32(0))
-                    store(m, target, before - following)
-                    store(m, target + to_product, now + following)
-                    store(m, target + 2 * to_product, following - now)
-                    store(m, target + 3 * to_product, now - after)
+                    x0 = load(flat, p - step) if t >= dilation else zero
+                    x1 = load(flat, p)
+                    x2 = load(flat, p + step) if left >= 1 else zero
+                    x3 = load(flat, p + 2 * step) if left >= 2 else zero
+                    x4 = load(flat, p + 3 * step) if left >= 3 else zero
+                    x5 = load(flat, p + 4 * step) if left >= 4 else zero
+                    y0, y1, y2, y3, y4, y5 = _at_points(x0, x1, x2, x3, x4, x5)
+                    store(m, target, y0)
+                    store(m, target + to_product, y1)
+                    store(m, target + 2 * to_product, y2)
+                    store(m, target + 3 * to_product, y3)
+                    store(m, target + 4 * to_product, y4)
+                    store(m, target + 5 * to_product, y5)
                     p += LANES
                     target += to_panel
 
 
 @inner_njit
-def _first(pair, dilation):
-    """The frame that a pair begins with."""
-    return pair // dilation * 2 * dilation + pair % dilation
+def _first(four, dilation):
+    """The frame that a four begins with."""
+    return four // dilation * 4 * dilation + four % dilation
 
 
 @inner_njit
 def _convolve_task(task, maps, weight, bias, dilation, size, m, out):
-    """One slice of pairs through the products at all points, and back."""
+    """One slice of fours through the products at all points, and back."""
     apart()
     count, _, _, frames, tiles, c = maps.shape
-    whole, rest = frames // (2 * dilation), frames % (2 * dilation)
-    all_pairs = whole * dilation + min(rest, dilation)
-    slices = (all_pairs + size - 1) // size
-    item, pair = task // slices, task % slices * size
-    pairs = min(size, all_pairs - pair)
-    rows = (pairs * tiles + 3) // 4 * 4
+    whole, rest = frames // (4 * dilation), frames % (4 * dilation)
+    all_fours = whole * dilation + min(rest, dilation)
+    slices = (all_fours + size - 1) // size
+    item, four = task // slices, task % slices * size
+    fours = min(size, all_fours - four)
+    rows = (fours * tiles + 3) // 4 * 4
     panels, matrix = c // LANES, rows * c
     inputs = 0
-    products = inputs + 4 * count * matrix
-    sums = products + 4 * matrix  # at (point, frame of the pair)
-    for point in range(6):
-        _gather(maps, item, point, pair, pairs, dilation, m, inputs)
-        for q in range(4):
-            a, y = (
-                Panels(inputs + q * count * matrix, LANES, rows * LANES),
-                Panels(products + q * matrix, LANES, rows * LANES),
-            )
-            at = (point * 4 + q) * count * c * c
+    products = inputs + POINTS * count * matrix
+    sums = products + POINTS * matrix  # at (point, frame of the four)
+    for point in range(POINTS):
+        _gather(maps, item, point, four, fours, dilation, m, inputs)
+        for q in range(POINTS):
+            a = Panels(inputs + q * count * matrix, LANES, rows * LANES)
+            y = Panels(products + q * matrix, LANES, rows * LANES)
+            at = (point * POINTS + q) * count * c * c
             multiply(m, a, count * panels, weight, at, m, y, panels, rows, False)
-        first = sums + 2 * point * matrix
-        for i in range(products, products + matrix, LANES):
-            m1, m2 = load(m, i + matrix), load(m, i + 2 * matrix)
-            store(m, first + i - products, load(m, i) + m1 + m2)
-            store(m, first + matrix + i - products, m1 - m2 - load(m, i + 3 * matrix))
-    for i in range(pairs):
-        for second in range(2):
-            t = _first(pair + i, dilation) + second * dilation
+        _leave_points(m, products, sums + 4 * point * matrix, matrix)
+    for i in range(fours):
+        for j in range(4):
+            t = _first(four + i, dilation) + j * dilation
             if t < frames:
-                at = sums + second * matrix + i * tiles * LANES
-                _leave_frame(m, at, 2 * matrix, rows * LANES, bias, out, (item * frames + t))
+                at = sums + j * matrix + i * tiles * LANES
+                _leave_frame(m, at, 4 * matrix, rows * LANES, bias, out, (item * frames + t))
+
+
+@inner_njit
+def _leave_points(m, products, sums, matrix):
+    """The four frames from the products at six points along time."""
+    apart()
+    for i in range(0, matrix, LANES):
+        p, o = products + i, sums + i
+        m0, m1, m2 = load(m, p), load(m, p + matrix), load(m, p + 2 * matrix)
+        m3, m4, m5 = load(m, p + 3 * matrix), load(m, p + 4 * matrix), load(m, p + 5 * matrix)
+        y0, y1, y2, y3 = _from_points(m0, m1, m2, m3, m4, m5)
+        store(m, o, y0)
+        store(m, o + matrix, y1)
+        store(m, o + 2 * matrix, y2)
+        store(m, o + 3 * matrix, y3)
 
 
 @inner_njit
@@ -214,22 +257,20 @@ def _leave_frame(m, at, to_point, to_panel, bias, out, frame):
     """The bins of one frame from the products' sums at the six points."""
     bins, c = out.shape[2:]
     flat = out.reshape(-1)
-    two, four, eight = np.float32(2), np.float32(4), np.float32(8)
     for j in range(0, c, LANES):
         b, p = load(bias, j), at + j // LANES * to_panel
         for k in range(0, bins, 4):
-            m0, m5 = load(m, p) + b, load(m, p + 5 * to_point) + b
-            m1, m2 = load(m, p + to_point), load(m, p + 2 * to_point)
-            m3, m4 = load(m, p + 3 * to_point), load(m, p + 4 * to_point)
-            near, far, near_odd, far_odd = m1 + m2, m3 + m4, m1 - m2, m3 - m4
+            m0, m1, m2 = load(m, p), load(m, p + to_point), load(m, p + 2 * to_point)
+            m3, m4, m5 = load(m, p + 3 * to_point), load(m, p + 4 * to_point), load(m, p + 5 * to_point)
+            y0, y1, y2, y3 = _from_points(m0, m1, m2, m3, m4, m5)
             o = (frame * bins + k) * c + j
-            store(flat, o, m0 + near + far)
+            store(flat, o, y0 + b)
             if k + 1 < bins:
-                store(flat, o + c, two * far_odd + near_odd + b)
+                store(flat, o + c, y1 + b)
             if k + 2 < bins:
-                store(flat, o + 2 * c, four * far + near + b)
+                store(flat, o + 2 * c, y2 + b)
             if k + 3 < bins:
-                store(flat, o + 3 * c, eight * far_odd + near_odd + m5)
+                store(flat, o + 3 * c, y3 + b)
             p += LANES
 
 
