@@ -47,3 +47,14 @@ def test_the_compiled_dense_block_does_not_depend_on_the_threads():
     block, x = shaken(codec.DenseBlock(16)), torch.randn(1, 70, 41, 16)
     alone, both = (on_threads(count, lambda: block(x)) for count in (1, 2))
     assert torch.equal(alone, both)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("channels", "outputs"), [(16, 32), (48, 16), (16, 1), (6, 6)])
+@pytest.mark.parametrize("bands", [1, 3, 100])
+def test_up_sampling_is_the_transposed_convolution_on_any_number_of_threads(channels, outputs, bands):
+    x, up = torch.randn(2, 40, bands, channels), nn.ConvTranspose2d(channels, outputs, (1, 3), stride=(1, 2))
+    expected = up(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    alone, both = (on_threads(count, lambda: codec.upsample(x, up.weight, up.bias)) for count in (1, 2))
+    torch.testing.assert_close(alone, expected, atol=1e-5, rtol=0)
+    assert torch.equal(alone, both)

@@ -1,4 +1,4 @@
-"""Instance norm + PReLU on the CPU without a detour: one pass for the moments, one for the result.
+"""Instance norm + PReLU on the CPU without a detour, one pass for the moments, one for the result; and up-sampling.
 
 PyTorch's instance norm wants channels first; on channel-last tensors it transposes twice. Here the channels are vector
 lanes and frames are shared out over the threads. The slow twins are in `codec.py`.
@@ -14,10 +14,11 @@ from numba import prange
 from torch import Tensor
 
 from clearstate.compiled import njit
-from clearstate.ssm.threads import threads_for
+from clearstate.ssm.lanes_cpu import FAST, LANES, apart, inner_njit, load, store
+from clearstate.ssm.panels_cpu import Panels, as_panels, multiply
+from clearstate.ssm.threads import in_parts, threads_for
 
 PARTS = 32  # frames are dealt to this many tasks, whatever the thread count: so sums do not depend on it
-FAST = {"contract", "nsz", "arcp"}  # no assumption about NaN: one in the input stays visible
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -45,6 +46,16 @@ def affine_prelu(x: Tensor, scale: Tensor, shift: Tensor, slope: Tensor, places:
         first.numpy(), at, *(argument for i in range(2) for argument in _place(rest, i)),
     )  # fmt: skip
     assert len(places) <= 3
+
+
+def upsample(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """`codec.upsample` of (b, t, k, c), c and the number of outputs multiples of 16, a frame at a time."""
+    b, t, k, _ = x.shape
+    taps = [as_panels(tap).view(-1).numpy() for tap in weight[:, :, 0].unbind(-1)]  # (c, o) each
+    y = x.new_empty(b, t, 2 * k + 1, weight.shape[1])
+    arrays = (x.contiguous().numpy(), *taps, bias.detach().contiguous().numpy(), y.numpy())
+    in_parts(_upsample_part, threads_for(b * t, y.numel()), *arrays)
+    return y
 
 
 def _place(places: list[tuple[Tensor, int]], i: int) -> tuple[Any, int]:
@@ -137,3 +148,26 @@ def _affine_serial(x, scale, shift, slope, one, at_one, two, at_two, three, at_t
 def _affine_parallel(x, scale, shift, slope, one, at_one, two, at_two, three, at_three):
     for task in prange(x.shape[0] * x.shape[1]):
         _affine_task(task, x, scale, shift, slope, one, at_one, two, at_two, three, at_three)
+
+
+@inner_njit
+def _upsample_frame(task, x, zero, one, two, bias, out):
+    apart()
+    bands, c = x.shape[2:]
+    bins, outputs = out.shape[2:]
+    source, target, at = x.reshape(-1), out.reshape(-1), task * bins * outputs
+    for k in range(bins):
+        for j in range(0, outputs, LANES):
+            store(target, at + k * outputs + j, load(bias, j))
+    rows, inner, panels = Panels(task * bands * c, c, LANES), c // LANES, outputs // LANES
+    even, odd = Panels(at, 2 * outputs, LANES), Panels(at + outputs, 2 * outputs, LANES)
+    multiply(source, rows, inner, zero, 0, target, even, panels, bands, True)
+    multiply(source, rows, inner, one, 0, target, odd, panels, bands, True)
+    even = Panels(at + 2 * outputs, 2 * outputs, LANES)
+    multiply(source, rows, inner, two, 0, target, even, panels, bands, True)
+
+
+@njit(fastmath=FAST, nogil=True, cache=True)
+def _upsample_part(part, parts, x, zero, one, two, bias, out):
+    for task in range(part, x.shape[0] * x.shape[1], parts):
+        _upsample_frame(task, x, zero, one, two, bias, out)
