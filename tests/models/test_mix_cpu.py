@@ -47,3 +47,16 @@ def test_the_compiled_mixer_does_not_depend_on_the_threads_or_the_other_rows():
     alone, both = (on_threads(count, lambda: mix(x)) for count in (1, 2))
     assert torch.equal(alone, both)
     assert torch.equal(mix(x[3:5]), alone[3:5])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("channels", [16, 12])
+def test_rows_may_lie_in_any_order_in_memory(channels):
+    """The frames of each band, which come as steps that are far apart; and rows that have gaps between them."""
+    mix, x = shaken(tf_mamba.BiMix(channels)), torch.randn(70, 5, channels)
+    expected = mix(x.transpose(0, 1).contiguous())
+    assert torch.equal(mix(x.transpose(0, 1)), expected)
+    wide = torch.randn(5, 70, 2 * channels)
+    wide[..., :channels] = x.transpose(0, 1)
+    assert torch.equal(mix(wide[..., :channels]), expected)
+    assert torch.equal(mix(expected[:, ::2]), mix(expected[:, ::2].contiguous()))

@@ -88,13 +88,13 @@ class NormPReLU(nn.Module):
         scale = self.weight * torch.rsqrt(moments.variance + EPS)
         return scale, self.bias - moments.mean * scale
 
-    def forward(self, x: Tensor, moments_of: MomentsOf = own_moments) -> Tensor:
-        """(b, t, f, c) to the same."""
+    def forward(self, x: Tensor, moments_of: MomentsOf = own_moments, reuse: bool = False) -> Tensor:
+        """(b, t, f, c) to the same; `reuse` says that nobody needs x any more, whose memory may take the result."""
         scale, shift = self.coefficients(moments_of(x))
         if compiled(x):
             from clearstate.models import codec_cpu
 
-            y = torch.empty_like(x, memory_format=torch.contiguous_format)
+            y = x if reuse and x.is_contiguous() else torch.empty_like(x, memory_format=torch.contiguous_format)
             codec_cpu.affine_prelu(x, scale, shift, self.slope, [(y, 0)])
             return y
         y = x * scale[:, None, None] + shift[:, None, None]
@@ -174,9 +174,9 @@ class Encoder(nn.Module):
         self.down_norm = NormPReLU(channels)
 
     def forward(self, x: Tensor, moments_of: MomentsOf = own_moments) -> Tensor:
-        x = self.enter_norm(self.enter(x), moments_of)  # (b, t, f, c)
+        x = self.enter_norm(self.enter(x), moments_of, reuse=True)  # (b, t, f, c)
         x = self.dense(x, moments_of)
-        return self.down_norm(convolve(x, self.down), moments_of)  # (b, t, k, c)
+        return self.down_norm(convolve(x, self.down), moments_of, reuse=True)  # (b, t, k, c)
 
 
 def upsample(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -244,7 +244,7 @@ class PhaseDecoder(nn.Module):
     def forward(self, x: Tensor, moments_of: MomentsOf = own_moments) -> tuple[Tensor, Tensor]:
         assert self.up.bias is not None
         y = upsample(self.dense(x, moments_of), self.up.weight, self.up.bias)
-        y = self.norm(y, moments_of)  # (b, t, f, c)
+        y = self.norm(y, moments_of, reuse=True)  # (b, t, f, c)
         return self.real(y)[..., 0], self.imaginary(y)[..., 0]
 
 

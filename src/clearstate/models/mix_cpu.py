@@ -64,6 +64,15 @@ class Side(NamedTuple):
     limit: Any  # (1,): the step size from which on every state decays to nothing
 
 
+class Rows(NamedTuple):
+    """Where rows lie in flat memory, in numbers: their channels are always side by side."""
+
+    number: int
+    length: int  # steps of each
+    row: int  # from one row to the next
+    step: int  # and from one step to the next
+
+
 class Shape(NamedTuple):
     """Of a mixer, in the numbers that the kernel counts in."""
 
@@ -84,15 +93,23 @@ def mix(x: Tensor, ahead: MambaBlock, back: MambaBlock, merge: torch.nn.Linear) 
     keep = (torch.eye(c) + to_ahead + to_back).T  # the outer residual, and the inner ones through the merge
     sides = [side(ahead, to_ahead), side(back, to_back)]
     shapes = [shape(ahead.mixer), shape(back.mixer)]
-    filled = F.pad(x, (0, fill)) if fill else x.contiguous()
-    y = torch.empty_like(filled)
+    filled = F.pad(x, (0, fill)) if fill else x
+    if not filled.transpose(0, 1).is_contiguous():  # which the frames of each band are, seen as rows
+        filled = filled.contiguous()
+    y = torch.empty_like(filled)  # and lies likewise
+    rows = Rows(*filled.shape[:2], *filled.stride()[:2])
     threads = threads_for(r, x.numel() * shapes[0].states)
     memory = torch.empty(threads, scratch_size(shapes[0]))
     in_parts(
-        _mix_part, threads, filled.numpy(), y.numpy(), memory.numpy(), _flat(F.pad(keep, (0, 0, 0, fill))),
-        _filled(merge.bias), *sides, *shapes, ahead.norm.eps,
+        _mix_part, threads, _in_memory(filled), _in_memory(y), rows, memory.numpy(),
+        _flat(F.pad(keep, (0, 0, 0, fill))), _filled(merge.bias), *sides, *shapes, ahead.norm.eps,
     )  # fmt: skip
     return y[..., :c] if fill else y
+
+
+def _in_memory(x: Tensor) -> Any:
+    """All numbers of a tensor without gaps, in the order of memory."""
+    return torch.as_strided(x, (x.numel(),), (1,)).numpy()
 
 
 def shape(mixer: Mamba) -> Shape:
@@ -253,7 +270,7 @@ def _column(column, panel):
 
 
 @inner_njit
-def _mix_side(x, y, row, length, m, weights, size, eps):
+def _mix_side(x, y, row, step, length, m, weights, size, eps):
     """Add what one mixer makes of a row to y; x and y are flat, and the row begins at `row`."""
     apart()
     panel, states, taps, rank = STEPS * LANES, size.states, size.taps, size.rank
@@ -273,10 +290,10 @@ def _mix_side(x, y, row, length, m, weights, size, eps):
     for p in range(panels):
         for j in range(taps - 1):
             store(m, raw + p * raw_panel + j * LANES, splat(np.float32(0)))
-    ahead = -size.width if size.reverse else size.width  # from one step to the next
+    ahead = -step if size.reverse else step
     for start in range(0, length, STEPS):
         count = min(STEPS, length - start)
-        first = row + (length - 1 - start if size.reverse else start) * size.width
+        first = row + (length - 1 - start if size.reverse else start) * step
         _normalise(x, first, ahead, count, m, normed, size, eps)
         entered, half = Panels(normed, size.width, LANES), panels * size.width * LANES
         fresh = raw + (taps - 1) * LANES
@@ -305,19 +322,18 @@ def _mix_side(x, y, row, length, m, weights, size, eps):
 
 
 @inner_njit
-def _mix_row(task, x, y, m, keep, bias, one, other, of_one, of_other, eps):
-    length, width = x.shape[1], x.shape[2]
-    row, flat, out = task * length * width, x.reshape(-1), y.reshape(-1)
+def _mix_row(task, x, y, rows, m, keep, bias, one, other, of_one, of_other, eps):
+    row, length, width = task * rows.row, rows.length, of_one.width
     for s in range(length):
         for j in range(0, width, LANES):
-            store(out, row + s * width + j, load(bias, j))
-    whole = Panels(row, width, LANES)
-    multiply(flat, whole, width // LANES, keep, 0, out, whole, width // LANES, length, True)
-    _mix_side(flat, out, row, length, m, one, of_one, eps)
-    _mix_side(flat, out, row, length, m, other, of_other, eps)
+            store(y, row + s * rows.step + j, load(bias, j))
+    whole = Panels(row, rows.step, LANES)
+    multiply(x, whole, width // LANES, keep, 0, y, whole, width // LANES, length, True)
+    _mix_side(x, y, row, rows.step, length, m, one, of_one, eps)
+    _mix_side(x, y, row, rows.step, length, m, other, of_other, eps)
 
 
 @njit(fastmath=FAST, nogil=True, cache=True)
-def _mix_part(part, parts, x, y, memory, keep, bias, one, other, of_one, of_other, eps):
-    for task in range(part, x.shape[0], parts):
-        _mix_row(task, x, y, memory[part], keep, bias, one, other, of_one, of_other, eps)
+def _mix_part(part, parts, x, y, rows, memory, keep, bias, one, other, of_one, of_other, eps):
+    for task in range(part, rows.number, parts):
+        _mix_row(task, x, y, rows, memory[part], keep, bias, one, other, of_one, of_other, eps)
