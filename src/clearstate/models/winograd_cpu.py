@@ -82,11 +82,11 @@ def convolve(maps: Tensor, conv: nn.Conv2d, out: Tensor) -> None:
 def transformed(conv: nn.Conv2d, maps: int, channels: int) -> Any:
     """The taps at the 36 points, each as a matrix (m c, c) in panels; `channels` is c, filled to whole panels."""
     at_points = torch.tensor(taps_at_points(), dtype=torch.float64)  # (6, 3)
-    taps = conv.weight.detach().double()  # (o, i, time, frequency)
-    points = torch.einsum("pf,qt,oitf->pqio", at_points, at_points, taps).float()
-    o = taps.shape[0]
-    points = F.pad(points.view(POINTS, POINTS, maps, o, o), (0, channels - o, 0, channels - o))
-    return points.reshape(-1, maps * channels, channels // LANES, LANES).transpose(1, 2).contiguous().view(-1).numpy()
+    along_both = torch.einsum("pf,qt->pqtf", at_points, at_points).view(POINTS * POINTS, 9)
+    o, more = conv.out_channels, channels - conv.out_channels
+    taps = F.pad(conv.weight.detach().double().view(o, maps, o, 9), (0, 0, 0, more, 0, 0, 0, more))
+    taps = taps.view(channels // LANES, LANES, maps * channels, 9).permute(3, 0, 2, 1)  # in panels before there are 36
+    return (along_both @ taps.reshape(9, -1)).float().view(-1).numpy()
 
 
 def taps_at_points() -> list[list[float]]:
