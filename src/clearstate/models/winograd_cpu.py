@@ -13,7 +13,7 @@ along time, with frames `dilation` apart, so that 36 products do for 144:
 
 A map of the block is kept as B_f^T x only, from which all later layers start; what time adds to it is taken on the way
 into the product. `DenseLayer` in `codec.py` is the slow twin. What the sums lose of float32 is least with a = 5/8 and
-b = 5/4, whose powers are short: 3e-6 of the largest output, with a = 1 and b = 2 four times that.
+b = 5/4, whose powers are short: 4e-6 of the largest output, with a = 1 and b = 2 three times that.
 
 b batch, t frames, f bins, c channels, k = ceil(f / 4) tiles of bins, fours of frames `dilation` apart.
 """
