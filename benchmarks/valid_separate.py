@@ -29,6 +29,8 @@ def main() -> None:
     given = parser.parse_args()
     separator = load_separator(given.model)
     folders = sorted(path for path in given.data.iterdir() if path.is_dir() and path.name[:1] == "s")
+    if not folders:
+        raise SystemExit(f"{given.data} holds no folders s1, s2, ...: name the one that does, such as valid/separate")
     names = sorted(path.name for path in folders[0].iterdir() if path.suffix in (".wav", ".flac"))[: given.items]
     if len(folders) != int(separator.model.speakers):
         raise SystemExit(
