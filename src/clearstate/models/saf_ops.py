@@ -1,5 +1,6 @@
-"""What SAF does between its matrix products, channels last: functions of tensors in plain PyTorch, and, on a CPU,
-compiled ones of the same value and gradients (`saf_cpu.py`) in their place.
+"""What SAF is made of, channels last: functions of tensors in plain PyTorch, and, on a CPU, compiled ones of the same
+value and gradients in their place: norms, TCN and attention (`saf_cpu.py`), depthwise convolutions
+(`depthwise_cpu.py`), products with bias and residual (`rows_cpu.py`).
 
 b batch, t frames, k bands, c channels.
 """
@@ -126,16 +127,8 @@ class _NormPReLU(torch.autograd.Function):
     def forward(ctx, x, gain, shift, slope, eps):
         x = x.contiguous()
         rows, y = x.view(-1, x.shape[-1]), torch.empty_like(x)
-        run(
-            "saf.norm_part",
-            threads_for(len(rows), x.numel()),
-            rows,
-            gain,
-            shift,
-            slope,
-            np.float32(eps),
-            y.view_as(rows),
-        )
+        threads = threads_for(len(rows), x.numel())
+        run("saf.norm_part", threads, rows, gain, shift, slope, np.float32(eps), y.view_as(rows))
         ctx.save_for_backward(x, gain, shift, slope)
         ctx.eps = eps
         return y
