@@ -323,6 +323,23 @@ def power(typingctx, x, exponent):
     return lanes(lanes, types.float32), codegen
 
 
+def wide_registers_of(context: Any) -> bool:
+    """Whether the machine that is compiled for has AVX-512: a vector is one register, and there are 32 of them."""
+    _, _, features = context.codegen().magic_tuple()
+    return "+avx512f" in features.split(",")
+
+
+@intrinsic
+def wide_registers(typingctx):
+    """`wide_registers_of` as a constant: what it rules out is never compiled. Elsewhere a vector takes two or more of
+    sixteen, so that a tile of more than four fills its sums into memory and back."""
+
+    def codegen(context, builder, sig, args):
+        return context.get_constant(types.boolean, wide_registers_of(context))
+
+    return types.boolean(), codegen
+
+
 @intrinsic
 def apart(typingctx):
     """As the first line of a function: it is compiled once and called, not copied to where it is called from."""

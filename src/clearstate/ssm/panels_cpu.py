@@ -14,7 +14,7 @@ import numpy as np
 from torch import Tensor
 from torch.nn import functional as F
 
-from .lanes_cpu import LANES, apart, inner_njit, load, splat, spread, spread_four, store, sum_fours
+from .lanes_cpu import LANES, apart, inner_njit, load, splat, spread, spread_four, store, sum_fours, wide_registers
 from .linear_cpu import rounded_up
 
 
@@ -46,7 +46,7 @@ def filled(values: Tensor, width: int) -> Tensor:
 
 @inner_njit
 def multiply(x, a, inner, weight, at, out, c, panels, rows, add):
-    """C = A W, or C += A W if `add`: eight rows by sixteen columns are summed in registers.
+    """C = A W, or C += A W if `add`: eight rows by sixteen columns are summed in registers, four without AVX-512.
 
     Args:
         x: memory of a, (rows, 16 inner).   inner: panels of a.
@@ -58,7 +58,7 @@ def multiply(x, a, inner, weight, at, out, c, panels, rows, add):
         first = at + panel * inner * LANES * LANES
         o = c.at + panel * c.panel
         row = 0
-        while row + 8 <= rows:
+        while wide_registers() and row + 8 <= rows:
             _eight_rows(x, a.at + row * a.row, a.row, a.panel, inner, weight, first, out, o + row * c.row, c.row, add)
             row += 8
         while row + 4 <= rows:

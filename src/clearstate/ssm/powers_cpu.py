@@ -30,6 +30,7 @@ from .lanes_cpu import (
     larger,
     smaller,
     splat,
+    wide_registers_of,
 )
 from .vector_cpu import LOG2E
 
@@ -84,8 +85,7 @@ def _not_below(b: Any, bits: Any, zero: float, one: int) -> Any:
 
 
 def _emit(context: Any, b: Any, size: Any, rate: Any, cut: bool) -> Any:
-    _, _, features = context.codegen().magic_tuple()
-    return (by_table if "+avx512f" in features.split(",") else by_polynomial)(b, size, rate, cut)
+    return (by_table if wide_registers_of(context) else by_polynomial)(b, size, rate, cut)
 
 
 @intrinsic
