@@ -6,21 +6,25 @@ from doubles import on_threads, shaken
 from torch import nn
 from torch.nn import functional as F
 
-from clearstate.models import codec, winograd_cpu
+from clearstate.models import codec, mp_senet, winograd_cpu
 from clearstate.ssm import use_backend
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("times", [2, 3])
 @pytest.mark.parametrize("dilation", [1, 2, 8])
 @pytest.mark.parametrize("shape", [(1, 1, 1, 16), (2, 7, 13, 16), (1, 37, 4, 32), (3, 16, 201, 16)])
-def test_the_convolution_in_tiles_is_the_convolution(shape, dilation):
-    """Maps side by side, through PReLU of a norm; frames and bins that fill no tile, and fewer than the taps reach."""
-    b, _, _, c = shape
+def test_the_convolution_in_tiles_is_the_convolution(shape, dilation, times):
+    """Maps side by side, through PReLU of a norm; frames and bins that fill no tile, and fewer than the taps reach.
+
+    The tolerance is what products at six points each way lose of float32: they were seen to lose 3.3e-6.
+    """
+    b, frames, _, c = shape
     maps = [torch.randn(shape) for _ in range(3)]  # newest first
     scale, shift, slope = torch.randn(b, c), torch.randn(b, c), torch.randn(c)
-    conv = nn.Conv2d(3 * c, c, 3, dilation=(dilation, 1), padding=(dilation, 1)).double()
+    conv = nn.Conv2d(3 * c, c, (times, 3), dilation=(dilation, 1), padding=(dilation, 1)).double()
     affine = [(m * scale[:, None, None] + shift[:, None, None]).double().permute(0, 3, 1, 2) for m in maps]
-    expected = conv(torch.cat([F.prelu(m, slope.double()) for m in affine], 1)).permute(0, 2, 3, 1)
+    expected = conv(torch.cat([F.prelu(m, slope.double()) for m in affine], 1)).permute(0, 2, 3, 1)[:, :frames]
     y = torch.empty(shape)
     with winograd_cpu.lent_maps(maps[0], 3) as tiles:
         for source, place in zip(maps[::-1], tiles, strict=True):
@@ -30,9 +34,10 @@ def test_the_convolution_in_tiles_is_the_convolution(shape, dilation):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("dense", [codec.DenseBlock, mp_senet.PastDenseBlock])
 @pytest.mark.parametrize("channels", [6, 16])
-def test_the_compiled_dense_block_is_the_written_one(channels):
-    block, x = shaken(codec.DenseBlock(channels), 0.2), torch.randn(2, 19, 23, channels)
+def test_the_compiled_dense_block_is_the_written_one(dense, channels):
+    block, x = shaken(dense(channels), 0.2), torch.randn(2, 19, 23, channels)
     fast = block(x)
     with use_backend("reference"):
         slow = block(x)
@@ -43,8 +48,9 @@ def test_the_compiled_dense_block_is_the_written_one(channels):
 
 
 @torch.no_grad()
-def test_the_compiled_dense_block_does_not_depend_on_the_threads():
-    block, x = shaken(codec.DenseBlock(16)), torch.randn(1, 70, 41, 16)
+@pytest.mark.parametrize("dense", [codec.DenseBlock, mp_senet.PastDenseBlock])
+def test_the_compiled_dense_block_does_not_depend_on_the_threads(dense):
+    block, x = shaken(dense(16)), torch.randn(1, 70, 41, 16)
     alone, both = (on_threads(count, lambda: block(x)) for count in (1, 2))
     assert torch.equal(alone, both)
 

@@ -12,7 +12,7 @@ Without gradients on a CPU the convolutions, the norms and the up-sampling run i
 gradients, or inside ``use_backend("reference")``, in plain PyTorch. Both are the same functions of the same weights.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
@@ -133,33 +133,40 @@ class DenseBlock(nn.Module):
     def forward(self, x: Tensor, moments_of: MomentsOf = own_moments) -> Tensor:
         """(b, t, f, c) to the same."""
         if compiled(x):
-            return self.in_tiles(x, moments_of)
+            return in_tiles(self.layers, x, moments_of)
         maps = y = x
         for layer in self.layers:
             y = layer(maps, moments_of)
             maps = torch.cat([y, maps], dim=-1)
         return y
 
-    def in_tiles(self, x: Tensor, moments_of: MomentsOf) -> Tensor:
-        """The same with the maps of the block kept as what the convolutions of `winograd_cpu.py` start from."""
-        from clearstate.models import codec_cpu, winograd_cpu
-        from clearstate.ssm.linear_cpu import rounded_up
-        from clearstate.ssm.panels_cpu import filled
 
-        c, width = x.shape[-1], rounded_up(x.shape[-1])
-        x = filled(x, width)
-        scale, shift, slope = x.new_ones(x.shape[0], width), x.new_zeros(x.shape[0], width), x.new_ones(width)
-        source, y = x, torch.empty_like(x)  # x as it is, then the output of each layer through its norm
-        with winograd_cpu.lent_maps(x, len(self.layers)) as maps:
-            for i, layer in enumerate(self.layers):
-                assert isinstance(layer, DenseLayer)
-                winograd_cpu.enter(source, scale, shift, slope, maps[i])
-                winograd_cpu.convolve(maps[: i + 1], layer.conv, y)
-                scale, shift = layer.norm.coefficients(moments_of(y[..., :c]))
-                scale, shift, slope = (filled(values, width) for values in (scale, shift, layer.norm.slope))
-                source = y
-        codec_cpu.affine_prelu(y, scale, shift, slope, [(y, 0)])
-        return y[..., :c]
+def in_tiles(layers: Iterable[nn.Module], x: Tensor, moments_of: MomentsOf) -> Tensor:
+    """The layers of a dense block, whose maps are kept as what the convolutions of `winograd_cpu.py` start from.
+
+    Args:
+        layers: each a `conv` that `winograd_cpu.convolve` knows, and a `norm`.   x: (b, t, f, c).
+    """
+    from clearstate.models import codec_cpu, winograd_cpu
+    from clearstate.ssm.linear_cpu import rounded_up
+    from clearstate.ssm.panels_cpu import filled
+
+    layers = list(layers)
+    c, width = x.shape[-1], rounded_up(x.shape[-1])
+    x = filled(x, width)
+    scale, shift, slope = x.new_ones(x.shape[0], width), x.new_zeros(x.shape[0], width), x.new_ones(width)
+    source, y = x, torch.empty_like(x)  # x as it is, then the output of each layer through its norm
+    with winograd_cpu.lent_maps(x, len(layers)) as maps:
+        for i, layer in enumerate(layers):
+            conv, norm = layer.conv, layer.norm
+            assert isinstance(conv, nn.Conv2d) and isinstance(norm, NormPReLU)
+            winograd_cpu.enter(source, scale, shift, slope, maps[i])
+            winograd_cpu.convolve(maps[: i + 1], conv, y)
+            scale, shift = norm.coefficients(moments_of(y[..., :c]))
+            scale, shift, slope = (filled(values, width) for values in (scale, shift, norm.slope))
+            source = y
+    codec_cpu.affine_prelu(y, scale, shift, slope, [(y, 0)])
+    return y[..., :c]
 
 
 class Encoder(nn.Module):
