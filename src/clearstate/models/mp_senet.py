@@ -218,6 +218,11 @@ class TransformerBlock(nn.Module):
         weight, bias = self.qkv.weight, self.qkv.bias
         q = F.linear(query, weight[:c], bias[:c])
         k, v = F.linear(source, weight[c:], bias[c:]).chunk(2, dim=-1)
+        if codec.compiled(q):
+            from clearstate.models import attention_cpu
+
+            if attention_cpu.fits(c, self.heads):
+                return self.out(attention_cpu.attend(q, k, v))
         q, k, v = (x.view(r, steps, self.heads, -1).transpose(1, 2) for x in (q, k, v))  # (r, heads, l, c / heads)
         y = F.scaled_dot_product_attention(q, k, v)  # fused: its weights are never all in memory
         return self.out(y.transpose(1, 2).reshape(r, steps, c))
