@@ -5,6 +5,7 @@
     clearstate.extend("old.wav", "wide.wav")           the treble it lacks, at 48 kHz
     clearstate.load("live").enhance(array, 48_000)     a signal in memory
     clearstate.Stream("live", sample_rate=48_000)      live sound, chunk by chunk
+    clearstate.build("semamba-advanced")               a network with fresh weights, to be trained
 
 Each is imported when it is first used: `import clearstate` alone does not load PyTorch.
 """
@@ -14,18 +15,22 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from clearstate.extension import Extender, extend
+    from clearstate.models import build
     from clearstate.restore import Enhancer, enhance, load
     from clearstate.separation import Separator, separate
     from clearstate.streaming import Stream
 
 __version__ = "0.1.0"
-__all__ = ["Enhancer", "Extender", "Separator", "Stream", "__version__", "enhance", "extend", "load", "separate"]
+__all__ = [
+    "Enhancer", "Extender", "Separator", "Stream", "__version__", "build", "enhance", "extend", "load", "separate",
+]  # fmt: skip
 
 _HOMES = {
     "Enhancer": "restore",
     "Extender": "extension",
     "Separator": "separation",
     "Stream": "streaming",
+    "build": "models",
     "enhance": "restore",
     "extend": "extension",
     "load": "restore",

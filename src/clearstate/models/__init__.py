@@ -141,6 +141,12 @@ PRESETS: dict[str, Preset] = {
             causal=True,
         ),
         _preset(
+            "separate-fast",
+            "separate",
+            "separate_fast:SeparateFast",
+            "two speakers at 16 kHz, in the time-frequency plane: Mamba along time, attention over bands",
+        ),
+        _preset(
             "extend-fast",
             "extend",
             "extend_fast:ExtendFast",

@@ -1,0 +1,164 @@
+"""separate-fast: two voices apart in the time-frequency plane, for recordings. Our own design.
+
+    mixture -- STFT -- compress -- bands -- [time, frequency, whole] x blocks -- masks x STFT -- iSTFT -- voices
+
+Voices are told apart by their harmonics, so the bands are two bins wide where those are, up to 2 kHz, and wider above.
+Each block mixes the frames of a band (Mamba, both ways), the bands of a frame (attention), and then the frames of the
+whole spectrum at once, which is what knows who speaks.
+
+The masks of the speakers are complex and add up to one, so that the voices add up to the mixture. The mixture is
+divided by its level first: the output scales with the input.
+
+b batch, n samples, t frames, f bins, k bands, c channels, s speakers.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from clearstate.audio.stft import compress, istft, sqrt_hann, stft
+from clearstate.ssm import Mamba
+
+
+@dataclass(frozen=True)
+class SeparateFastConfig:
+    sample_rate: int = 16_000  # Hz
+    n_fft: int = 512  # samples: 32 ms
+    hop: int = 256  # samples: 16 ms
+    speakers: int = 2
+    exponent: float = 0.3  # of the magnitudes that the network sees
+    sections: tuple[tuple[int, int], ...] = ((2, 32), (8, 8), (16, 8))  # bins of a band, bands; from the lowest bin on
+    channels: int = 48
+    blocks: int = 3
+    states: int = 8  # of Mamba along a band, a channel
+    heads: int = 3  # of the attention over bands
+    gathered: int = 8  # channels of each band that the mixer of the whole spectrum hears
+    whole: int = 96  # its width
+    whole_states: int = 16
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sections", tuple(tuple(section) for section in self.sections))  # lists from JSON
+        if (covered := sum(bins * bands for bins, bands in self.sections)) != self.n_fft // 2:
+            raise ValueError(
+                f"sections={self.sections} cover {covered} bins: expected n_fft / 2 = {self.n_fft // 2}, "
+                "the last bin shares its neighbour's mask"
+            )
+
+    @property
+    def bands(self) -> int:
+        return sum(bands for _, bands in self.sections)
+
+
+class BothWays(nn.Module):
+    """x + ahead(norm(x)) + back(norm(x)) along the rows of (r, l, c), with Mamba in both directions."""
+
+    def __init__(self, channels: int, states: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(channels)
+        self.ahead = Mamba(channels, d_state=states, expand=1)
+        self.back = Mamba(channels, d_state=states, expand=1, reverse=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        normed = self.norm(x)
+        return x + self.ahead(normed)[0] + self.back(normed)[0]
+
+
+class BandAttention(nn.Module):
+    """Residual self-attention over the bands of one frame."""
+
+    def __init__(self, channels: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.LayerNorm(channels)
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.out = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:  # (r, k, c)
+        r, k, c = x.shape
+        q, key, v = self.qkv(self.norm(x)).view(r, k, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
+        y = F.scaled_dot_product_attention(q, key, v)  # (r, heads, k, c / heads)
+        return x + self.out(y.transpose(1, 2).reshape(r, k, c))
+
+
+class Block(nn.Module):
+    """Time, frequency, and the whole spectrum; each a residual of (b, k, t, c)."""
+
+    def __init__(self, config: SeparateFastConfig) -> None:
+        super().__init__()
+        c, gathered = config.channels, config.gathered * config.bands
+        self.time = BothWays(c, config.states)
+        self.frequency = BandAttention(c, config.heads)
+        self.gather = nn.Linear(c, config.gathered)
+        self.enter = nn.Linear(gathered, config.whole)
+        self.whole = BothWays(config.whole, config.whole_states)
+        self.leave = nn.Linear(config.whole, gathered)
+        self.scatter = nn.Linear(config.gathered, c)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, k, t, c = x.shape
+        x = self.time(x.flatten(0, 1)).view(b, k, t, c).transpose(1, 2)  # (b, t, k, c)
+        x = self.frequency(x.reshape(b * t, k, c)).view(b, t, k, c)
+        whole = self.leave(self.whole(self.enter(self.gather(x).flatten(2))))  # (b, t, gathered k)
+        x = x + self.scatter(whole.unflatten(2, (k, -1)))
+        return x.transpose(1, 2).contiguous()
+
+
+class SeparateFast(nn.Module):
+    """Mixture (b, n) to voices (b, s, n), n >= 1, in an order of the model's own; every output hears all of the signal.
+
+    All items of a batch have the same length.
+    """
+
+    causal = False
+    window: Tensor
+
+    def __init__(self, config: SeparateFastConfig | None = None) -> None:
+        super().__init__()
+        self.config = config = SeparateFastConfig() if config is None else config
+        self.sample_rate, self.speakers = config.sample_rate, config.speakers
+        c = config.channels
+        self.register_buffer("window", sqrt_hann(config.n_fft), persistent=False)
+        self.encode = nn.ModuleList(nn.Linear(2 * bins * 3, c) for bins, _ in config.sections)
+        self.place = nn.Parameter(0.02 * torch.randn(config.bands, c))  # what tells one band from another
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
+        self.norm = nn.LayerNorm(c)
+        self.head = nn.ModuleList(nn.Linear(c, bins * 2 * config.speakers) for bins, _ in config.sections)
+
+    def forward(self, mixture: Tensor) -> Tensor:
+        config = self.config
+        level = mixture.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-6)  # (b, 1)
+        spec = stft(mixture / level, self.window, config.hop)  # (b, t, f) complex
+        x = self.to_bands(compress(spec, config.exponent)) + self.place[:, None]  # (b, k, t, c)
+        for block in self.blocks:
+            x = block(x)
+        x = self.norm(x)
+        voices = self.masks(x) * spec[:, None]  # (b, s, t, f) complex
+        y = istft(voices.flatten(0, 1), self.window, config.hop, mixture.shape[-1])
+        return y.view(len(mixture), config.speakers, -1) * level[..., None]
+
+    def to_bands(self, parts: Tensor) -> Tensor:
+        """The bins of each band and half as many again on both sides: (b, t, f, 2) to (b, k, t, c).
+
+        The magnitude is given beside real and imaginary part: their signs are random, and no linear layer finds it.
+        """
+        magnitude = (parts.square().sum(-1, keepdim=True) + 1e-12).sqrt()
+        x = torch.cat([parts, magnitude], dim=-1)[:, :, :-1]  # (b, t, f - 1, 3)
+        bands, first = [], 0
+        for (bins, count), encode in zip(self.config.sections, self.encode, strict=True):
+            near = F.pad(x, (0, 0, bins // 2, bins // 2))[:, :, first : first + (count + 1) * bins]
+            bands.append(encode(near.unfold(2, 2 * bins, bins).flatten(3)))  # (b, t, count, c)
+            first += count * bins
+        return torch.cat(bands, dim=2).transpose(1, 2).contiguous()
+
+    def masks(self, x: Tensor) -> Tensor:
+        """(b, k, t, c) to complex masks (b, s, t, f) that add up to one."""
+        sizes = [count for _, count in self.config.sections]
+        parts = []
+        for (bins, _), head, band in zip(self.config.sections, self.head, x.split(sizes, dim=1), strict=True):
+            y = head(band).unflatten(3, (self.speakers, bins, 2))  # (b, count, t, s, bins, 2)
+            parts.append(y.permute(0, 3, 2, 1, 4, 5).flatten(3, 4))
+        y = torch.cat(parts, dim=3)  # (b, s, t, f - 1, 2)
+        y = torch.cat([y, y[:, :, :, -1:]], dim=3)  # the highest bin shares its neighbour's
+        return torch.view_as_complex(y - y.mean(1, keepdim=True)) + 1 / self.speakers
