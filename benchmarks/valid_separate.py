@@ -1,6 +1,6 @@
 """The table of a separator's card: SI-SDRi, SDRi and SNRi on held-out mixtures, beside the mixture itself.
 
-    python benchmarks/valid_separate.py --model s4m-tiny-4ms --data FOLDER
+    python benchmarks/valid_separate.py --model separate-fast --data FOLDER
 
 FOLDER/s1 and FOLDER/s2 hold files of the same names, whose sum is the mixture.
 
@@ -22,7 +22,7 @@ from clearstate.separation import load_separator
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="s4m-tiny-4ms", help="a name, or a folder with weights")
+    parser.add_argument("--model", default="separate-fast", help="a name, or a folder with weights")
     parser.add_argument("--data", type=Path, required=True, help="folder with s1, s2, ... of the same file names")
     parser.add_argument("--items", type=int, help="only the first so many")
     parser.add_argument("--json", type=Path, help="also write the numbers there")

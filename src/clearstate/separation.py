@@ -28,7 +28,7 @@ AnyPath = str | os.PathLike[str]
 Signal = TypeVar("Signal", NDArray[Any], torch.Tensor)
 Progress = Callable[[float, float], None]  # seconds of audio done, seconds in all (0 where the length is not known)
 
-DEFAULT_MODEL = "s4m-tiny-4ms"
+DEFAULT_MODEL = "separate-fast"
 WRITABLE = {".wav", ".flac", ".ogg", ".mp3", ".aiff", ".au", ".caf", ".w64", ".rf64", *CONTAINERS}
 
 FRAME_SECONDS = 0.05  # of the timeline

@@ -53,7 +53,7 @@ class Voices:
 
     def __init__(self, model: torch.nn.Module, sample_rate: int, channels: int) -> None:
         if not hasattr(model, "speakers"):
-            raise ValueError(f"{type(model).__name__} does not separate speakers; take a model such as 's4m-tiny-4ms'")
+            raise ValueError(f"{type(model).__name__} does not separate speakers; take a model such as 'separate-fast'")
         if sample_rate != int(sample_rate) or sample_rate < 1 or channels < 1:
             raise ValueError(f"{sample_rate} Hz with {channels} channels: expected whole numbers of at least 1")
         self.speakers, self.channels = int(model.speakers), channels  # type: ignore[arg-type]  # every separator's

@@ -13,7 +13,7 @@ from clearstate.cli.inputs import STDIO, Job, plan
 from clearstate.cli.terminal import UsageError, explain, note
 from clearstate.cli.verbs import AsJson, Inputs, Jobs, Overwrite, check_model, close, lengths
 
-DEFAULT_MODEL = "s4m-tiny-4ms"  # as in clearstate.separation, which imports torch
+DEFAULT_MODEL = "separate-fast"  # as in clearstate.separation, which imports torch
 OURS = re.compile(r"\.speaker\d+$")  # the end of a name that an earlier run gave
 
 

@@ -144,7 +144,7 @@ PRESETS: dict[str, Preset] = {
             "separate-fast",
             "separate",
             "separate_fast:SeparateFast",
-            "two speakers at 16 kHz, in the time-frequency plane: Mamba along time, attention over bands",
+            "the default of separate: two speakers at 16 kHz, Mamba over time and attention over bands",
         ),
         _preset(
             "extend-fast",
