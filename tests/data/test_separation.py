@@ -49,6 +49,16 @@ def test_one_person_of_two_corpora_is_not_two_speakers(tmp_path):
         assert "anna" in [row["voice"] for row in item["info"]["voices"]]
 
 
+def test_voices_at_other_speeds_and_microphones_are_as_often_as_asked_for(sources):
+    def drawn(**config):
+        return list(SeparationDataset(sources, SeparationConfig(seconds=0.5, **config), items_per_epoch=12))
+
+    plain, fast, filtered = drawn(speed=0.0), drawn(speed=1.0), drawn(speed=0.0, equaliser=1.0)
+    assert not any("speed" in row for item in plain for row in item["info"]["voices"])
+    assert sum("speed" in row for item in fast for row in item["info"]["voices"]) >= 20  # of 24; 1.00 is not told
+    assert max(np.abs(a["sources"] - b["sources"]).max() for a, b in zip(plain, filtered, strict=True)) > 1e-3
+
+
 def test_relative_levels_are_as_drawn(sources):
     config = SeparationConfig(seconds=2.0, level_db=(-5.0, 5.0), full_overlap=1.0)
     drawn = []

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from clearstate.data.corpora import Mixture
-from clearstate.data.effects import decibels
+from clearstate.data.effects import apply_sections, decibels, random_equaliser
 from clearstate.data.folders import audio_files, read_crop, scan
 from clearstate.data.mixing import MixtureConfig, at_snr, noise_crop, redrawn, speech_crop
 from clearstate.data.shards import active_level
@@ -26,6 +26,8 @@ class SeparationConfig:
     level_db: tuple[float, float] = (-5.0, 5.0)  # active level of each further voice relative to the first
     overlap: tuple[float, float] = (0.0, 1.0)  # share of a voice's stretch that it shares with the next one's
     full_overlap: float = 0.5  # chance that all of them speak throughout instead
+    speed: float = 0.3  # chance of another speed, for each voice: one that no corpus holds
+    equaliser: float = 0.0  # chance of another microphone, for each voice; 0.5 where speakers are few
     level_dbfs: tuple[float, float] = (-30.0, -1.0)  # peak of the mixture
     noise: float = 0.0  # chance of background noise
     snr_db: tuple[float, float] = (0.0, 20.0)  # all voices over the noise
@@ -86,6 +88,8 @@ class SeparationDataset:
         who: list[dict[str, Any]] = []
         for i, start in enumerate(starts):
             crop, drawn = self._another_voice(rng, stretch, [row["voice"] for row in who])
+            if rng.random() < config.equaliser:
+                crop = apply_sections(random_equaliser(rng, self.rate, MixtureConfig.tilt_db), crop)
             relative = float(rng.uniform(*config.level_db)) if i else 0.0
             level = active_level(crop, self.rate)
             if np.isfinite(level):
@@ -112,7 +116,7 @@ class SeparationDataset:
         else:  # where one voice has nearly all the speech, any other
             members = self.speech.by_voice[others[int(rng.integers(len(others)))]]
             number = int(members[rng.integers(len(members))])
-        return speech_crop(rng, n, self.speech, MixtureConfig(), self.rate, number)
+        return speech_crop(rng, n, self.speech, MixtureConfig(speed=self.config.speed), self.rate, number)
 
 
 class MixtureFolder:
