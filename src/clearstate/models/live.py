@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clearstate.audio.stft import analyse, compress, expand, sqrt_hann, synthesise
+from clearstate.models.bands import BandAttention
 from clearstate.models.level import running_power
 from clearstate.ssm import Mamba, MambaState, backend
 
@@ -72,23 +73,6 @@ class FineBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # (b, t, k, c)
         y = self.spread(self.norm(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # channels last throughout
         return x + self.mix(F.silu(y))
-
-
-class BandAttention(nn.Module):
-    """Residual self-attention over the bands of one frame."""
-
-    def __init__(self, channels: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.norm = nn.LayerNorm(channels)
-        self.qkv = nn.Linear(channels, 3 * channels)
-        self.out = nn.Linear(channels, channels)
-
-    def forward(self, x: Tensor) -> Tensor:  # (b, t, k, c)
-        b, t, k, c = x.shape
-        q, key, v = self.qkv(self.norm(x)).view(b * t, k, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
-        y = F.scaled_dot_product_attention(q, key, v)  # (b t, heads, k, c / heads)
-        return x + self.out(y.transpose(1, 2).reshape(b, t, k, c))
 
 
 class Live(nn.Module):

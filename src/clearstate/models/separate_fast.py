@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clearstate.audio.stft import compress, istft, sqrt_hann, stft
+from clearstate.models.bands import BandAttention
 from clearstate.ssm import Mamba
 
 
@@ -65,23 +66,6 @@ class BothWays(nn.Module):
         return x + self.ahead(normed)[0] + self.back(normed)[0]
 
 
-class BandAttention(nn.Module):
-    """Residual self-attention over the bands of one frame."""
-
-    def __init__(self, channels: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.norm = nn.LayerNorm(channels)
-        self.qkv = nn.Linear(channels, 3 * channels)
-        self.out = nn.Linear(channels, channels)
-
-    def forward(self, x: Tensor) -> Tensor:  # (r, k, c)
-        r, k, c = x.shape
-        q, key, v = self.qkv(self.norm(x)).view(r, k, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
-        y = F.scaled_dot_product_attention(q, key, v)  # (r, heads, k, c / heads)
-        return x + self.out(y.transpose(1, 2).reshape(r, k, c))
-
-
 class Block(nn.Module):
     """Time, frequency, and the whole spectrum; each a residual of (b, k, t, c)."""
 
@@ -99,7 +83,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         b, k, t, c = x.shape
         x = self.time(x.flatten(0, 1)).view(b, k, t, c).transpose(1, 2)  # (b, t, k, c)
-        x = self.frequency(x.reshape(b * t, k, c)).view(b, t, k, c)
+        x = self.frequency(x)
         whole = self.leave(self.whole(self.enter(self.gather(x).flatten(2))))  # (b, t, gathered k)
         x = x + self.scatter(whole.unflatten(2, (k, -1)))
         return x.transpose(1, 2).contiguous()

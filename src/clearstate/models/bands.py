@@ -1,0 +1,24 @@
+"""Attention over the bands of a spectrum: how our own models mix frequency.
+
+b batch, t frames, k bands, c channels.
+"""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class BandAttention(nn.Module):
+    """Residual self-attention over the bands of one frame."""
+
+    def __init__(self, channels: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.LayerNorm(channels)
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.out = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:  # (b, t, k, c)
+        b, t, k, c = x.shape
+        q, key, v = self.qkv(self.norm(x)).view(b * t, k, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
+        y = F.scaled_dot_product_attention(q, key, v)  # (b t, heads, k, c / heads)
+        return x + self.out(y.transpose(1, 2).reshape(b, t, k, c))
