@@ -331,8 +331,10 @@ def wide_registers_of(context: Any) -> bool:
 
 @intrinsic
 def wide_registers(typingctx):
-    """`wide_registers_of` as a constant: what it rules out is never compiled. Elsewhere a vector takes two or more of
-    sixteen, so that a tile of more than four fills its sums into memory and back."""
+    """`wide_registers_of` as a constant: what it rules out is never compiled.
+
+    Elsewhere a vector takes two or more of sixteen registers, and a tile of more than four spills its sums.
+    """
 
     def codegen(context, builder, sig, args):
         return context.get_constant(types.boolean, wide_registers_of(context))
