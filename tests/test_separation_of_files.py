@@ -337,7 +337,7 @@ def test_bad_arrays_are_named():
 
 
 def test_a_model_of_another_task_is_refused():
-    with pytest.raises(ValueError, match="s4m"):
+    with pytest.raises(ValueError, match="separate-fast"):
         Voices(CausalDouble(gain=1.0), RATE, 1)
     with pytest.raises(ValueError, match="speakers"):
         load_separator("live")
