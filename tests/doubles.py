@@ -98,6 +98,24 @@ class NonCausalDouble(nn.Module):
         return torch.istft(cleaned, 2 * HOP, HOP, window=window, length=noisy.shape[-1] + 2 * HOP)[:, : noisy.shape[-1]]
 
 
+class First(nn.Module):
+    """The first speaker of a separator: what the contracts, written for one signal in and one out, can look at."""
+
+    def __init__(self, separator: Any) -> None:
+        super().__init__()
+        self.separator = separator
+        self.causal = separator.causal
+        if self.causal:
+            self.hop, self.latency, self.init_state = separator.hop, separator.latency, separator.init_state
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.separator(x)[:, 0]
+
+    def step(self, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+        y, state = self.separator.step(x, state)
+        return y[:, 0], state
+
+
 def shaken(model: nn.Module, amount: float = 0.05) -> nn.Module:
     """In eval mode, with no weight at a value that hides an error (gains of one, biases and offsets of zero)."""
     with torch.no_grad():

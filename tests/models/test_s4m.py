@@ -3,6 +3,7 @@
 import pytest
 import torch
 from contracts import CAUSAL, OFFLINE, noise
+from doubles import First
 
 from clearstate import losses
 from clearstate.metrics.cost import cost
@@ -14,23 +15,6 @@ SMALL = {"sample_rate": 16_000, "window_ms": 4.0, "channels": 16, "hidden": 32, 
 
 def parameters(model) -> int:
     return sum(p.numel() for p in model.parameters())
-
-
-class First(torch.nn.Module):
-    """The first speaker of a separator: what the contracts, written for one signal in and one out, can look at."""
-
-    def __init__(self, separator: S4M) -> None:
-        super().__init__()
-        self.separator = separator
-        self.sample_rate, self.causal = separator.sample_rate, separator.causal
-        self.hop, self.latency, self.init_state = separator.hop, separator.latency, separator.init_state
-
-    def forward(self, x):
-        return self.separator(x)[:, 0]
-
-    def step(self, x, state):
-        y, state = self.separator.step(x, state)
-        return y[:, 0], state
 
 
 def small(**config) -> S4M:

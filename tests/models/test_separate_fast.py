@@ -3,7 +3,7 @@
 import pytest
 import torch
 from contracts import OFFLINE, noise
-from doubles import shaken
+from doubles import First, shaken
 
 from clearstate import losses
 from clearstate.models import build
@@ -11,19 +11,6 @@ from clearstate.models.separate_fast import SeparateFast, SeparateFastConfig
 from clearstate.train.optim import Muon, parameter_groups
 
 SMALL = {"channels": 16, "heads": 1, "blocks": 1, "whole": 16, "gathered": 2}
-
-
-class First(torch.nn.Module):
-    """The first voice: what the contracts, written for one signal in and one out, can look at."""
-
-    causal = False
-
-    def __init__(self, separator: SeparateFast) -> None:
-        super().__init__()
-        self.separator = separator
-
-    def forward(self, x):
-        return self.separator(x)[:, 0]
 
 
 def small(**config) -> SeparateFast:

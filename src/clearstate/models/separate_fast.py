@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from clearstate.audio.stft import compress, istft, sqrt_hann, stft
 from clearstate.models.bands import BandAttention
-from clearstate.ssm import Mamba
+from clearstate.ssm.mamba import BiMamba
 
 
 @dataclass(frozen=True)
@@ -52,31 +52,17 @@ class SeparateFastConfig:
         return sum(bands for _, bands in self.sections)
 
 
-class BothWays(nn.Module):
-    """x + ahead(norm(x)) + back(norm(x)) along the rows of (r, l, c), with Mamba in both directions."""
-
-    def __init__(self, channels: int, states: int) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(channels)
-        self.ahead = Mamba(channels, d_state=states, expand=1)
-        self.back = Mamba(channels, d_state=states, expand=1, reverse=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        normed = self.norm(x)
-        return x + self.ahead(normed)[0] + self.back(normed)[0]
-
-
 class Block(nn.Module):
     """Time, frequency, and the whole spectrum; each a residual of (b, k, t, c)."""
 
     def __init__(self, config: SeparateFastConfig) -> None:
         super().__init__()
         c, gathered = config.channels, config.gathered * config.bands
-        self.time = BothWays(c, config.states)
+        self.time = BiMamba(c, nn.LayerNorm, d_state=config.states, expand=1)
         self.frequency = BandAttention(c, config.heads)
         self.gather = nn.Linear(c, config.gathered)
         self.enter = nn.Linear(gathered, config.whole)
-        self.whole = BothWays(config.whole, config.whole_states)
+        self.whole = BiMamba(config.whole, nn.LayerNorm, d_state=config.whole_states, expand=1)
         self.leave = nn.Linear(config.whole, gathered)
         self.scatter = nn.Linear(config.gathered, c)
 

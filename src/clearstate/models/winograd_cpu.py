@@ -72,12 +72,12 @@ def convolve(maps: Tensor, conv: nn.Conv2d, out: Tensor) -> None:
 
     Args:
         maps: (m, b, 6, t, k, c) from `enter`, oldest first, contiguous.   conv: m c inputs, c outputs.
-        out: (b, t - s, f, c): without the first s frames, which then are only heard.
+        out: (b, t, f, c).
     """
-    m, b, _, _, k, c = maps.shape
+    m, b, _, t, k, c = maps.shape
     dilation, run = conv.dilation[0], run_of(conv)
     size = max(1, ROWS // k)  # runs of a task
-    tasks = b * -(-runs_of(out.shape[1], dilation, run) // size)
+    tasks = b * -(-runs_of(t, dilation, run) // size)
     threads = threads_for(tasks, out.numel() * 9 * m * c)
     rows = size * k + 3
     memory = torch.empty(threads, rows * c * (POINTS * (m + 1) + run * POINTS) + LANES)
@@ -114,6 +114,9 @@ def runs_of(frames: int, dilation: int, run: int) -> int:
     """Runs (t, t + dilation, ...) that hold all frames once; all but the first of a run may lie beyond the signal."""
     whole, rest = divmod(frames, run * dilation)
     return whole * dilation + min(rest, dilation)
+
+
+_runs_of = inner_njit(runs_of)  # for compiled code
 
 
 # ------------------------------------------------------------------------------------------------ compiled
@@ -184,14 +187,14 @@ def _enter_frame(task, x, scale, shift, slope, first, out):
 
 
 @inner_njit
-def _gather(maps, item, point, first, runs, dilation, run, skip, m, to):
+def _gather(maps, item, point, first, runs, dilation, run, m, to):
     """What goes into the six products along time: sums over six frames of each tile, as panels."""
     apart()
     count, batch, _, frames, tiles, c = maps.shape
     flat, cap, zero = maps.reshape(-1), (runs * tiles + 3) // 4 * 4, splat(np.float32(0))
     to_product, to_panel, step = count * c * cap, cap * LANES, dilation * tiles * c
     for i in range(runs):
-        t = skip + _begins(first + i, dilation, run)
+        t = _begins(first + i, dilation, run)
         left = (frames - 1 - t) // dilation  # frames of the five from t on that are there, beside t
         for j in range(count):  # newest map first
             p = ((((count - 1 - j) * batch + item) * POINTS + point) * frames + t) * tiles * c
@@ -225,10 +228,8 @@ def _begins(i, dilation, run):
 def _convolve_task(task, maps, weight, bias, dilation, run, size, m, out):
     """One slice of runs through the products at all points, and back."""
     apart()
-    count, _, _, _, tiles, c = maps.shape
-    frames = out.shape[1]
-    whole, rest = frames // (run * dilation), frames % (run * dilation)
-    all_runs = whole * dilation + min(rest, dilation)
+    count, _, _, frames, tiles, c = maps.shape
+    all_runs = _runs_of(frames, dilation, run)
     slices = (all_runs + size - 1) // size
     item, first = task // slices, task % slices * size
     runs = min(size, all_runs - first)
@@ -238,7 +239,7 @@ def _convolve_task(task, maps, weight, bias, dilation, run, size, m, out):
     products = inputs + POINTS * count * matrix
     sums = products + POINTS * matrix  # at (point, frame of the run)
     for point in range(POINTS):
-        _gather(maps, item, point, first, runs, dilation, run, maps.shape[3] - frames, m, inputs)
+        _gather(maps, item, point, first, runs, dilation, run, m, inputs)
         for q in range(POINTS):
             a = Panels(inputs + q * count * matrix, LANES, rows * LANES)
             y = Panels(products + q * matrix, LANES, rows * LANES)

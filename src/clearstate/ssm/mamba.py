@@ -5,6 +5,7 @@ Parameter names and shapes are those of the published Mamba-1 code, so that its 
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -114,12 +115,13 @@ class MambaBlock(nn.Module):
 class BiMamba(nn.Module):
     """Two mixers over one sequence, one along the axis and one against it; their outputs are added.
 
-    Pre-norm and residual like `MambaBlock`: x + forward(norm(x)) + backward(norm(x)).
+    Pre-norm and residual like `MambaBlock`: x + forward(norm(x)) + backward(norm(x)). `norm` makes the norm of a width;
+    with gradients on a CPU nn.LayerNorm is the faster one.
     """
 
-    def __init__(self, d_model: int, **mixer) -> None:
+    def __init__(self, d_model: int, norm: Callable[[int], nn.Module] = RMSNorm, **mixer) -> None:
         super().__init__()
-        self.norm = RMSNorm(d_model)
+        self.norm = norm(d_model)
         self.ahead = Mamba(d_model, **mixer)
         self.back = Mamba(d_model, reverse=True, **mixer)
 
