@@ -26,6 +26,27 @@ def test_the_pool_does_hold_unlabelled_voices_that_are_left_out(sources):
     assert any(not clip.labelled for clip in sources.speech.clips)
 
 
+@pytest.mark.parametrize("speakers", [2, 3])
+def test_at_most_one_voice_is_unlabelled_and_as_often_as_asked_for(sources, speakers):
+    config = SeparationConfig(speakers=speakers, seconds=0.5, unlabelled=0.5)
+    strangers = np.array(
+        [
+            [not row["voice"].startswith("so_") for row in item["info"]["voices"]]
+            for item in SeparationDataset(sources, config, items_per_epoch=100)
+        ]
+    )
+    assert strangers.sum(axis=1).max() == 1, "two voices without labels may be one person"
+    assert 35 < strangers.sum() < 65
+    assert strangers.any(axis=0).all()  # none of the places is theirs
+
+
+def test_without_unlabelled_voices_all_are_labelled(tmp_path):
+    rows = [({"file": f"{name}.flac", "speaker": name, "source": "s"}, voice(100, 1.0)) for name in ("anna", "bert")]
+    sources = open_sources({"speech": str(make_shards(tmp_path, "speech16k", rows))})
+    item = SeparationDataset(sources, SeparationConfig(seconds=0.5, unlabelled=1.0))[0]
+    assert {row["voice"] for row in item["info"]["voices"]} == {"anna", "bert"}
+
+
 def test_too_few_labelled_speakers_is_an_error(tmp_path):
     rows = [
         ({"file": f"{i}.flac", "speaker": name, "source": "s"}, voice(100, 1.0))

@@ -28,6 +28,7 @@ class SeparationConfig:
     full_overlap: float = 0.5  # chance that all of them speak throughout instead
     speed: float = 0.3  # chance of another speed, for each voice: one that no corpus holds
     equaliser: float = 0.0  # chance of another microphone, for each voice; 0.5 where speakers are few
+    unlabelled: float = 0.0  # chance that one of the voices, no more, is of a corpus without labels, if there is one
     level_dbfs: tuple[float, float] = (-30.0, -1.0)  # peak of the mixture
     noise: float = 0.0  # chance of background noise
     snr_db: tuple[float, float] = (0.0, 20.0)  # all voices over the noise
@@ -37,8 +38,9 @@ class SeparationDataset:
     """Items are dicts: mixture float32 (samples,), sources float32 (speakers, samples), info fit for JSON.
 
     The mixture is the sum of the sources, plus noise if there is any. The voices of an item are always different
-    speakers: clips of corpora that lost their labels are not used, for two of them may be one person. Indices are as
-    in `MixtureDataset`: item i of epoch e is `dataset[e * items_per_epoch + i]`.
+    speakers: no two of them are from corpora that lost their labels, for they may be one person. With
+    `config.unlabelled` one may be, where these corpora share nobody with the labelled ones. Indices are as in
+    `MixtureDataset`: item i of epoch e is `dataset[e * items_per_epoch + i]`.
 
     Raises:
         ValueError: if the speech has fewer labelled speakers than a mixture needs.
@@ -55,7 +57,8 @@ class SeparationDataset:
         self.sources, self.seed, self.items_per_epoch = sources, seed, items_per_epoch
         self.rate = sources.rate
         self.samples = round(self.config.seconds * self.rate)
-        self.speech = labelled(sources.speech)
+        self.speech = having(sources.speech, labels=True)
+        self.unlabelled = having(sources.speech, labels=False)
         if len(self.speech.by_voice) < self.config.speakers:
             raise ValueError(
                 f"mixtures of {self.config.speakers} voices need as many labelled speakers, and the speech has "
@@ -84,10 +87,14 @@ class SeparationDataset:
         stretch = min(n, round(n / (1 + (1 - overlap) * (k - 1))))
         starts = [round(i * (n - stretch) / max(1, k - 1)) for i in range(k)]
         rng.shuffle(starts)
+        stranger = int(rng.integers(k)) if len(self.unlabelled) and rng.random() < config.unlabelled else None
         voices = np.zeros((k, n), np.float32)
         who: list[dict[str, Any]] = []
         for i, start in enumerate(starts):
-            crop, drawn = self._another_voice(rng, stretch, [row["voice"] for row in who])
+            if i == stranger:
+                crop, drawn = speech_crop(rng, stretch, self.unlabelled, MixtureConfig(speed=config.speed), self.rate)
+            else:
+                crop, drawn = self._another_voice(rng, stretch, [row["voice"] for row in who])
             if rng.random() < config.equaliser:
                 crop = apply_sections(random_equaliser(rng, self.rate, MixtureConfig.tilt_db), crop)
             relative = float(rng.uniform(*config.level_db)) if i else 0.0
@@ -176,11 +183,11 @@ def mixtures_of(*folders: str | Path) -> list[Mixture]:
     return listed
 
 
-def labelled(pool: Pool) -> Pool:
-    """The clips of a pool whose speaker is known."""
+def having(pool: Pool, labels: bool) -> Pool:
+    """The clips of a pool whose speaker is known, or those whose speaker is not."""
     keep: list[list[int]] = [[] for _ in pool.sets]
     for (s, i), clip in zip(pool.where, pool.clips, strict=True):
-        if clip.labelled:
+        if clip.labelled == labels:
             keep[s].append(i)
     return Pool(pool.sets, keep)
 
