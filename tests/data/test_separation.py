@@ -80,6 +80,26 @@ def test_voices_at_other_speeds_and_microphones_are_as_often_as_asked_for(source
     assert max(np.abs(a["sources"] - b["sources"]).max() for a, b in zip(plain, filtered, strict=True)) > 1e-3
 
 
+def test_near_voices_are_nearer_in_pitch(tmp_path):
+    pitches = 90.0 * 2 ** (np.arange(8) / 4)  # three semitones apart
+    rows = [
+        ({"file": f"{i}.flac", "speaker": f"speaker{i}", "source": "s"}, voice(pitch, 2.0, seed=i))
+        for i, pitch in enumerate(pitches)
+    ]
+    sources = open_sources({"speech": str(make_shards(tmp_path, "speech16k", rows))})
+
+    def apart(near):
+        config = SeparationConfig(seconds=1.0, near=near, speed=0.0, full_overlap=1.0)
+        names = [
+            [row["voice"] for row in item["info"]["voices"]]
+            for item in SeparationDataset(sources, config, items_per_epoch=60)
+        ]
+        assert all(first != second for first, second in names)
+        return np.mean([abs(int(first[-1]) - int(second[-1])) for first, second in names])
+
+    assert apart(1.0) < 0.7 * apart(0.0)
+
+
 def test_relative_levels_are_as_drawn(sources):
     config = SeparationConfig(seconds=2.0, level_db=(-5.0, 5.0), full_overlap=1.0)
     drawn = []

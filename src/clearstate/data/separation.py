@@ -13,8 +13,11 @@ from clearstate.data.corpora import Mixture
 from clearstate.data.effects import apply_sections, decibels, random_equaliser
 from clearstate.data.folders import audio_files, read_crop, scan
 from clearstate.data.mixing import MixtureConfig, at_snr, noise_crop, redrawn, speech_crop
+from clearstate.data.pitch import median_pitch
 from clearstate.data.shards import active_level
 from clearstate.data.sources import Pool, Sources, vctk_speaker
+
+NEAR_OF = 4  # voices that the nearest is chosen of
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,7 @@ class SeparationConfig:
     overlap: tuple[float, float] = (0.0, 1.0)  # share of a voice's stretch that it shares with the next one's
     full_overlap: float = 0.5  # chance that all of them speak throughout instead
     speed: float = 0.3  # chance of another speed, for each voice: one that no corpus holds
+    near: float = 0.0  # chance that each further voice is the nearest to the first in pitch of four: those are hard
     equaliser: float = 0.0  # chance of another microphone, for each voice; 0.5 where speakers are few
     unlabelled: float = 0.0  # chance that one of the voices, no more, is of a corpus without labels, if there is one
     level_dbfs: tuple[float, float] = (-30.0, -1.0)  # peak of the mixture
@@ -88,13 +92,17 @@ class SeparationDataset:
         starts = [round(i * (n - stretch) / max(1, k - 1)) for i in range(k)]
         rng.shuffle(starts)
         stranger = int(rng.integers(k)) if len(self.unlabelled) and rng.random() < config.unlabelled else None
+        near = rng.random() < config.near
         voices = np.zeros((k, n), np.float32)
         who: list[dict[str, Any]] = []
+        first: np.ndarray | None = None
         for i, start in enumerate(starts):
-            if i == stranger:
-                crop, drawn = speech_crop(rng, stretch, self.unlabelled, MixtureConfig(speed=config.speed), self.rate)
+            if near and first is not None:
+                choice = [self._voice(rng, stretch, who, i == stranger) for _ in range(NEAR_OF)]
+                crop, drawn = nearest(first, choice, self.rate)
             else:
-                crop, drawn = self._another_voice(rng, stretch, [row["voice"] for row in who])
+                crop, drawn = self._voice(rng, stretch, who, i == stranger)
+            first = crop if first is None else first
             if rng.random() < config.equaliser:
                 crop = apply_sections(random_equaliser(rng, self.rate, MixtureConfig.tilt_db), crop)
             relative = float(rng.uniform(*config.level_db)) if i else 0.0
@@ -111,6 +119,13 @@ class SeparationDataset:
         peak_db = rng.uniform(*config.level_dbfs)
         gain = np.float32(decibels(peak_db) / max(float(np.abs(mixture).max()), 1e-6))
         return {"mixture": mixture * gain, "sources": voices * gain, "info": info | {"level_dbfs": round(peak_db, 2)}}
+
+    def _voice(
+        self, rng: np.random.Generator, n: int, who: list[dict[str, Any]], stranger: bool
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        if stranger:
+            return speech_crop(rng, n, self.unlabelled, MixtureConfig(speed=self.config.speed), self.rate)
+        return self._another_voice(rng, n, [row["voice"] for row in who])
 
     def _another_voice(self, rng: np.random.Generator, n: int, taken: list[str]) -> tuple[np.ndarray, dict[str, Any]]:
         """A crop of a voice that is not among the taken ones, whatever corpus it comes from."""
@@ -181,6 +196,19 @@ def mixtures_of(*folders: str | Path) -> list[Mixture]:
                 raise FileNotFoundError(f"{source} is missing: every folder of voices must have the same file names")
         listed.append(Mixture(None, sources))
     return listed
+
+
+def nearest(
+    voice: np.ndarray, choice: Sequence[tuple[np.ndarray, dict[str, Any]]], rate: int
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Which of some voices is nearest in pitch to another one, by ratio; the first where nothing can be said."""
+    pitch = median_pitch(voice, rate)
+
+    def distance(crop: np.ndarray) -> float:
+        other = median_pitch(crop, rate)
+        return np.inf if pitch is None or other is None else abs(np.log(other / pitch))
+
+    return min(choice, key=lambda drawn: distance(drawn[0]))
 
 
 def having(pool: Pool, labels: bool) -> Pool:
