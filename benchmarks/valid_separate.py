@@ -4,7 +4,8 @@
 
 FOLDER/s1 and FOLDER/s2 hold files of the same names, whose sum is the mixture.
 
-The model runs as `clearstate separate` runs it (`Separator`), so what is scored is what a user gets.
+The model runs as `clearstate separate` runs it (`Separator`), so what is scored is what a user gets. Mixtures
+of two are also told by how far apart their voices are in pitch, which is what makes them hard.
 """
 
 import argparse
@@ -15,9 +16,12 @@ import numpy as np
 import soundfile
 from rich.progress import track
 
+from clearstate.data.pitch import median_pitch
 from clearstate.metrics.intrusive import sdr, si_sdr, snr
 from clearstate.metrics.separation import best_order
 from clearstate.separation import load_separator
+
+NEAR, FAR = 2.5, 6.0  # semitones
 
 
 def main() -> None:
@@ -37,11 +41,12 @@ def main() -> None:
             f"{given.model} gives {separator.model.speakers} speakers, but {given.data} has {len(folders)}"
         )
 
-    rows = []
+    rows, apart = [], []
     for name in track(names, description="mixtures", transient=True):
         read = [soundfile.read(folder / name) for folder in folders]
         sources, rate = np.stack([audio for audio, _ in read]), read[0][1]
         mixture = sources.sum(0)
+        apart.append(semitones(sources, rate) if len(sources) == 2 else np.nan)
         voices = separator.separate(mixture, rate)
         order = best_order(sources, voices)
         for source, j in zip(sources, order, strict=True):
@@ -56,8 +61,23 @@ def main() -> None:
         print(f"{key.upper().replace('_', '-'):8}" + "".join(f"{value:9.2f}" for value in values))
         result[key] = dict(zip(("mixture", "output", "gain"), map(float, values), strict=True))
     print(f"SI-SDR is better than the mixture's for {100 * improved:.0f} % of the voices")
+    gains, far = (after - before)[:, 0].reshape(len(names), -1).mean(1), np.array(apart)  # a mixture
+    for label, those in (
+        (f"under {NEAR:g}", far < NEAR),
+        (f"{NEAR:g} to {FAR:g}", (far >= NEAR) & (far < FAR)),
+        (f"{FAR:g} and more", far >= FAR),
+    ):
+        if those.any():
+            print(f"SI-SDR of {those.sum()} mixtures, pitch {label} semitones apart: {gains[those].mean():+.2f}")
+            result[f"si_sdr_gain_{label.replace(' ', '_')}_semitones"] = float(gains[those].mean())
     if given.json:
         given.json.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def semitones(pair: np.ndarray, rate: int) -> float:
+    """How far apart two voices are in pitch; NaN where one has none."""
+    first, second = (median_pitch(voice, rate) for voice in pair)
+    return np.nan if first is None or second is None else float(abs(12 * np.log2(first / second)))
 
 
 if __name__ == "__main__":
