@@ -45,6 +45,17 @@ def test_a_perfect_estimate_stops_at_the_ceiling():
     assert losses.negative_snr(clean, clean, ceiling=30).tolist() == pytest.approx([-30, -30], abs=1e-3)
 
 
+def test_the_snr_of_silence_is_that_of_the_mixture():
+    mixture, silence = noise(3, 4000), torch.zeros(3, 4000)
+    shares = torch.tensor([[0.0], [0.1], [1.0]])
+    found = losses.negative_snr(shares * mixture, silence, ceiling=30, mixture=mixture)
+    assert found.tolist() == pytest.approx([-30.0, 10 * math.log10(0.011), 10 * math.log10(1.001)], abs=1e-3)
+    voice = noise(3, 4000, seed=1)  # one that is there is measured against itself
+    torch.testing.assert_close(
+        losses.negative_snr(mixture, voice, mixture=mixture + voice), losses.negative_snr(mixture, voice)
+    )
+
+
 def test_the_log_error_is_the_negative_snr_when_the_noise_is_moderate():
     clean = noise(2, 4000)
     noisy = clean + 0.5 * noise(2, 4000, seed=1)
@@ -74,6 +85,7 @@ def test_no_loss_fails_on_digital_silence():
     a, b = compress(spectrum(estimate, 512, 256)), compress(spectrum(silence, 512, 256))
     terms = [
         losses.negative_snr(estimate, silence),
+        losses.negative_snr(estimate, silence, mixture=silence),
         losses.negative_si_sdr(estimate, silence),
         losses.log_error(estimate, silence, silence),
         losses.magnitude_loss(a, b),

@@ -38,15 +38,21 @@ def l1(estimate: Tensor, clean: Tensor) -> Tensor:
     return (estimate - clean).abs().mean(-1)
 
 
-def negative_snr(estimate: Tensor, clean: Tensor, ceiling: float = 60.0) -> Tensor:
+def negative_snr(estimate: Tensor, clean: Tensor, ceiling: float = 60.0, mixture: Tensor | None = None) -> Tensor:
     """-10 log10( |s|² / (|s - y|² + tau |s|²) ) in dB, (..., n) to (...).
 
     The error is floored at `ceiling` dB under the target (tau = 10^(-ceiling/10)) as in Wisdom et al. 2020
     (arXiv:2006.12701, eq. 2): without it the best items of a batch pull hardest.
+
+    Args:
+        mixture: (..., n), that the error is measured against where the target is silent, as in Wisdom et al. 2021
+            (arXiv:2011.00803, eq. 3): a separator may have more outputs than there are voices.
     """
     tau = 10 ** (-ceiling / 10)
     target = clean.square().sum(-1)
     error = (clean - estimate).square().sum(-1)
+    if mixture is not None:
+        target = torch.where(target > 0, target, mixture.square().sum(-1))
     return 10 * torch.log10((error + tau * target + 1e-10) / (target + 1e-10))
 
 

@@ -80,6 +80,19 @@ def test_voices_at_other_speeds_and_microphones_are_as_often_as_asked_for(source
     assert max(np.abs(a["sources"] - b["sources"]).max() for a, b in zip(plain, filtered, strict=True)) > 1e-3
 
 
+def test_one_voice_alone_as_often_as_asked_for(sources):
+    config = SeparationConfig(seconds=1.0, alone=0.5, level_db=(0.0, 0.0))
+    silent = []
+    for item in SeparationDataset(sources, config, items_per_epoch=60):
+        first, second = item["sources"]
+        assert first.any()
+        silent.append(not second.any())
+        assert len(item["info"]["voices"]) == (1 if silent[-1] else 2)
+        if silent[-1]:
+            np.testing.assert_array_equal(item["mixture"], first)
+    assert 18 < sum(silent) < 42
+
+
 def test_near_voices_are_nearer_in_pitch(tmp_path):
     pitches = 90.0 * 2 ** (np.arange(8) / 4)  # three semitones apart
     rows = [

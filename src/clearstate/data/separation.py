@@ -29,6 +29,7 @@ class SeparationConfig:
     level_db: tuple[float, float] = (-5.0, 5.0)  # active level of each further voice relative to the first
     overlap: tuple[float, float] = (0.0, 1.0)  # share of a voice's stretch that it shares with the next one's
     full_overlap: float = 0.5  # chance that all of them speak throughout instead
+    alone: float = 0.0  # chance of one voice and silence for the others
     speed: float = 0.3  # chance of another speed, for each voice: one that no corpus holds
     near: float = 0.0  # chance that each further voice is the nearest to the first in pitch of four: those are hard
     equaliser: float = 0.0  # chance of another microphone, for each voice; 0.5 where speakers are few
@@ -43,8 +44,9 @@ class SeparationDataset:
 
     The mixture is the sum of the sources, plus noise if there is any. The voices of an item are always different
     speakers: no two of them are from corpora that lost their labels, for they may be one person. With
-    `config.unlabelled` one may be, where these corpora share nobody with the labelled ones. Indices are as in
-    `MixtureDataset`: item i of epoch e is `dataset[e * items_per_epoch + i]`.
+    `config.unlabelled` one may be, where these corpora share nobody with the labelled ones. Sources that nobody
+    speaks (`config.alone`) are zeros, and come last. Indices are as in `MixtureDataset`: item i of epoch e is
+    `dataset[e * items_per_epoch + i]`.
 
     Raises:
         ValueError: if the speech has fewer labelled speakers than a mixture needs.
@@ -85,12 +87,27 @@ class SeparationDataset:
         return redrawn(self._draw, self.seed, epoch, item)
 
     def _draw(self, rng: np.random.Generator) -> dict[str, Any]:
+        config = self.config
+        voices, info = self._voices(rng)
+        mixture = voices.sum(axis=0)
+        if rng.random() < config.noise:
+            noise, info["noises"] = noise_crop(rng, self.samples, self.sources, MixtureConfig(babble=0.0), "")
+            mixture, snr_db = at_snr(mixture, noise, rng.uniform(*config.snr_db), self.rate)
+            info["snr_db"] = None if snr_db is None else round(snr_db, 2)
+        peak_db = rng.uniform(*config.level_dbfs)
+        gain = np.float32(decibels(peak_db) / max(float(np.abs(mixture).max()), 1e-6))
+        return {"mixture": mixture * gain, "sources": voices * gain, "info": info | {"level_dbfs": round(peak_db, 2)}}
+
+    def _voices(self, rng: np.random.Generator) -> tuple[np.ndarray, dict[str, Any]]:
+        """The voices (k, n) before anything is done about noise and level, and who they are."""
         config, n, k = self.config, self.samples, self.config.speakers
         overlap = 1.0 if rng.random() < config.full_overlap else float(rng.uniform(*config.overlap))
         # k stretches of one length, each starting (1 - overlap) of a length after the one before, fill the item.
         stretch = min(n, round(n / (1 + (1 - overlap) * (k - 1))))
         starts = [round(i * (n - stretch) / max(1, k - 1)) for i in range(k)]
         rng.shuffle(starts)
+        if rng.random() < config.alone:
+            overlap, stretch, starts = 0.0, n, [0]
         stranger = int(rng.integers(k)) if len(self.unlabelled) and rng.random() < config.unlabelled else None
         near = rng.random() < config.near
         voices = np.zeros((k, n), np.float32)
@@ -110,15 +127,7 @@ class SeparationDataset:
             if np.isfinite(level):
                 voices[i, start : start + stretch] = crop * np.float32(decibels(relative - level))
             who.append(drawn | {"level_db": round(relative, 2), "start": start})
-        mixture = voices.sum(axis=0)
-        info: dict[str, Any] = {"voices": who, "overlap": round(overlap, 3)}
-        if rng.random() < config.noise:
-            noise, info["noises"] = noise_crop(rng, n, self.sources, MixtureConfig(babble=0.0), "")
-            mixture, snr_db = at_snr(mixture, noise, rng.uniform(*config.snr_db), self.rate)
-            info["snr_db"] = None if snr_db is None else round(snr_db, 2)
-        peak_db = rng.uniform(*config.level_dbfs)
-        gain = np.float32(decibels(peak_db) / max(float(np.abs(mixture).max()), 1e-6))
-        return {"mixture": mixture * gain, "sources": voices * gain, "info": info | {"level_dbfs": round(peak_db, 2)}}
+        return voices, {"voices": who, "overlap": round(overlap, 3)}
 
     def _voice(
         self, rng: np.random.Generator, n: int, who: list[dict[str, Any]], stranger: bool

@@ -2,6 +2,7 @@
 
 import inspect
 import math
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -49,7 +50,9 @@ class Objective:
         return Judged(total, {name: value.detach().mean() for name, value in items.items()})
 
     def separation_terms(self, estimates: Tensor, targets: Tensor) -> dict[str, Tensor]:
-        return {"snr_pit": losses.permutation_invariant(losses.negative_snr, estimates, targets).loss}
+        mixture = targets.sum(1)[:, None, None]
+        snr = partial(losses.negative_snr, ceiling=30.0, mixture=mixture)  # dB; beyond it nobody hears the other voice
+        return {"snr_pit": losses.permutation_invariant(snr, estimates, targets).loss}
 
     def enhancement_terms(self, y: Tensor, s: Tensor, x: Tensor) -> dict[str, Tensor]:
         wanted, recipe = self.weights, self.recipe
