@@ -132,22 +132,22 @@ class SeparationDataset:
     def _voice(
         self, rng: np.random.Generator, n: int, who: list[dict[str, Any]], stranger: bool
     ) -> tuple[np.ndarray, dict[str, Any]]:
+        """A crop of somebody who does not speak yet."""
         if stranger:
-            return speech_crop(rng, n, self.unlabelled, MixtureConfig(speed=self.config.speed), self.rate)
-        return self._another_voice(rng, n, [row["voice"] for row in who])
+            pool, number = self.unlabelled, None
+        else:
+            pool, number = self.speech, self._another(rng, {person(row["voice"]) for row in who})
+        return speech_crop(rng, n, pool, MixtureConfig(speed=self.config.speed), self.rate, number)
 
-    def _another_voice(self, rng: np.random.Generator, n: int, taken: list[str]) -> tuple[np.ndarray, dict[str, Any]]:
-        """A crop of a voice that is not among the taken ones, whatever corpus it comes from."""
-        people = {person(voice) for voice in taken}
-        others = [voice for voice in self.speech.by_voice if person(voice) not in people]
+    def _another(self, rng: np.random.Generator, people: set[str]) -> int:
+        """A labelled clip of none of these people, whatever corpus it comes from."""
         for _ in range(20):  # by the pool's weights as a rule
             number = self.speech.draw(rng)
             if person(self.speech.clips[number].voice) not in people:
-                break
-        else:  # where one voice has nearly all the speech, any other
-            members = self.speech.by_voice[others[int(rng.integers(len(others)))]]
-            number = int(members[rng.integers(len(members))])
-        return speech_crop(rng, n, self.speech, MixtureConfig(speed=self.config.speed), self.rate, number)
+                return number
+        # Where one voice has nearly all the speech, any other.
+        others = [voice for voice in self.speech.by_voice if person(voice) not in people]
+        return int(rng.choice(self.speech.by_voice[others[int(rng.integers(len(others)))]]))
 
 
 class MixtureFolder:
