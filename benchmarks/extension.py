@@ -72,6 +72,8 @@ def main() -> None:
     torch.set_num_threads(given.threads)
     extender = load_extender(given.model, steps=given.steps, seed=given.seed)
     files = sorted(p for p in given.data.iterdir() if p.suffix in (".wav", ".flac"))[: given.items]
+    if not files:
+        raise SystemExit(f"{given.data} holds no .wav or .flac: name the folder that does, such as valid/extend/wide")
     read = [soundfile.read(path, dtype="float32") for path in files]
     if wrong := [path.name for path, (_, rate) in zip(files, read, strict=True) if rate != MODEL_RATE]:
         raise SystemExit(f"{wrong[0]} in {given.data} is not at {MODEL_RATE} Hz: expected wide files")

@@ -54,7 +54,7 @@ def test_it_fits_a_linear_map_and_goes_on_from_its_state():
             loss = quadratic(model, x @ truth, x)
             loss.backward()
             optimiser.step()
-        return float(loss)
+        return float(loss.detach())
 
     first = steps(optimiser, 1)
     assert steps(optimiser, 60) < 0.3 * first
