@@ -33,7 +33,7 @@ def done(step): times.append((step, time.time(), time.process_time()))
 done("python starts")
 import torch
 done("import torch")
-import clearstate.restore
+import clearstate.tasks.enhance
 done("import clearstate")
 enhancer = clearstate.load("live")
 done("weights of the model")

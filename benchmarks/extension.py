@@ -20,8 +20,8 @@ import soxr
 import torch
 from rich.progress import track
 
-from clearstate.extension import MODEL_RATE, Extender, load_extender
 from clearstate.metrics.intrusive import lsd, snr
+from clearstate.tasks.extend import MODEL_RATE, Extender, load_extender
 
 COLUMNS = ("lsd", "lsd_high", "lsd_low", "snr")
 

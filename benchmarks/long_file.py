@@ -76,7 +76,7 @@ def enhance_one(source: str, target: str, model: str) -> None:
     """In a process of its own: enhance, then print what it took as JSON."""
     import torch
 
-    from clearstate.restore import Enhancer
+    from clearstate.tasks.enhance import Enhancer
 
     torch.set_num_threads(1)
     enhancer = Enhancer(opened(model))
@@ -92,8 +92,8 @@ def seams(model: str, seconds: float) -> None:
     """Print the distance of blocks from one pass, in dB of the one pass, and where it is largest."""
     import torch
 
-    from clearstate.pipeline import BLOCK_SECONDS, Chain
-    from clearstate.restore import Enhancer
+    from clearstate.tasks.chain import BLOCK_SECONDS, Chain
+    from clearstate.tasks.enhance import Enhancer
 
     torch.set_num_threads(1)
     torch.manual_seed(0)

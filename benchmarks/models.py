@@ -129,7 +129,7 @@ def product_rate(threads: int, size: int = 1024) -> float:
     """GFLOP/s of a large float32 matrix product by processor time: no model that is made of products is faster."""
     import torch
 
-    from clearstate.models.products_cpu import quick_products
+    from clearstate.kernels.blas import quick_products
 
     x = torch.randn(size, size)
     with quick_products():

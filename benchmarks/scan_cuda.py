@@ -15,8 +15,8 @@ import sys
 import torch
 from torch import Tensor
 
-from clearstate.ssm import backend, selective_scan
-from clearstate.ssm.backend import unavailable
+from clearstate.kernels.backend import backend, unavailable
+from clearstate.ssm import selective_scan
 from clearstate.ssm.scan import selective_scan_parallel
 
 CASES = [(8, 161, 256), (100, 200, 128), (400, 101, 128), (1, 4000, 256)]  # batch, time, channels

@@ -12,9 +12,9 @@ import time
 
 import torch
 
-from clearstate.losses import negative_snr, permutation_invariant
 from clearstate.models import build
 from clearstate.ssm import use_backend
+from clearstate.train.losses import negative_snr, permutation_invariant
 
 
 def best_of(runs: int, function) -> tuple[float, float]:

@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from clearstate.kernels.backend import backend, use_backend
 from clearstate.models import build, load_model
-from clearstate.ssm.backend import backend, use_backend
-from clearstate.streaming import Stream
+from clearstate.tasks.stream import Stream
 
 MUST = 1 / 20  # of the hop's duration
 MUST_RTF = 0.02  # of a file's duration

@@ -19,7 +19,7 @@ from rich.progress import track
 from clearstate.data.pitch import median_pitch
 from clearstate.metrics.intrusive import sdr, si_sdr, snr
 from clearstate.metrics.separation import best_order
-from clearstate.separation import load_separator
+from clearstate.tasks.separate import load_separator
 
 NEAR, FAR = 2.5, 6.0  # semitones
 

@@ -10,7 +10,7 @@ import soundfile
 
 import clearstate
 from clearstate import metrics
-from clearstate.plot import before_and_after
+from clearstate.audio.pictures import before_and_after
 
 CLIPS = Path(__file__).parent / "clips"
 NOISY, CLEAN = CLIPS / "helicopter_0db.noisy.flac", CLIPS / "helicopter_0db.clean.flac"

@@ -13,7 +13,7 @@ import clearstate
 from clearstate.metrics.intrusive import si_sdr
 from clearstate.metrics.separation import best_order
 from clearstate.models import PRESETS, build, save_model
-from clearstate.separation import load_separator
+from clearstate.tasks.separate import load_separator
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 PAIRS = {"helicopter_0db": 0, "chainsaw_5db": 5, "fire_10db": 10}

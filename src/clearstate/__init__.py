@@ -14,11 +14,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from clearstate.extension import Extender, extend
     from clearstate.models import build
-    from clearstate.restore import Enhancer, enhance, load
-    from clearstate.separation import Separator, separate
-    from clearstate.streaming import Stream
+    from clearstate.tasks.enhance import Enhancer, enhance, load
+    from clearstate.tasks.extend import Extender, extend
+    from clearstate.tasks.separate import Separator, separate
+    from clearstate.tasks.stream import Stream
 
 __version__ = "0.1.0"
 __all__ = [
@@ -26,15 +26,15 @@ __all__ = [
 ]  # fmt: skip
 
 _HOMES = {
-    "Enhancer": "restore",
-    "Extender": "extension",
-    "Separator": "separation",
-    "Stream": "streaming",
+    "Enhancer": "tasks.enhance",
+    "Extender": "tasks.extend",
+    "Separator": "tasks.separate",
+    "Stream": "tasks.stream",
     "build": "models",
-    "enhance": "restore",
-    "extend": "extension",
-    "load": "restore",
-    "separate": "separation",
+    "enhance": "tasks.enhance",
+    "extend": "tasks.extend",
+    "load": "tasks.enhance",
+    "separate": "tasks.separate",
 }
 
 

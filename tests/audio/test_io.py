@@ -15,7 +15,7 @@ import soundfile
 from clearstate.audio import io as audio_io
 from clearstate.audio import tags
 from clearstate.audio.io import AudioError, AudioInfo, choose_format, open_reader, open_writer
-from clearstate.audio.wavpipe import decode, encode
+from clearstate.audio.wav_pipe import decode, encode
 
 RATE = 16_000
 

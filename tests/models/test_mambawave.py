@@ -8,7 +8,7 @@ from contracts import OFFLINE, noise
 from torch.nn import functional as F
 
 from clearstate.metrics.cost import cost, mixer_macs
-from clearstate.models import PRESETS, build, diffusion
+from clearstate.models import PRESETS, build
 from clearstate.models.mambawave import (
     MambaWave,
     MambaWaveConfig,
@@ -19,6 +19,7 @@ from clearstate.models.mambawave import (
     tilt_response,
 )
 from clearstate.models.mambawave_as_published import AsPublishedConfig, MambaWaveAsPublished
+from clearstate.models.parts import diffusion
 from clearstate.ssm import Mamba
 
 RATE, EDGE = 48_000, 12_000.0

@@ -12,7 +12,7 @@ from contracts import OFFLINE, noise
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from clearstate.models import build, codec, mp_senet
+from clearstate.models import build, mp_senet
 from clearstate.models.mp_senet import (
     MambaPair,
     MPSENet,
@@ -22,6 +22,7 @@ from clearstate.models.mp_senet import (
     TransformerPair,
     along,
 )
+from clearstate.models.parts import dense_codec as codec
 from clearstate.ssm import use_backend
 from clearstate.train.objective import Objective, check_model, predicted_consistency
 from clearstate.train.recipe import load_recipe

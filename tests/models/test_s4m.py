@@ -5,10 +5,10 @@ import torch
 from contracts import CAUSAL, OFFLINE, noise
 from doubles import First
 
-from clearstate import losses
 from clearstate.metrics.cost import cost
 from clearstate.models import build
 from clearstate.models.s4m import S4M, S4MConfig
+from clearstate.train import losses
 
 SMALL = {"sample_rate": 16_000, "window_ms": 4.0, "channels": 16, "hidden": 32, "passes": 3}
 

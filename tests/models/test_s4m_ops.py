@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from clearstate.models import s4m_ops
+from clearstate.models.parts import s4m_ops
+from clearstate.models.parts.s4m_ops import compiled, depthwise, global_modulate, global_norm
 from clearstate.models.s4m import S4M, S4MConfig
-from clearstate.models.s4m_ops import compiled, depthwise, global_modulate, global_norm
 from clearstate.ssm import use_backend
 
 TOLERANCE = {"rtol": 2e-4, "atol": 2e-5}  # sums of thousands of float32 in another order

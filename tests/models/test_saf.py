@@ -8,8 +8,8 @@ from contracts import CAUSAL, OFFLINE, any_chunking_gives_the_offline_output, no
 from doubles import shaken
 from torch.nn import functional as F
 
-from clearstate.losses import negative_si_sdr
 from clearstate.models import build
+from clearstate.models.parts.saf_ops import shifted
 from clearstate.models.saf import (
     SAF,
     BandAttention,
@@ -20,7 +20,7 @@ from clearstate.models.saf import (
     TCNBlock,
     rms,
 )
-from clearstate.models.saf_ops import shifted
+from clearstate.train.losses import negative_si_sdr
 from clearstate.train.objective import Objective
 from clearstate.train.recipe import load_recipe
 

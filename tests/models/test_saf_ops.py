@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from clearstate.models import saf_ops
-from clearstate.models.saf_ops import attend, compiled, depthwise, linear, norm_prelu, tcn_middle
-from clearstate.ssm.backend import use_backend
+from clearstate.kernels.backend import use_backend
+from clearstate.models.parts import saf_ops
+from clearstate.models.parts.saf_ops import attend, compiled, depthwise, linear, norm_prelu, tcn_middle
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from clearstate.metrics.cost import cost
-from clearstate.models import build, codec, tf_mamba
+from clearstate.models import build
+from clearstate.models.parts import dense_codec as codec
+from clearstate.models.parts import dual_path as tf_mamba
 from clearstate.models.semamba import SEMamba, SEMambaConfig, direction
 from clearstate.models.semamba_basic import SEMambaBasic, SEMambaBasicConfig
 from clearstate.models.semamba_causal import SEMambaCausal, SEMambaCausalConfig

@@ -5,9 +5,9 @@ import torch
 from contracts import OFFLINE, noise
 from doubles import First, shaken
 
-from clearstate import losses
 from clearstate.models import build
 from clearstate.models.separate_fast import SeparateFast, SeparateFastConfig
+from clearstate.train import losses
 from clearstate.train.optim import Muon, parameter_groups
 
 SMALL = {"channels": 16, "heads": 1, "blocks": 1, "whole": 16, "gathered": 2}

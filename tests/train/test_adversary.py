@@ -8,9 +8,9 @@ import torch
 from tiny import SAMPLES, Tiny, TinyConfig, Tones, finished, losses, stop_after, tiny_model, tiny_run
 from torch import Tensor
 
-from clearstate.losses import feature_distillation, level, output_distillation
 from clearstate.train import teacher as teaching
 from clearstate.train.command import start_from
+from clearstate.train.losses import feature_distillation, level, output_distillation
 from clearstate.train.recipe import RecipeError
 
 METRIC = ("loss.metric=0.05", "schedule.max_steps=4", "data.batch=2")

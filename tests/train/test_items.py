@@ -13,7 +13,7 @@ import pytest
 import soundfile
 import torch
 
-from clearstate.audio.pcs import stretch_contrast
+from clearstate.audio.contrast import stretch_contrast
 from clearstate.train.command import main, run_recipe, write_preview
 from clearstate.train.items import open_items, open_pairs
 from clearstate.train.recipe import Recipe, RecipeError, recipe_from, set_dotted

@@ -7,9 +7,9 @@ import pytest
 import soundfile
 import torch
 
-from clearstate import losses
 from clearstate.data import NarrowedFolder
 from clearstate.data.extension import resampled
+from clearstate.train import losses
 from clearstate.train.command import run_recipe
 from clearstate.train.recipe import RecipeError, recipe_from
 from clearstate.train.scoring import extension_scores

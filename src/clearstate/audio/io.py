@@ -5,7 +5,7 @@
             sink.write(block)
 
 soundfile (libsndfile) reads and writes WAV, FLAC, OGG Vorbis, Opus, MP3, AIFF, CAF and more; PyAV, an extra, reads the
-rest (m4a, video). "-" and named pipes are WAV streams (`audio/wavpipe.py`). Blocks are float64, so every integer
+rest (m4a, video). "-" and named pipes are WAV streams (`wav_pipe.py`). Blocks are float64, so every integer
 format up to 32 bits comes back bit for bit when nothing was changed.
 
 A file is written under a temporary name in its folder and takes its own name when it is complete: after an error, a
@@ -89,7 +89,7 @@ def open_reader(path: str | os.PathLike[str]) -> Reader:
     """
     name = os.fspath(path)
     if name == STDIO or (os.path.exists(name) and stat.S_ISFIFO(os.stat(name).st_mode)):
-        from clearstate.audio.wavpipe import PipeReader
+        from clearstate.audio.wav_pipe import PipeReader
 
         return PipeReader(name)
     if not os.path.exists(name):
@@ -175,7 +175,7 @@ def open_writer(path: str | os.PathLike[str], like: AudioInfo, *, overwrite: boo
     """
     name = os.fspath(path)
     if name == STDIO:
-        from clearstate.audio.wavpipe import PipeWriter
+        from clearstate.audio.wav_pipe import PipeWriter
 
         return PipeWriter(like)
     return FileWriter(name, like, overwrite)

@@ -20,7 +20,7 @@ from math import ceil, gcd
 import numpy as np
 from numpy.typing import NDArray
 
-from clearstate.compiled import njit
+from clearstate.kernels.cache import njit
 
 Floats = NDArray[np.floating]
 

@@ -28,7 +28,7 @@ def run(
 
     `clearstate enhance talk.wav --model semamba`
     """
-    from clearstate.convert import convert
+    from clearstate.models.convert import convert
 
     outcome = convert(checkpoint, to, output or checkpoint.with_suffix(""))
     note(f"{outcome.tensors} tensors, {outcome.parameters:,} parameters")

@@ -79,7 +79,7 @@ def run(
 
 def open_worker(model: str, to: int, steps: int | None, seed: int | None, overwrite: bool) -> Worker:
     """Load the model once; the worker it gives extends one file at a time."""
-    from clearstate.extension import load_extender
+    from clearstate.tasks.extend import load_extender
 
     try:
         extender = load_extender(model, steps=steps, seed=seed)

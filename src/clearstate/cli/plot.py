@@ -27,7 +27,7 @@ def run(
         raise UsageError(f"PICTURE {picture} ends in {picture.suffix!r}; expected .png, .svg or .pdf")
     if picture.exists() and not overwrite:
         raise UsageError(f"{picture} exists already; add --overwrite, or give another name")
-    from clearstate.plot import before_and_after
+    from clearstate.audio.pictures import before_and_after
 
     before_and_after(before, after, picture)
     note(f"{picture}")

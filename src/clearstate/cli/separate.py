@@ -66,7 +66,7 @@ def run(
 
 def open_worker(model: str, enhance: str | None, overwrite: bool) -> Worker:
     """Load the models once; the worker it gives separates one file at a time."""
-    from clearstate.separation import load_separator
+    from clearstate.tasks.separate import load_separator
 
     try:
         separator = load_separator(model, enhance)

@@ -10,7 +10,7 @@ The mask acts on the power-compressed spectrum, so a mask of one changes nothing
 
 The spectrum is divided by a running level before the network sees it: the output scales exactly with the input.
 
-Live sound comes hop by hop and takes `live_fused.py`, the same arithmetic compiled into one function.
+Live sound comes hop by hop and takes `kernels/live/network.py`, the same arithmetic compiled into one function.
 
 b batch, t frames, f bins, k bands (fine: f / 4, coarse: config.bands), c channels.
 """
@@ -26,12 +26,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clearstate.audio.stft import analyse, compress, expand, sqrt_hann, synthesise
-from clearstate.models.bands import BandAttention
-from clearstate.models.level import running_power
-from clearstate.ssm import Mamba, MambaState, backend
+from clearstate.kernels.backend import backend
+from clearstate.models.parts.band_attention import BandAttention
+from clearstate.models.parts.running_level import running_power
+from clearstate.ssm import Mamba, MambaState
 
 if TYPE_CHECKING:
-    from clearstate.models.live_fused import Packed
+    from clearstate.kernels.live.network import Packed
 
 
 @dataclass(frozen=True)
@@ -156,14 +157,14 @@ class Live(nn.Module):
         return y, LiveState(x[:, x.shape[-1] - self.latency :], level, bands, wide, tail)
 
     def step_compiled(self, x: Tensor, state: LiveState) -> tuple[Tensor, LiveState]:
-        """`step` in one compiled function (live_fused.py): what a hop costs is then arithmetic.
+        """`step` in one compiled function (kernels/live/network.py): what a hop costs is then arithmetic.
 
         The same numbers up to rounding; compiled at the first call, then kept. Where it does not apply (gradients,
         other devices, another backend, widths that do not fill a vector) it is `step`.
         """
         if not self._compiles(x):
             return self.step(x, state)
-        from clearstate.models import live_fused
+        from clearstate.kernels.live import network as live_fused
 
         self._check_length(x)
         memories = live_fused.memories(state)
@@ -180,7 +181,7 @@ class Live(nn.Module):
         with torch.no_grad():
             if not self._compiles(self.window):
                 return None
-            from clearstate.models import live_fused
+            from clearstate.kernels.live import network as live_fused
 
             return live_fused.begin(self._packed(), self.init_state(batch))
 
@@ -218,7 +219,7 @@ class Live(nn.Module):
 
     def _compiles(self, x: Tensor) -> bool:
         """Whether the compiled step applies."""
-        from clearstate.models import live_fused
+        from clearstate.kernels.live import network as live_fused
 
         if torch.is_grad_enabled() or x.dtype != torch.float32 or x.device.type != "cpu":
             return False
@@ -226,7 +227,7 @@ class Live(nn.Module):
 
     def _packed(self) -> "Packed":
         """The parameters in the layout of the compiled frame, packed again when any of them has changed."""
-        from clearstate.models import live_fused
+        from clearstate.kernels.live import network as live_fused
 
         if not self._watched:
             self._watched = list(self.parameters())

@@ -32,8 +32,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clearstate.audio.bandwidth import bandwidth as measured_bandwidth
-from clearstate.models import diffusion
-from clearstate.models.products_cpu import quick_products
+from clearstate.kernels.blas import quick_products
+from clearstate.models.parts import diffusion
 from clearstate.ssm import RMSNorm, causal_conv1d_silu, selective_scan
 
 TAPS = 511  # of the high-pass and of the tilt; odd

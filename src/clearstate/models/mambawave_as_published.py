@@ -27,8 +27,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clearstate.models import diffusion
 from clearstate.models.mambawave import TwoWayMamba, bandwidths, check_narrow
+from clearstate.models.parts import diffusion
 
 LOUDEST = 3.0  # what no signal with an RMS of 0.1 reaches; keeps an estimate from pure noise in bounds
 

@@ -29,8 +29,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clearstate.models import codec
-from clearstate.models.codec import MomentsOf, NormPReLU, convolve
+from clearstate.models.parts import dense_codec as codec
+from clearstate.models.parts.dense_codec import MomentsOf, NormPReLU, convolve
 from clearstate.models.semamba import Estimate, Overview, direction
 from clearstate.ssm import Mamba
 
@@ -96,7 +96,7 @@ class PastLayer(nn.Module):
     def norm_in_place(self, y: Tensor, moments_of: MomentsOf) -> Tensor:
         if not codec.compiled(y):
             return self.norm(y, moments_of)
-        from clearstate.models import codec_cpu
+        from clearstate.kernels import instance_norm as codec_cpu
 
         codec_cpu.affine_prelu(y, *self.norm.coefficients(moments_of(y)), self.norm.slope, [(y, 0)])
         return y
@@ -209,7 +209,7 @@ class TransformerBlock(nn.Module):
     def recur(self, x: Tensor) -> Tensor:
         """The GRU."""
         if codec.compiled(x):
-            from clearstate.models import gru_cpu
+            from clearstate.kernels import gru as gru_cpu
 
             if gru_cpu.fits(self.gru):
                 return gru_cpu.gru_both_ways(x, self.gru)
@@ -222,7 +222,7 @@ class TransformerBlock(nn.Module):
         q = F.linear(query, weight[:c], bias[:c])
         k, v = F.linear(source, weight[c:], bias[c:]).chunk(2, dim=-1)
         if codec.compiled(q):
-            from clearstate.models import attention_cpu
+            from clearstate.kernels import attention as attention_cpu
 
             if attention_cpu.fits(c, self.heads):
                 return self.out(attention_cpu.attend(q, k, v))

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from clearstate.models.s4m_ops import Depthwise, FrameNorm, GlobalNorm, Norm
+from clearstate.models.parts.s4m_ops import Depthwise, FrameNorm, GlobalNorm, Norm
 from clearstate.ssm import selective_scan
 from clearstate.ssm.s4 import KINDS, S4, Kernel, S4State
 

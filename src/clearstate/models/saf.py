@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clearstate.audio.stft import analyse, compress, dual_window, expand, sqrt_hann, synthesise
-from clearstate.models.level import running_power
-from clearstate.models.saf_ops import attend, depthwise, linear, norm_prelu, prelu, tcn_middle
+from clearstate.models.parts.running_level import running_power
+from clearstate.models.parts.saf_ops import attend, depthwise, linear, norm_prelu, prelu, tcn_middle
 
 
 @dataclass(frozen=True)

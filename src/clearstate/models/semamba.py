@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clearstate.models import codec
-from clearstate.models.codec import Moments, MomentsOf
-from clearstate.models.tf_mamba import BiMix, UniMix, along_frequency, along_time
+from clearstate.models.parts import dense_codec as codec
+from clearstate.models.parts.dense_codec import Moments, MomentsOf
+from clearstate.models.parts.dual_path import BiMix, UniMix, along_frequency, along_time
 
 
 @dataclass(frozen=True)
@@ -184,6 +184,6 @@ class Conformer(nn.Module):
         return x + self.last_norm(y + 0.5 * self.second(y))
 
     def attend(self, x: Tensor) -> Tensor:
-        r, l, c = x.shape  # noqa: E741  # rows and their length, as in tf_mamba.py
+        r, l, c = x.shape  # noqa: E741  # rows and their length, as in models/parts/dual_path.py
         q, k, v = self.qkv(x).view(r, l, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
         return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(r, l, c))

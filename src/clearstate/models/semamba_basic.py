@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clearstate.audio.stft import analyse, dual_window, synthesise
-from clearstate.models.tf_mamba import BiMix
+from clearstate.models.parts.dual_path import BiMix
 from clearstate.ssm import MambaBlock, MambaState
 
 

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clearstate.audio.stft import analyse, dual_window, synthesise
-from clearstate.models.codec import compiled, convolve
+from clearstate.models.parts.dense_codec import compiled, convolve
+from clearstate.models.parts.dual_path import BiMix, along_frequency
 from clearstate.models.semamba import direction
-from clearstate.models.tf_mamba import BiMix, along_frequency
 from clearstate.ssm import MambaBlock, MambaState
 
 TILED = 64  # frames from which on preparing the taps of the compiled convolutions pays
@@ -105,10 +105,11 @@ class CausalDenseBlock(nn.Module):
         return y, maps[:, maps.shape[1] - frames :]
 
     def in_tiles(self, x: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
-        """The same for at least as many frames as there are in the past, by the kernels of `winograd_causal_cpu.py`."""
-        from clearstate.models import winograd_causal_cpu, winograd_cpu
-        from clearstate.ssm.linear_cpu import rounded_up
-        from clearstate.ssm.panels_cpu import filled
+        """The same for at least as many frames as there are in the past, by `kernels/winograd_causal.py`."""
+        from clearstate.kernels import winograd as winograd_cpu
+        from clearstate.kernels import winograd_causal as winograd_causal_cpu
+        from clearstate.kernels.live.layers import rounded_up
+        from clearstate.kernels.matmul import filled
 
         b, t, _, c = x.shape
         frames, width = past.shape[1], rounded_up(c)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clearstate.audio.stft import compress, istft, sqrt_hann, stft
-from clearstate.models.bands import BandAttention
+from clearstate.models.parts.band_attention import BandAttention
 from clearstate.ssm.mamba import BiMamba
 
 

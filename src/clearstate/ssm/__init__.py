@@ -1,6 +1,7 @@
 """Recurrences with explicit state. Nothing here knows about audio."""
 
-from .backend import backend, use_backend
+from clearstate.kernels.backend import backend, use_backend
+
 from .conv import causal_conv1d_silu
 from .mamba import BiMamba, Mamba, MambaBlock, MambaState, RMSNorm
 from .scan import selective_scan

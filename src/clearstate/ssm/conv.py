@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .backend import backend
-from .operators import operator
+from clearstate.kernels.autograd import operator
+from clearstate.kernels.backend import backend
+from clearstate.kernels.threads import threads_for
+
 from .scan import flat_arrays, optional_array
-from .threads import threads_for
 
 
 def causal_conv1d_silu(
@@ -69,8 +70,8 @@ def causal_conv1d_silu_reference(x, weight, bias=None, state=None, reverse=False
 def conv_op(
     x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor | None, reverse: bool
 ) -> tuple[Tensor, Tensor]:
-    from . import conv_cpu as kernels
-    from .scan_cpu import tasks_forward
+    from clearstate.kernels import causal_conv as kernels
+    from clearstate.kernels.scan import tasks_forward
 
     (b, t, d), k = x.shape, weight.shape[1]
     (x_,), strides = flat_arrays(x)
@@ -96,8 +97,8 @@ def conv_backward_op(
     dy: Tensor, dlast: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor | None, reverse: bool
 ) -> list[Tensor]:
     """Gradients of x, weight, bias and state."""
-    from . import conv_cpu as kernels
-    from .scan_cpu import GROUPS, tasks_backward
+    from clearstate.kernels import causal_conv as kernels
+    from clearstate.kernels.scan import GROUPS, tasks_backward
 
     (b, t, d), k = x.shape, weight.shape[1]
     (x_,), strides = flat_arrays(x)

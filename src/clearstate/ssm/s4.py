@@ -22,9 +22,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .backend import backend
-from .operators import operator
-from .threads import threads_for
+from clearstate.kernels.autograd import operator
+from clearstate.kernels.backend import backend
+from clearstate.kernels.threads import threads_for
 
 KINDS = ("legs", "inv", "lin", "dplr")
 METHODS = ("bilinear", "zoh")
@@ -369,7 +369,7 @@ def scan_by_convolution(u: Tensor, A_bar: Tensor, B_bar: Tensor, C: Tensor, stat
 @operator("diagonal_scan")
 def scan_op(u: Tensor, a: Tensor, b: Tensor, c: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     """Everything complex as (..., 2); see `s4_cpu`."""
-    from . import s4_cpu as kernels
+    from clearstate.kernels import s4 as kernels
 
     tasks = len(u) * -(-u.shape[2] // kernels.WIDTH)
     y, last = u.new_empty(u.shape), u.new_empty(state.shape)
@@ -389,7 +389,7 @@ def scan_backward_op(
     dy: Tensor, dlast: Tensor, u: Tensor, a: Tensor, b: Tensor, c: Tensor, state: Tensor
 ) -> list[Tensor]:
     """Gradients of u, a, b, c and the state."""
-    from . import s4_cpu as kernels
+    from clearstate.kernels import s4 as kernels
 
     tasks = len(u) * -(-u.shape[2] // kernels.WIDTH)
     du, dstate = u.new_empty(u.shape), u.new_empty(state.shape)

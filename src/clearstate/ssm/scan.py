@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .backend import backend
-from .operators import operator
-from .threads import threads_for
+from clearstate.kernels.autograd import operator
+from clearstate.kernels.backend import backend
+from clearstate.kernels.threads import threads_for
 
 
 def selective_scan(
@@ -163,7 +163,7 @@ def scan_op(
     delta_bias: Tensor | None, state: Tensor | None, delta_softplus: bool, reverse: bool, keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """y, last state, and (if `keep`) the states that backward starts its chunks from."""
-    from . import scan_cpu as kernels
+    from clearstate.kernels import scan as kernels
 
     (b, t, d), n = u.shape, A.shape[1]
     arrays, strides = flat_arrays(u, delta, B, C, z)
@@ -193,7 +193,7 @@ def scan_backward_op(
     D: Tensor | None, z: Tensor | None, delta_bias: Tensor | None, delta_softplus: bool, reverse: bool,
 ) -> list[Tensor]:  # fmt: skip
     """Gradients of u, delta, A, B, C, D, z, state (delta_bias gets the sum of delta's)."""
-    from . import scan_cpu as kernels
+    from clearstate.kernels import scan as kernels
 
     (b, t, d), n = u.shape, A.shape[1]
     (u_, delta_, B_, C_, z_), strides = flat_arrays(u, delta, B, C, z)
@@ -284,13 +284,13 @@ _NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
 
 @scan_op.register_kernel("cuda")
 def _(*inputs):
-    from .scan_cuda import forward
+    from clearstate.kernels.scan_triton import forward
 
     return forward(*inputs)
 
 
 @scan_backward_op.register_kernel("cuda")
 def _(*inputs):
-    from .scan_cuda import backward
+    from clearstate.kernels.scan_triton import backward
 
     return backward(*inputs)

@@ -7,10 +7,9 @@ import torch
 from lightning.fabric import Fabric
 from torch import Tensor
 
-from clearstate import losses
-from clearstate.discriminator import MetricDiscriminator, discriminator_loss, metric_loss
 from clearstate.metrics.extras import need
-from clearstate.train import optim
+from clearstate.train import losses, optim
+from clearstate.train.discriminator import MetricDiscriminator, discriminator_loss, metric_loss
 from clearstate.train.pool import ScorePool
 from clearstate.train.recipe import Recipe, RecipeError
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from clearstate.audio.pcs import Makeup, stretch_contrast
+from clearstate.audio.contrast import Makeup, stretch_contrast
 from clearstate.data import (
     ExtensionConfig,
     ExtensionDataset,

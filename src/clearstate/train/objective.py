@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from clearstate import losses
 from clearstate.metrics.extras import need
 from clearstate.models import find
+from clearstate.train import losses
 from clearstate.train.recipe import LossRecipe, Recipe, RecipeError, loss_weights
 from clearstate.train.scoring import metrics_of
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from clearstate import losses
 from clearstate.metrics.extras import need
+from clearstate.train import losses
 from clearstate.train.checkpoint import write_atomically
 from clearstate.train.scoring import EXTENSION_METRICS, METRICS
 

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from clearstate import losses
 from clearstate.models import load_model
+from clearstate.train import losses
 from clearstate.train.recipe import Recipe, RecipeError
 
 

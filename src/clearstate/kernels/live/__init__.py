@@ -1,0 +1,1 @@
+"""The default model as one compiled function."""

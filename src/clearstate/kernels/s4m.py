@@ -1,0 +1,394 @@
+"""Norms and depthwise convolutions of S4M on the CPU: Numba kernels, forward and backward.
+
+Arrays are (b, t, h) with channels last, so the inner loops run over a row of h neighbours. LLVM turns a loop into
+vector instructions while it touches about four arrays, so each row is worked on in several short loops over scratch
+rows, which stay in the first-level cache. One task is one item and one chunk of frames; sums are kept for each task and
+added up in order, so that results do not depend on the number of threads. `s4m_ops` holds the slow twins.
+
+A norm over frames and channels is one multiplication and one addition for each channel once its sums are known:
+
+    z = A x + B,   A = weight scale / sqrt(variance + eps),   B = bias - mean weight / sqrt(variance + eps)
+"""
+
+import numpy as np
+from numba import prange
+
+from clearstate.kernels.cache import njit
+
+FAST = {"contract", "nsz", "arcp"}  # nothing that assumes the absence of NaN
+CHUNK = 128  # frames of a task
+
+
+def tasks_for(items, frames):
+    return items * -(-frames // CHUNK)
+
+
+@njit(nogil=True, inline="always")
+def _span(task, frames):
+    """Item, first and last frame of a task."""
+    chunks = (frames + CHUNK - 1) // CHUNK
+    start = task % chunks * CHUNK
+    return task // chunks, start, min(start + CHUNK, frames)
+
+
+# ----------------------------------------------------------------------------------------------------------- norm
+
+
+@njit(fastmath=FAST, nogil=True)
+def _moments(task, x, sums):
+    """sums[task] = [sum of x, sum of x²] of each channel."""
+    seq, start, stop = _span(task, x.shape[1])
+    total, square = sums[task, 0], sums[task, 1]
+    total[:] = 0
+    square[:] = 0
+    for t in range(start, stop):
+        row = x[seq, t]
+        for i in range(row.shape[0]):
+            total[i] += row[i]
+            square[i] += row[i] * row[i]
+
+
+@njit(fastmath=FAST, nogil=True)
+def _norm(task, x, A, B, slope, y):
+    """y = PReLU(A x + B)."""
+    seq, start, stop = _span(task, x.shape[1])
+    a, b = A[seq], B[seq]
+    for t in range(start, stop):
+        row, out = x[seq, t], y[seq, t]
+        for i in range(row.shape[0]):
+            z = a[i] * row[i] + b[i]
+            out[i] = z if z > 0 else slope * z
+
+
+@njit(fastmath=FAST, nogil=True, inline="always")
+def _before_prelu(row, grad, a, b, slope, z, d):
+    """z = a row + b, and d the gradient of z when that of PReLU(z) is `grad`."""
+    for i in range(row.shape[0]):
+        z[i] = a[i] * row[i] + b[i]
+    for i in range(row.shape[0]):
+        d[i] = grad[i] if z[i] > 0 else slope * grad[i]
+
+
+@njit(fastmath=FAST, nogil=True)
+def _norm_sums(task, x, A, B, slope, dy, sums):
+    """sums[task] = [sum of dz, sum of dz x, sum of dy z where z <= 0] of each channel."""
+    seq, start, stop = _span(task, x.shape[1])
+    a, b = A[seq], B[seq]
+    z, d = np.empty_like(a), np.empty_like(a)
+    for k in range(3):
+        sums[task, k] = 0
+    total, product, negative = sums[task, 0], sums[task, 1], sums[task, 2]
+    for t in range(start, stop):
+        row, grad = x[seq, t], dy[seq, t]
+        _before_prelu(row, grad, a, b, slope, z, d)
+        for i in range(row.shape[0]):
+            total[i] += d[i]
+            product[i] += d[i] * row[i]
+        for i in range(row.shape[0]):
+            negative[i] += grad[i] * z[i] if z[i] <= 0 else np.float32(0)
+
+
+@njit(fastmath=FAST, nogil=True)
+def _norm_back(task, x, A, B, slope, dy, C1, C2, dx):
+    """dx = A dz + C1 + C2 x."""
+    seq, start, stop = _span(task, x.shape[1])
+    a, b, c1, c2 = A[seq], B[seq], C1[seq], C2[seq]
+    z, d = np.empty_like(a), np.empty_like(a)
+    for t in range(start, stop):
+        row, out = x[seq, t], dx[seq, t]
+        _before_prelu(row, dy[seq, t], a, b, slope, z, d)
+        for i in range(row.shape[0]):
+            out[i] = c1[i] + c2[i] * row[i]
+        for i in range(row.shape[0]):
+            out[i] += a[i] * d[i]
+
+
+# ------------------------------------------------------------------------------------------------ norm, modulated
+
+
+@njit(fastmath=FAST, nogil=True)
+def _modulate(task, x, A, B, gate, shift, y):
+    """y = (A x + B) up(gate) + up(shift); tasks are chunks of coarse frames."""
+    seq, start, stop = _span(task, gate.shape[1])
+    a, b, repeat = A[seq], B[seq], x.shape[1] // gate.shape[1]
+    p, q = np.empty_like(a), np.empty_like(a)
+    for j in range(start, stop):
+        g, s = gate[seq, j], shift[seq, j]
+        for i in range(g.shape[0]):
+            p[i] = a[i] * g[i]
+        for i in range(g.shape[0]):
+            q[i] = b[i] * g[i] + s[i]
+        for t in range(j * repeat, (j + 1) * repeat):
+            row, out = x[seq, t], y[seq, t]
+            for i in range(row.shape[0]):
+                out[i] = p[i] * row[i] + q[i]
+
+
+@njit(fastmath=FAST, nogil=True)
+def _modulate_sums(task, x, A, B, gate, dy, sums, dgate, dshift):
+    """sums[task] = [sum of dz, sum of dz x] of each channel; dgate and dshift."""
+    seq, start, stop = _span(task, gate.shape[1])
+    a, b, repeat = A[seq], B[seq], x.shape[1] // gate.shape[1]
+    product = np.empty_like(a)
+    sums[task, 0] = 0
+    sums[task, 1] = 0
+    for j in range(start, stop):
+        g, dg, ds = gate[seq, j], dgate[seq, j], dshift[seq, j]
+        ds[:] = 0
+        product[:] = 0
+        for t in range(j * repeat, (j + 1) * repeat):
+            row, grad = x[seq, t], dy[seq, t]
+            for i in range(row.shape[0]):
+                ds[i] += grad[i]
+                product[i] += grad[i] * row[i]
+        for i in range(g.shape[0]):
+            sums[task, 0, i] += ds[i] * g[i]
+        for i in range(g.shape[0]):
+            sums[task, 1, i] += product[i] * g[i]
+        for i in range(g.shape[0]):
+            dg[i] = a[i] * product[i]
+        for i in range(g.shape[0]):
+            dg[i] += b[i] * ds[i]
+
+
+@njit(fastmath=FAST, nogil=True)
+def _modulate_back(task, x, A, gate, dy, C1, C2, dx):
+    """dx = A up(gate) dy + C1 + C2 x."""
+    seq, start, stop = _span(task, gate.shape[1])
+    a, c1, c2, repeat = A[seq], C1[seq], C2[seq], x.shape[1] // gate.shape[1]
+    p = np.empty_like(a)
+    for j in range(start, stop):
+        for i in range(a.shape[0]):
+            p[i] = a[i] * gate[seq, j, i]
+        for t in range(j * repeat, (j + 1) * repeat):
+            row, grad, out = x[seq, t], dy[seq, t], dx[seq, t]
+            for i in range(row.shape[0]):
+                out[i] = c1[i] + c2[i] * row[i]
+            for i in range(row.shape[0]):
+                out[i] += p[i] * grad[i]
+
+
+# ---------------------------------------------------------------------------------------------------- convolution
+
+
+@njit(fastmath=FAST, nogil=True, inline="always")
+def _add_product(out, a, b):
+    for i in range(out.shape[0]):
+        out[i] += a[i] * b[i]
+
+
+@njit(fastmath=FAST, nogil=True)
+def _convolve(task, x, weight, bias, stride, around, y):
+    """y[j] = bias + sum_k weight[k] x[stride j + k - around]; weight (taps, h)."""
+    seq, start, stop = _span(task, y.shape[1])
+    for j in range(start, stop):
+        out = y[seq, j]
+        out[:] = bias
+        for k in range(weight.shape[0]):
+            t = stride * j + k - around
+            if 0 <= t < x.shape[1]:
+                _add_product(out, weight[k], x[seq, t])
+
+
+@njit(fastmath=FAST, nogil=True)
+def _convolve_back(task, x, weight, stride, around, dy, dx, sums):
+    """dx, for the task's frames of x; sums[task] = gradients of the taps and the bias (last), from its share of y."""
+    seq, start, stop = _span(task, x.shape[1])
+    taps = weight.shape[0]
+    for t in range(start, stop):
+        out = dx[seq, t]
+        out[:] = 0
+        for k in range(taps):
+            j = t + around - k
+            if j >= 0 and j % stride == 0 and j // stride < dy.shape[1]:
+                _add_product(out, weight[k], dy[seq, j // stride])
+    sums[task] = 0
+    # Frame j of y belongs to the task that holds frame stride j of x; past the end of x, to the last one.
+    last = dy.shape[1] if stop == x.shape[1] else min(dy.shape[1], (stop + stride - 1) // stride)
+    for j in range((start + stride - 1) // stride, last):
+        grad = dy[seq, j]
+        for k in range(taps):
+            t = stride * j + k - around
+            if 0 <= t < x.shape[1]:
+                _add_product(sums[task, k], grad, x[seq, t])
+        for i in range(grad.shape[0]):
+            sums[task, taps, i] += grad[i]
+
+
+# -------------------------------------------------------------------------------------------- folding and unfolding
+
+
+@njit(nogil=True, cache=True)
+def fold(sums, per_item, count, weight, bias, scale, eps, A, B, stats):
+    """A and B (b, h) of each item from its tasks' sums; stats (b, 2) = [mean, 1 / sqrt(variance + eps)], float64."""
+    h = weight.shape[0]
+    for seq in range(A.shape[0]):
+        mean = second = 0.0
+        for task in range(seq * per_item, (seq + 1) * per_item):
+            for i in range(h):
+                s = np.float64(scale[i])
+                mean += s * sums[task, 0, i]
+                second += s * s * sums[task, 1, i]
+        mean /= count
+        rho = 1 / np.sqrt(max(second / count - mean * mean, 0.0) + eps)
+        stats[seq, 0], stats[seq, 1] = mean, rho
+        for i in range(h):
+            A[seq, i] = weight[i] * scale[i] * rho
+            B[seq, i] = bias[i] - weight[i] * rho * mean
+
+
+@njit(nogil=True, cache=True)
+def unfold(moments, sums, per_item, per_item_back, count, weight, scale, stats, dweight, dbias, dscale, C1, C2):
+    """The gradient through A and B: of weight, bias, scale (h,), and of x the part C1 + C2 x (b, h) that they carry.
+
+    `moments` are the sums of `fold`; `sums` [dB, dA] of the way back.
+    """
+    h = weight.shape[0]
+    dA, dB, M1, M2 = np.empty(h), np.empty(h), np.empty(h), np.empty(h)
+    for seq in range(C1.shape[0]):
+        mean, rho = stats[seq]
+        dA[:], dB[:], M1[:], M2[:] = 0, 0, 0, 0
+        for task in range(seq * per_item, (seq + 1) * per_item):
+            M1 += moments[task, 0]
+            M2 += moments[task, 1]
+        for task in range(seq * per_item_back, (seq + 1) * per_item_back):
+            dB += sums[task, 0]
+            dA += sums[task, 1]
+        drho = dmean = 0.0
+        for i in range(h):
+            drho += weight[i] * (dA[i] * scale[i] - dB[i] * mean)
+            dmean -= rho * dB[i] * weight[i]
+        dsecond = -0.5 * rho * rho * rho * drho
+        dmean -= 2 * mean * dsecond
+        for i in range(h):
+            s = np.float64(scale[i])
+            dweight[i] += dA[i] * s * rho - dB[i] * rho * mean
+            dbias[i] += dB[i]
+            dscale[i] += dA[i] * weight[i] * rho + (dmean * M1[i] + 2 * s * dsecond * M2[i]) / count
+            C1[seq, i] = dmean * s / count
+            C2[seq, i] = 2 * dsecond * s * s / count
+
+
+# ------------------------------------------------------------------------------------------------------- all tasks
+# Written out, because Numba's cache keeps only functions of the module. The serial ones are for small arrays and for
+# forked processes, in which threads cannot be started again.
+
+
+@njit(nogil=True, cache=True)
+def span_serial(tasks, frames):
+    for task in range(tasks):
+        _span(task, frames)
+
+
+@njit(nogil=True, cache=True, parallel=True)
+def span_parallel(tasks, frames):
+    for task in prange(tasks):
+        _span(task, frames)
+
+
+@njit(nogil=True, cache=True)
+def moments_serial(tasks, x, sums):
+    for task in range(tasks):
+        _moments(task, x, sums)
+
+
+@njit(nogil=True, cache=True, parallel=True)
+def moments_parallel(tasks, x, sums):
+    for task in prange(tasks):
+        _moments(task, x, sums)
+
+
+@njit(nogil=True, cache=True)
+def norm_serial(tasks, x, A, B, slope, y):
+    for task in range(tasks):
+        _norm(task, x, A, B, slope, y)
+
+
+@njit(nogil=True, cache=True, parallel=True)
+def norm_parallel(tasks, x, A, B, slope, y):
+    for task in prange(tasks):
+        _norm(task, x, A, B, slope, y)
+
+
+@njit(nogil=True, cache=True)
+def norm_sums_serial(tasks, x, A, B, slope, dy, sums):
+    for task in range(tasks):
+        _norm_sums(task, x, A, B, slope, dy, sums)
+
+
+@njit(nogil=True, cache=True, parallel=True)
+def norm_sums_parallel(tasks, x, A, B, slope, dy, sums):
+    for task in prange(tasks):
+        _norm_sums(task, x, A, B, slope, dy, sums)
+
+
+@njit(nogil=True, cache=True)
+def norm_back_serial(tasks, x, A, B, slope, dy, C1, C2, dx):
+    for task in range(tasks):
+        _norm_back(task, x, A, B, slope, dy, C1, C2, dx)
+
+
+@njit(nogil=True, cache=True, parallel=True)
+def norm_back_parallel(tasks, x, A, B, slope, dy, C1, C2, dx):
+    for task in prange(tasks):
+        _norm_back(task, x, A, B, slope, dy, C1, C2, dx)
+
+
+@njit(nogil=True, cache=True)
+def modulate_serial(tasks, x, A, B, gate, shift, y):
+    for task in range(tasks):
+        _modulate(task, x, A, B, gate, shift, y)
+
+
+@njit(nogil=True, cache=True, parallel=True)
+def modulate_parallel(tasks, x, A, B, gate, shift, y):
+    for task in prange(tasks):
+        _modulate(task, x, A, B, gate, shift, y)
+
+
+@njit(nogil=True, cache=True)
+def modulate_sums_serial(tasks, x, A, B, gate, dy, sums, dgate, dshift):
+    for task in range(tasks):
+        _modulate_sums(task, x, A, B, gate, dy, sums, dgate, dshift)
+
+
+@njit(nogil=True, cache=True, parallel=True)
+def modulate_sums_parallel(tasks, x, A, B, gate, dy, sums, dgate, dshift):
+    for task in prange(tasks):
+        _modulate_sums(task, x, A, B, gate, dy, sums, dgate, dshift)
+
+
+@njit(nogil=True, cache=True)
+def modulate_back_serial(tasks, x, A, gate, dy, C1, C2, dx):
+    for task in range(tasks):
+        _modulate_back(task, x, A, gate, dy, C1, C2, dx)
+
+
+@njit(nogil=True, cache=True, parallel=True)
+def modulate_back_parallel(tasks, x, A, gate, dy, C1, C2, dx):
+    for task in prange(tasks):
+        _modulate_back(task, x, A, gate, dy, C1, C2, dx)
+
+
+@njit(nogil=True, cache=True)
+def convolve_serial(tasks, x, weight, bias, stride, around, y):
+    for task in range(tasks):
+        _convolve(task, x, weight, bias, stride, around, y)
+
+
+@njit(nogil=True, cache=True, parallel=True)
+def convolve_parallel(tasks, x, weight, bias, stride, around, y):
+    for task in prange(tasks):
+        _convolve(task, x, weight, bias, stride, around, y)
+
+
+@njit(nogil=True, cache=True)
+def convolve_back_serial(tasks, x, weight, stride, around, dy, dx, sums):
+    for task in range(tasks):
+        _convolve_back(task, x, weight, stride, around, dy, dx, sums)
+
+
+@njit(nogil=True, cache=True, parallel=True)
+def convolve_back_parallel(tasks, x, weight, stride, around, dy, dx, sums):
+    for task in prange(tasks):
+        _convolve_back(task, x, weight, stride, around, dy, dx, sums)

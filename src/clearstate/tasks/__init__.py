@@ -1,0 +1,1 @@
+"""From any recording to a model and back."""

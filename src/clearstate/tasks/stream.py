@@ -1,0 +1,111 @@
+"""Live sound: chunks of any size in, chunks of the same size out, a constant delay later."""
+
+import os
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from clearstate.tasks.chain import Chain
+
+
+class Stream:
+    """One live signal through a causal model.
+
+    The delay is constant and known beforehand. `process` returns as many samples as it was given: the first
+    `latency_samples` of all are silence, sample i of the input comes out as sample i + latency_samples, and `flush`
+    returns the last `latency_samples`. So, for n samples in all,
+
+        y = concatenate([stream.process(chunk) for chunk in chunks] + [stream.flush()])   # n + latency_samples
+        y[latency_samples:]                                                               # aligned with the input
+
+    The result does not depend on how the signal was cut into chunks. All state is in the object: streams that share a
+    model know nothing of each other. Memory and the work per sample are constant; nothing is kept of the past but the
+    model's state and less than a frame of sound. One thread may use a stream at a time.
+
+    Args:
+        model_or_name: a causal model, the name of one, or the folder of its weights.
+        sample_rate: of the signal, in Hz; any. At the model's own rate the delay is shortest.
+        channels: rows of every chunk; all channels share one gain, so the stereo image stays.
+        strength: the most by which anything is attenuated, in dB; 0 changes nothing, None takes all the model removes.
+    Raises:
+        ValueError: for a model that is not causal, and for settings that cannot be.
+
+    >>> stream = Stream("live", sample_rate=48_000)  # doctest: +SKIP
+    >>> speaker.write(stream.process(microphone.read(480)))  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        model_or_name: torch.nn.Module | str | os.PathLike[str] = "live",
+        sample_rate: int = 16_000,
+        channels: int = 1,
+        strength: float | None = None,
+    ) -> None:
+        if isinstance(model_or_name, torch.nn.Module):
+            self.model = model_or_name.eval()
+        else:
+            from clearstate.models import load_model
+
+            self.model = load_model(os.fspath(model_or_name))
+        self.sample_rate, self.channels, self.strength = sample_rate, channels, strength
+        self._flat = channels == 1  # the result has the shape of the chunks: (n,) or (1, n)
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin a new signal: as if the stream had just been made."""
+        chain = Chain(self.model, self.sample_rate, self.channels, self.strength, live=True)
+        if chain.latency is None:
+            raise ValueError(f"{type(self.model).__name__} needs the whole signal; to stream, use {causal_names()}")
+        self._chain = chain
+        self.latency_samples = chain.latency
+        self._ready = np.zeros((self.channels, self.latency_samples), dtype=np.float32)
+
+    @property
+    def latency_seconds(self) -> float:
+        return self.latency_samples / self.sample_rate
+
+    def process(self, chunk: NDArray[Any]) -> NDArray[np.float32]:
+        """The next chunk of the signal in, the next chunk of the result out.
+
+        Args:
+            chunk: floating point with full scale at 1, (channels, n), or (n,) for one channel; any n, also 0.
+        Returns:
+            The same shape, float32.
+        Raises:
+            ValueError: for another shape or type, NaN or infinity. The stream is then as if the chunk had not come.
+        """
+        chunk = np.asarray(chunk)
+        x = self._checked(chunk)
+        y = self._chain.push(x)
+        ready = np.concatenate([self._ready, y], axis=1)
+        self._ready, self._flat = ready[:, x.shape[1] :], chunk.ndim == 1
+        return ready[:, : x.shape[1]].reshape(chunk.shape)
+
+    def flush(self) -> NDArray[np.float32]:
+        """The last `latency_samples` of the result, shaped like the chunks; the stream is then as good as new."""
+        out = np.concatenate([self._ready, self._chain.finish()], axis=1)
+        self.reset()
+        return out[0] if self._flat else out
+
+    def _checked(self, chunk: NDArray[Any]) -> NDArray[np.float32]:
+        x = chunk[None] if chunk.ndim == 1 and self.channels == 1 else chunk
+        if x.ndim != 2 or x.shape[0] != self.channels:
+            expected = f"{'(n,) or ' if self.channels == 1 else ''}({self.channels}, n)"
+            raise ValueError(
+                f"chunk of shape {chunk.shape}: expected {expected}, as channels={self.channels} was given"
+            )
+        if chunk.dtype.kind != "f":
+            raise ValueError(f"chunk of type {chunk.dtype}: expected floating point; divide int16 samples by 32768")
+        if not np.isfinite(x).all():
+            raise ValueError("chunk with NaN or infinite samples: expected numbers; send silence in their place")
+        return x.astype(np.float32, copy=False)
+
+
+def causal_names() -> str:
+    """The models that can stream and are there to be loaded, for an error message."""
+    from clearstate.models import PRESETS, build
+
+    shipped = [name for name, preset in PRESETS.items() if preset.task == "enhance" and preset.weights]
+    return " or ".join(repr(name) for name in shipped if build(name).causal) or "a causal one (`clearstate models`)"
