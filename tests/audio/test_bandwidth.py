@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import soxr
-import torch
 
 from clearstate.audio.bandwidth import HOP, N_FFT, bandwidth, power_spectrum, upper_edge
 
@@ -21,7 +20,7 @@ def speechlike(seconds: float = 2.0, seed: int = 0) -> np.ndarray:
 
 
 def measured(x: np.ndarray, rate: int = WIDE) -> float:
-    return bandwidth(torch.from_numpy(x)[None], rate).item()
+    return bandwidth(x[None], rate).item()
 
 
 @pytest.mark.parametrize("rate", [8_000, 11_025, 16_000, 22_050, 24_000, 32_000])
@@ -53,13 +52,13 @@ def test_it_scales_with_the_rate():
 
 
 def test_parts_of_a_signal_add_up():
-    x = torch.from_numpy(speechlike(1.0))[None, : N_FFT + 9 * HOP]
+    x = speechlike(1.0)[None, : N_FFT + 9 * HOP]
     first, second = x[:, : N_FFT + 4 * HOP], x[:, 5 * HOP :]
-    torch.testing.assert_close(power_spectrum(first) + power_spectrum(second), power_spectrum(x))
+    np.testing.assert_allclose(power_spectrum(first) + power_spectrum(second), power_spectrum(x), rtol=1e-4)
 
 
 def test_items_of_a_batch_are_measured_apart():
-    power = torch.ones(2, 1025)
+    power = np.ones((2, 1025))
     power[1, 500:] = 1e-8
     whole, cut = upper_edge(power, WIDE).tolist()
     assert whole == 24_000 and cut == pytest.approx(500 * 24_000 / 1024, abs=400)  # it errs to the safe side

@@ -36,7 +36,7 @@ assert "clearstate.kernels.scan_triton" not in sys.modules, "triton is slow to i
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from clearstate.ssm import scan_cuda
+from clearstate.kernels import scan_triton as scan_cuda
 
 def assemble(kernel, dtype, terms, absent):
     fixed = dict(STATES=16, SOFTPLUS=True, TERMS=terms, EVERY=16, WIDTH=32, PADDED=16, **dict.fromkeys(absent))

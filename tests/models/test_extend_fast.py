@@ -7,7 +7,7 @@ import torch
 from contracts import OFFLINE, noise
 from torch import Tensor, nn
 
-from clearstate.audio.bandwidth import bandwidth
+from clearstate.audio.stft import measured_bandwidth
 from clearstate.models import build
 from clearstate.models.extend_fast import ExtendFast, ExtendFastConfig
 
@@ -70,7 +70,7 @@ def test_what_is_there_stays_and_the_rest_is_filled(model, hz):
 @torch.no_grad()
 def test_the_bandwidth_is_measured_when_it_is_not_told(model):
     narrow = lowpassed(noise(2, RATE), 8_000.0)
-    found = bandwidth(narrow, RATE)
+    found = measured_bandwidth(narrow, RATE)
     assert ((found > 7_500) & (found < 8_000)).all()
     assert torch.equal(model(narrow), model(narrow, bandwidth_hz=found))
 

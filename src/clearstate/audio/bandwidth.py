@@ -7,9 +7,11 @@ drop of at least 20 dB has the bandwidth of its sample rate.
 b batch, n samples, f bins.
 """
 
-import torch
-from torch import Tensor
-from torch.nn import functional as F
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+
+Floats = NDArray[np.floating]
 
 N_FFT = 2048  # samples: bins 23 Hz apart at 48 kHz
 HOP = 1024
@@ -21,45 +23,44 @@ SMOOTH = 5  # bins
 RANGE_DB = 140.0  # under the loudest bin: what is fainter is nothing
 
 
-def power_spectrum(x: Tensor) -> Tensor:
+def power_spectrum(x: Floats) -> Floats:
     """Sum over Hann frames of N_FFT samples of the power in each bin: (b, n) to (b, f); shorter signals are padded.
 
     Sums of the parts of a signal, cut at multiples of HOP with N_FFT - HOP samples of overlap, add up to its sum.
     """
-    x = F.pad(x, (0, max(0, N_FFT - x.shape[-1])))
-    window = torch.hann_window(N_FFT, dtype=x.dtype, device=x.device)
-    frames = torch.fft.rfft(x.unfold(-1, N_FFT, HOP) * window)  # (b, t, f)
-    return (frames.real.square() + frames.imag.square()).sum(1)
+    x = np.pad(x, ((0, 0), (0, max(0, N_FFT - x.shape[-1]))))
+    window = np.hanning(N_FFT + 1)[:-1].astype(x.dtype)
+    frames = np.fft.rfft(sliding_window_view(x, N_FFT, axis=-1)[:, ::HOP] * window)  # (b, t, f)
+    return (frames.real**2 + frames.imag**2).sum(1)
 
 
-def upper_edge(power: Tensor, sample_rate: float) -> Tensor:
+def upper_edge(power: Floats, sample_rate: float) -> Floats:
     """The frequency in Hz, (b,), up to which a spectrum reaches: power (b, f), bins evenly from 0 to half the rate.
 
     Half the rate where there is no cliff, or no signal at all. The edge is where the fall begins; if
     that is vertical, the width of the guard before it.
 
-    >>> power = torch.ones(1, 1025)
+    >>> power = np.ones((1, 1025))
     >>> power[:, 342:] = 1e-9
-    >>> upper_edge(power, 48_000).item(), upper_edge(torch.ones(1, 1025), 48_000).item()
+    >>> upper_edge(power, 48_000).item(), upper_edge(np.ones((1, 1025)), 48_000).item()
     (7687.5, 24000.0)
     """
     bins = power.shape[-1]
     spacing = sample_rate / 2 / (bins - 1)  # Hz
     below, guard = (max(1, round(2 * share * (bins - 1))) for share in (BELOW, GUARD))
-    loudest = power.amax(-1, keepdim=True)
-    level = 10 * torch.log10((power / loudest.clamp_min(1e-38)).clamp_min(10 ** (-RANGE_DB / 10)))
+    loudest = power.max(-1, keepdims=True)
+    level = 10 * np.log10(np.maximum(power / np.maximum(loudest, 1e-38), 10 ** (-RANGE_DB / 10)))
     half = SMOOTH // 2
-    smooth = F.avg_pool1d(F.pad(level[:, None], (half, half), mode="replicate"), SMOOTH, 1)[:, 0]
-    least_below = -F.max_pool1d(F.pad(-smooth[:, None], (below - 1, 0), value=RANGE_DB), below, 1)[:, 0]
-    most_above = smooth.flip(-1).cummax(-1).values.flip(-1)  # of this bin and all above
+    smooth = sliding_window_view(np.pad(level, ((0, 0), (half, half)), mode="edge"), SMOOTH, axis=-1).mean(-1)
+    padded = np.pad(smooth, ((0, 0), (below - 1, 0)), constant_values=-RANGE_DB)
+    least_below = sliding_window_view(padded, below, axis=-1).min(-1)
+    most_above = np.maximum.accumulate(smooth[:, ::-1], axis=-1)[:, ::-1]  # of this bin and all above
     drop = least_below[:, : bins - guard] - most_above[:, guard:]  # (b, f - guard)
-    deepest = drop.amax(-1, keepdim=True)
+    deepest = drop.max(-1, keepdims=True)
     cliff = (drop >= PLATEAU * deepest) & (deepest >= LEAST_DROP_DB) & (loudest > 0)
-    first = cliff.to(torch.int8).argmax(-1)
-    return torch.where(cliff.any(-1), first * spacing, torch.full_like(loudest[:, 0], sample_rate / 2))
+    return np.where(cliff.any(-1), cliff.argmax(-1) * spacing, sample_rate / 2)
 
 
-@torch.no_grad()
-def bandwidth(x: Tensor, sample_rate: float) -> Tensor:
+def bandwidth(x: Floats, sample_rate: float) -> Floats:
     """The bandwidth in Hz, (b,), of signals (b, n)."""
-    return upper_edge(power_spectrum(x.detach().float()), sample_rate)
+    return upper_edge(power_spectrum(x), sample_rate)

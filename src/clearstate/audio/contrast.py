@@ -13,11 +13,9 @@ b batch, n samples, t frames, f bins.
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.nn import functional as F
 
+Floats = NDArray[np.floating]
 Makeup = Literal["rms", "peak", "none"]
 
 IMPORTANCE = (0.0, 0.010, 0.026, 0.041, 0.057, 0.046, 0.034, 0.023, 0.011)  # of the bands, low to high
@@ -30,26 +28,26 @@ LEVEL_SECONDS = 5.0  # time constant of the level of sound that comes bit by bit
 SILENCE = 1e-12  # mean square; what is quieter does not count towards the level
 
 
-def gains(n_fft: int = 400) -> Tensor:
+def gains(n_fft: int = 400) -> Floats:
     """The exponent of each bin at 16 kHz, (f,) float64.
 
     Raises:
         ValueError: for an n_fft without published bands.
 
-    >>> gains(400)[[0, 4, 60, 200]]
-    tensor([1.0000, 1.0702, 1.4000, 1.0772], dtype=torch.float64)
+    >>> gains(400)[[0, 4, 60, 200]].round(4)
+    array([1.    , 1.0702, 1.4   , 1.0772])
     """
     if n_fft not in FIRST_BINS:
         raise ValueError(f"no bands are published for n_fft={n_fft}: take {' or '.join(map(str, FIRST_BINS))}")
     first = FIRST_BINS[n_fft]
-    g = torch.ones(n_fft // 2 + 1, dtype=torch.float64)
+    g = np.ones(n_fft // 2 + 1)
     last = n_fft // 2 + (n_fft == 400)  # the published 512-point table leaves the highest bin alone
     for begin, end, importance in zip(first, (*first[1:], last), IMPORTANCE, strict=True):
         g[begin:end] = 1 + 0.4 * min(importance / 0.057, 1.0)
     return g
 
 
-def stretch_contrast(x: Tensor, makeup: Makeup = "rms", n_fft: int = 400) -> Tensor:
+def stretch_contrast(x: Floats, makeup: Makeup = "rms", n_fft: int = 400) -> Floats:
     """Stretch the contrast of signals at 16 kHz, (..., n) to the same; frames of n_fft samples every quarter.
 
     Args:
@@ -62,34 +60,39 @@ def stretch_contrast(x: Tensor, makeup: Makeup = "rms", n_fft: int = 400) -> Ten
     """
     if makeup not in ("rms", "peak", "none"):
         raise ValueError(f"makeup {makeup!r}: expected 'rms', 'peak' or 'none'")
-    g = gains(n_fft).to(x)
     flat = x.reshape(-1, x.shape[-1])  # (b, n)
     level = _rms(flat)
     if makeup == "rms":
-        flat = torch.where(level > 0, flat * (REFERENCE_RMS / level.clamp_min(1e-30)), flat)
-    y = _stretch(flat, g, n_fft)
+        flat = np.where(level > 0, flat * (REFERENCE_RMS / np.maximum(level, 1e-30)), flat)
+    y = _stretch(flat, n_fft)
     if makeup == "rms":
-        y = y * (level / _rms(y).clamp_min(1e-30))
+        y = y * (level / np.maximum(_rms(y), 1e-30))
     elif makeup == "peak":
-        peak = y.abs().amax(-1, keepdim=True)
-        y = torch.where(peak > 0, y / peak.clamp_min(1e-30), y)
-    return y.reshape(x.shape)
+        y = y / np.maximum(np.abs(y).max(-1, keepdims=True), 1e-30)
+    return y.reshape(x.shape).astype(x.dtype, copy=False)
 
 
-def _stretch(x: Tensor, g: Tensor, n_fft: int) -> Tensor:
+def _stretch(x: Floats, n_fft: int) -> Floats:
     samples, hop = x.shape[-1], n_fft // 4
-    window = torch.hamming_window(n_fft, periodic=False, dtype=x.dtype, device=x.device)
-    padded = F.pad(x, (0, n_fft // 2))
-    spec = torch.stft(padded, n_fft, hop, window=window, center=True, pad_mode="constant", return_complex=True)
-    magnitude = spec.abs()
+    window = np.hamming(n_fft)  # symmetric, as published
+    padded = np.pad(x, ((0, 0), (n_fft // 2, n_fft + -samples % hop)))
+    frames = np.lib.stride_tricks.sliding_window_view(padded, n_fft, axis=-1)[:, ::hop]  # (b, t, n_fft)
+    spec = np.fft.rfft(frames * window)  # (b, t, f)
+    magnitude = np.abs(spec)
     # (1 + |X|)^g - 1 over |X|; where |X| is 0 the ratio's limit is g, and 0 times it is 0.
-    ratio = torch.expm1(g[:, None] * torch.log1p(magnitude)) / magnitude.clamp_min(1e-20)
-    return torch.istft(spec * ratio, n_fft, hop, window=window, length=samples)
+    spec *= np.expm1(gains(n_fft) * np.log1p(magnitude)) / np.maximum(magnitude, 1e-20)
+    quarters = (np.fft.irfft(spec, n_fft) * window).reshape(*frames.shape[:2], 4, hop)
+    y = np.zeros((len(x), frames.shape[1] + 3, hop))
+    weight = np.zeros_like(y[0])
+    for k, squares in enumerate((window**2).reshape(4, hop)):
+        y[:, k : k + frames.shape[1]] += quarters[:, :, k]
+        weight[k : k + frames.shape[1]] += squares
+    return (y / weight).reshape(len(x), -1)[:, n_fft // 2 : n_fft // 2 + samples]
 
 
-def _rms(x: Tensor) -> Tensor:
-    peak = x.abs().amax(-1, keepdim=True).clamp_min(1e-30)  # squares of what is very quiet would underflow
-    return (x / peak).square().mean(-1, keepdim=True).sqrt() * peak
+def _rms(x: Floats) -> Floats:
+    peak = np.maximum(np.abs(x).max(-1, keepdims=True), 1e-30)  # squares of what is very quiet would underflow
+    return np.sqrt(np.square(x / peak).mean(-1, keepdims=True)) * peak
 
 
 class ContrastStretcher:
@@ -113,7 +116,7 @@ class ContrastStretcher:
             )
         n_fft = fitting[0]
         self.hop, self.delay = n_fft // 4, n_fft - n_fft // 4
-        self.gains = gains(n_fft).numpy()
+        self.gains = gains(n_fft)
         self.window = np.hamming(n_fft)
         self.keep = float(np.exp(-self.hop / (LEVEL_SECONDS * sample_rate)))
         self._overlap = (self.window**2).reshape(4, self.hop).sum(0)  # what four windows add up to

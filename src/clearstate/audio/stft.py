@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from clearstate.audio.bandwidth import bandwidth
+
 
 def sqrt_hann(n_fft: int) -> Tensor:
     """Square root of the periodic Hann window: analysis times synthesis adds up to one at half overlap."""
@@ -84,3 +86,8 @@ def expand(parts: Tensor, exponent: float, floor: float = 1e-12) -> Tensor:
     """The inverse of `compress`: (..., 2) to complex."""
     power = parts.square().sum(-1, keepdim=True) + floor
     return torch.view_as_complex(parts * power.pow((1 / exponent - 1) / 2))
+
+
+def measured_bandwidth(x: Tensor, sample_rate: float) -> Tensor:
+    """`clearstate.audio.bandwidth.bandwidth` of tensors (b, n): the bandwidth in Hz (b,), without a gradient."""
+    return torch.from_numpy(bandwidth(x.detach().float().cpu().numpy(), sample_rate)).to(x)

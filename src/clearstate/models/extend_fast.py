@@ -25,8 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clearstate.audio.bandwidth import bandwidth
-from clearstate.audio.stft import dual_window, istft, sqrt_hann, stft
+from clearstate.audio.stft import dual_window, istft, measured_bandwidth, sqrt_hann, stft
 from clearstate.ssm.mamba import BiMamba, RMSNorm
 
 QUIET = 1e-9  # power under the local level (90 dB) at which a spectrum is taken to end
@@ -107,7 +106,7 @@ class ExtendFast(nn.Module):
     def first_missing(self, narrow: Tensor, bandwidth_hz: Tensor | float | None) -> Tensor:
         """The first bin above the bandwidth of each signal (b,), at most f, which stands for none."""
         if bandwidth_hz is None:
-            bandwidth_hz = bandwidth(narrow, self.sample_rate)
+            bandwidth_hz = measured_bandwidth(narrow, self.sample_rate)
         hz = torch.as_tensor(bandwidth_hz, dtype=torch.float32, device=narrow.device).expand(narrow.shape[0])
         bins = self.config.n_fft // 2 + 1
         return (hz / (self.sample_rate / 2) * (bins - 1)).floor().long().add(1).clamp(16, bins)

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clearstate.audio.bandwidth import bandwidth as measured_bandwidth
+from clearstate.audio.stft import measured_bandwidth
 from clearstate.kernels.blas import quick_products
 from clearstate.models.parts import diffusion
 from clearstate.ssm import RMSNorm, causal_conv1d_silu, selective_scan

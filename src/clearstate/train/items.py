@@ -88,7 +88,7 @@ class Stretched:
 
     def example(self, epoch: int, item: int) -> dict[str, Tensor]:
         drawn = self.items.example(epoch, item)
-        return {**drawn, "clean": stretch_contrast(drawn["clean"], self.makeup)}
+        return {**drawn, "clean": torch.from_numpy(stretch_contrast(drawn["clean"].numpy(), self.makeup))}
 
 
 def in_and_out(drawn: Mapping[str, Any]) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clearstate.audio.bandwidth import bandwidth
+from clearstate.audio.stft import measured_bandwidth
 
 FLOOR = 1e-6  # power below which compression becomes linear: 60 dB under a bin of unit power
 
@@ -211,7 +211,7 @@ def missing_band(narrow: Tensor, wide: Tensor, bins: int) -> Tensor:
     not teach that there is silence.
     """
     share = torch.linspace(0, 1, bins, device=narrow.device)
-    low, high = (bandwidth(x, 2.0)[:, None] for x in (narrow, wide))
+    low, high = (measured_bandwidth(x, 2.0)[:, None] for x in (narrow, wide))
     return ((share >= low) & (share < torch.where(high < 1, 0.985 * high, 2.0))).float()  # 1.5 %: a codec's slope
 
 
