@@ -27,8 +27,8 @@ def model():
 @pytest.fixture(autouse=True)
 def short_blocks(monkeypatch):
     """Blocks of 4 s in place of 8, for time's sake."""
-    monkeypatch.setattr("clearstate.pipeline.BLOCK_SECONDS", 4.0)
-    monkeypatch.setattr("clearstate.restore.BLOCK_SECONDS", 4.0)
+    monkeypatch.setattr("clearstate.tasks.chain.BLOCK_SECONDS", 4.0)
+    monkeypatch.setattr("clearstate.tasks.enhance.BLOCK_SECONDS", 4.0)
 
 
 def restless(seconds: float, channels: int = 1) -> np.ndarray:
@@ -68,7 +68,7 @@ def test_blocks_meet_as_if_there_were_none(model):
 
 def test_an_overview_from_pieces_is_nearly_that_of_the_whole(model, monkeypatch):
     """Two and a half times as long as what is taken together: four pieces stand for the whole."""
-    monkeypatch.setattr("clearstate.survey.PIECE_SECONDS", 1.2)
+    monkeypatch.setattr("clearstate.tasks.first_pass.PIECE_SECONDS", 1.2)
     x = restless(12.0)
     reference = whole(model, x)
     sampled = error(Enhancer(model).enhance(x, RATE), reference)
