@@ -4,6 +4,11 @@ import os
 from pathlib import Path
 
 import pytest
+
+# A pytest-xdist worker computes with one thread: the workers already fill the cores. PyTorch reads this when it loads.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import torch
 
 

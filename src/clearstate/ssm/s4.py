@@ -332,6 +332,7 @@ class S4(nn.Module):
         return S4State(self.D.new_zeros(batch, self.d_model, self.d_state // 2, 2, dtype=torch.float32))
 
     def mix(self, y: Tensor) -> Tensor:
+        """Mix the channels, through a gated linear unit."""
         return F.glu(self.out(F.gelu(y)), -1)
 
 
