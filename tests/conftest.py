@@ -19,6 +19,12 @@ def data_folder() -> Path | None:
     return folder if (folder / "speech16k.jsonl").is_file() else None
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "shared_data" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.data)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     folder = data_folder()
