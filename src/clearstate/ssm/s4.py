@@ -369,7 +369,7 @@ def scan_by_convolution(u: Tensor, A_bar: Tensor, B_bar: Tensor, C: Tensor, stat
 
 @operator("diagonal_scan")
 def scan_op(u: Tensor, a: Tensor, b: Tensor, c: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    """Everything complex as (..., 2); see `s4_cpu`."""
+    """Everything complex as (..., 2); see `kernels.s4`."""
     from clearstate.kernels import s4 as kernels
 
     tasks = len(u) * -(-u.shape[2] // kernels.WIDTH)
