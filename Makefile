@@ -3,23 +3,30 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+WORKERS ?= 2
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench build clean
 
 demo: $(STAMP)  ## enhance the shipped example; prints where the result, its picture and its scores are
 	$(BIN)/python examples/demo.py
 
-test: $(STAMP)  ## every test
-	$(BIN)/python -m pytest
+test: $(STAMP)  ## every test, on WORKERS processes
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
-check: $(STAMP)  ## lint, format, types, doctests
+check: $(STAMP)  ## lint, format, types, import rules, doctests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/python -m pytest --doctest-modules src/clearstate -p no:cacheprovider
 
 bench: $(STAMP)  ## every benchmark; each prints a ratio against a reference in the same run
 	for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
+
+build: $(STAMP)  ## wheel and source archive in dist/, checked
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
 
 # torch first: with the pinned version installed, nothing later asks for another build of it.
 $(STAMP): pyproject.toml constraints.txt

@@ -4,6 +4,11 @@ import os
 from pathlib import Path
 
 import pytest
+
+# A pytest-xdist worker computes with one thread: the workers already fill the cores. PyTorch reads this when it loads.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import torch
 
 
@@ -12,6 +17,12 @@ def data_folder() -> Path | None:
     named = os.environ.get("CLEARSTATE_DATA")
     folder = Path(named) if named else Path(__file__).resolve().parents[2] / "shared" / "data"
     return folder if (folder / "speech16k.jsonl").is_file() else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "shared_data" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.data)
 
 
 @pytest.fixture(scope="session")

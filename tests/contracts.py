@@ -6,8 +6,8 @@
     def test_contract(model, contract):
         contract(model)
 
-Each contract raises an AssertionError where it does not hold; `tests/test_streaming.py` shows with broken models that
-each of them bites.
+Each contract raises an AssertionError where it does not hold; `tests/tasks/test_task_stream.py` shows with broken
+models that each of them bites.
 """
 
 from itertools import cycle

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from clearstate.tasks.separate import Separator, separate
     from clearstate.tasks.stream import Stream
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "Enhancer", "Extender", "Separator", "Stream", "__version__", "build", "enhance", "extend", "load", "separate",
 ]  # fmt: skip

@@ -133,6 +133,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
 def test_ctrl_c_stops_soon_and_lets_every_worker_clean_up(tmp_path, processes):
     (tmp_path / "slow.py").write_text(SLOW)
     child = subprocess.Popen(

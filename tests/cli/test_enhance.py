@@ -5,7 +5,6 @@ import io
 import json
 import os
 import re
-import resource
 import signal
 import subprocess
 import sys
@@ -322,7 +321,7 @@ def test_a_folder_that_refuses_files(tiny):
     one_line(enhance("talk.wav", "-o", "/proc/self/", model=tiny), 1, "/proc/self")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_without_write_permission(tiny):
     write("talk.wav")
     os.mkdir("locked", 0o555)
@@ -334,6 +333,7 @@ def test_a_full_disk_is_said_and_leaves_no_part(tiny):
     write("talk.wav", 8.0)
     limit = 100_000  # bytes; the result is 256 kB
 
+    resource = pytest.importorskip("resource", reason="needs POSIX limits")
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
     try:
@@ -373,6 +373,7 @@ def test_a_device_is_never_replaced(tiny):
         (signal.SIGTERM, 143, 2, True),  # a service manager: every process of it
     ],
 )
+@pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
 def test_being_stopped_leaves_nothing_half_written(tiny, signum, code, jobs, group):
     """Two files far too long to finish; the signal comes as soon as something is being written."""
     write("a.wav", 1.0)

@@ -1,10 +1,13 @@
 """A signal that arrives inside a callback from C is not lost."""
 
+import os
 import signal
 import subprocess
 import sys
 
 import pytest
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
 
 CALLBACKS = """
 import ctypes, sys, time

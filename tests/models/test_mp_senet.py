@@ -1,6 +1,6 @@
 """MP-SENet and its hybrid with Mamba: sizes to the digit, axes that are what they are called, memory linear in length.
 
-That their published arrangement is one of ours is shown in `tests/test_convert_mp_senet.py`.
+That their published arrangement is one of ours is shown in `tests/models/test_convert_mp_senet.py`.
 """
 
 from dataclasses import replace

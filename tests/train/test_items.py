@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from corpora_in_miniature import hiss, make_corpus, voice, write
 
 from clearstate.audio.contrast import stretch_contrast
 from clearstate.train.command import main, run_recipe, write_preview
@@ -136,6 +137,23 @@ def test_a_preview_writes_items_to_listen_to(voicebank):
 
 # ------------------------------------------------------------------------------- the default recipe, really run
 
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    """A folder as docs/training.md asks for it, in miniature: shards, and two pairs to validate on."""
+    folder = make_corpus(tmp_path_factory.mktemp("corpus"))
+    for i in range(2):
+        clean = voice(110 + 40 * i, 1.5, seed=i)
+        write(folder / f"valid/denoise/clean/{i}.wav", clean)
+        write(folder / f"valid/denoise/noisy/{i}.wav", clean + hiss(1.5, seed=i))
+    return folder
+
+
+@pytest.fixture
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("CLEARSTATE_CACHE", str(tmp_path / "cache"))
+
+
 SMALL = [
     "model.config={fine_channels: 8, channels: 12, bands: 16, blocks: 1, wide: 16}", "data.seconds=0.5", "data.batch=2",
     "data.items=12", "schedule={max_steps: 14, warmup: 0.1}", "log_steps=1", "threads=1", "accelerator=cpu",
@@ -144,9 +162,9 @@ SMALL = [
 LIVE = str(Path(__file__).parents[2] / "recipes" / "live.yaml")
 
 
-def test_the_default_recipe_killed_in_mid_epoch_ends_with_the_same_scores(shared_data, tmp_path):
+def test_the_default_recipe_killed_in_mid_epoch_ends_with_the_same_scores(corpus, own_cache, tmp_path):
     """Scores within 1e-4: the same arithmetic, but for the order in which threads of the scan may add up."""
-    common = [LIVE, f"audio={shared_data}", *SMALL]
+    common = [LIVE, f"audio={corpus}", *SMALL]
     assert main([*common, f"run={tmp_path / 'whole'}"]) == 0
 
     folder = tmp_path / "killed"
@@ -169,9 +187,9 @@ def test_the_default_recipe_killed_in_mid_epoch_ends_with_the_same_scores(shared
     assert json.loads((folder / "best" / "config.json").read_text())["preset"] == "live"
 
 
-def test_the_weights_of_a_run_load_as_a_model(shared_data, tmp_path):
+def test_the_weights_of_a_run_load_as_a_model(corpus, own_cache, tmp_path):
     from clearstate.models import load_model
 
-    assert main([LIVE, f"audio={shared_data}", *SMALL, f"run={tmp_path}", "schedule.max_steps=2", "valid={}"]) == 0
+    assert main([LIVE, f"audio={corpus}", *SMALL, f"run={tmp_path}", "schedule.max_steps=2", "valid={}"]) == 0
     model = load_model(str(tmp_path / "best"))
     assert not model.training and model(torch.randn(1, 4_000)).shape == (1, 4_000)

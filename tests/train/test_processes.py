@@ -19,6 +19,7 @@ from clearstate.train.pool import ScorePool
 from clearstate.train.scoring import pesq_target, scores
 
 PROGRAM = Path(__file__).with_name("tiny.py")
+LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds the processes in /proc")
 
 
 def start(folder: Path, dropout: str, *overrides: str, delay: str = "0") -> subprocess.Popen:
@@ -82,7 +83,7 @@ def test_processes_write_their_checkpoints_at_the_same_step(tmp_path):
     assert checkpoint.load(tmp_path)["counters"]["step"] == 60
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds the processes in /proc")
+@LINUX
 def test_a_signal_to_one_process_stops_all_at_the_same_step(tmp_path):
     run = start(tmp_path, "0", "schedule.max_steps=100000", delay="0.01")
     try:
@@ -130,6 +131,7 @@ def test_one_item_that_raises_hangs_or_crashes_loses_no_other():
     assert time.monotonic() - start < 30
 
 
+@LINUX
 def test_scoring_processes_end_with_a_parent_that_is_killed(tmp_path):
     script = (
         "import os, signal, torch\n"

@@ -52,6 +52,7 @@ def same_end(one: Path, other: Path) -> None:
     assert (one / "best" / "model.safetensors").read_bytes() == (other / "best" / "model.safetensors").read_bytes()
 
 
+@pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
 def test_a_run_killed_in_mid_epoch_ends_as_if_it_had_not_been(uninterrupted, tmp_path):
     checkpoint_often = "checkpoint_minutes=0.002"
     process = start(tmp_path, 0.01, checkpoint_often)
@@ -75,6 +76,7 @@ def test_the_comparison_sees_a_lost_random_state(uninterrupted, tmp_path, monkey
     assert losses(tmp_path)[10:] != losses(uninterrupted)[10:]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
 def test_sigterm_writes_a_checkpoint_and_the_run_goes_on_from_there(uninterrupted, tmp_path):
     process = start(tmp_path, 0.005, "data.workers=2")
     wait_for(lambda: (tmp_path / "log.jsonl").is_file() and len(losses(tmp_path)) >= 5, process)

@@ -125,6 +125,7 @@ class ContrastStretcher:
         self._tail = np.zeros((channels, 3, self.hop))  # hops that later frames still add to
 
     def push(self, pair: NDArray[Any]) -> NDArray[Any]:
+        """Take the next samples of both signals (2, c, n) and return the finished ones (2, c, m)."""
         held = np.concatenate([self._held, pair], axis=2)
         count = held.shape[2] // self.hop - 3  # frames
         self._held = held[:, :, count * self.hop :].copy()
@@ -142,6 +143,7 @@ class ContrastStretcher:
         return np.stack([held[0, :, : count * self.hop], out.astype(np.float32)])
 
     def finish(self) -> NDArray[Any]:
+        """Return the remaining samples; the last ones come from padding."""
         return self.push(np.zeros((2, self._held.shape[1], self.delay + self.hop - 1), dtype=np.float32))
 
     def _stretched(self, spectrum: NDArray[Any]) -> NDArray[Any]:

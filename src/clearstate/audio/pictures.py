@@ -7,12 +7,15 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clearstate.audio.io import open_reader
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Array = NDArray[np.float64]
 
@@ -111,7 +114,7 @@ def before_and_after(before: str | Path, after: str | Path, picture: str | Path)
         raise
 
 
-def _draw(pair: tuple[Spectrogram, Spectrogram], titles: tuple[str, str]):
+def _draw(pair: tuple[Spectrogram, Spectrogram], titles: tuple[str, str]) -> "Figure":
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure

@@ -16,6 +16,7 @@ The price is a wider transition band, the top tenth of the lower rate's band.
 
 from functools import lru_cache
 from math import ceil, gcd
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -129,7 +130,9 @@ def filter_table(up: int, down: int) -> NDArray[np.float32]:
 
 
 @njit(cache=True, nogil=True, fastmath={"contract", "reassoc", "nsz"})
-def polyphase(x, table, start, up, down, x_from, y):  # pragma: no cover - compiled
+def polyphase(
+    x: NDArray[Any], table: NDArray[Any], start: int, up: int, down: int, x_from: int, y: NDArray[Any]
+) -> None:  # pragma: no cover - compiled
     """y[c, m] = sum_j table[phase, j] x[c, first + j] for outputs at instants (start + m down) / up.
 
     x (c, n) begins at input index x_from; y (c, m) is filled. reassoc lets the sum run in vector lanes: the order is

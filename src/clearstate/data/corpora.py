@@ -42,6 +42,8 @@ class Part:
 
 @dataclass(frozen=True)
 class Layout:
+    """Where a known corpus keeps its speech, noise, rooms or mixtures."""
+
     name: str
     source: str  # where to get it
     parts: tuple[Part, ...]

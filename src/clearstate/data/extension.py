@@ -22,6 +22,8 @@ VALID_RATES = (8000, 16_000, 24_000)  # Hz, to which held-out files are narrowed
 
 @dataclass(frozen=True)
 class ExtensionConfig:
+    """How narrow recordings are made from wide ones."""
+
     seconds: float = 1.0
     rates: tuple[int, ...] = (8000, 11025, 12000, 16000, 22050, 24000, 32000)  # Hz, of the narrow signal
     cutoff: tuple[float, float] = (0.85, 1.0)  # of the filter, as a share of half the narrow rate

@@ -27,6 +27,8 @@ MP3_PREROLL = 11_520
 
 
 class AudioFile(NamedTuple):
+    """One file of a corpus, and what the corpus says about it."""
+
     path: Path
     owner: str = ""  # speaker or noise group, "" if unknown
     split: str = ""  # "train" | "valid" | "test", "" if the corpus does not say

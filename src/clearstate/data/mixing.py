@@ -106,6 +106,7 @@ class MixtureDataset:
         return self.items_per_epoch
 
     def set_epoch(self, epoch: int) -> None:
+        """Draw the items of this epoch from now on."""
         self.epoch = epoch
 
     def order(self, epoch: int, start_item: int = 0, rank: int = 0, world: int = 1) -> range:

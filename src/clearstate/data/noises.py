@@ -18,6 +18,8 @@ from clearstate.data.sources import Pool
 
 
 class Noise(NamedTuple):
+    """A noise as long as the item it is for."""
+
     audio: np.ndarray  # (n,) float32
     info: dict[str, Any]
     sparse: bool = False

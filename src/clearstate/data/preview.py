@@ -12,6 +12,8 @@ import soundfile
 
 
 class Items(Protocol):
+    """A dataset whose items are dicts of signals, all at one rate."""
+
     rate: int
 
     def __len__(self) -> int: ...

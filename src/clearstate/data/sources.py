@@ -91,6 +91,7 @@ class Pool:
 
     @property
     def seconds(self) -> float:
+        """Total duration of the clips."""
         return float(self.samples.sum()) / self.sets[0].rate if self.sets else 0.0
 
     def draw(self, rng: np.random.Generator) -> int:
@@ -196,7 +197,7 @@ def _in_split(owner: str, split: str, spec: SourceSpec) -> bool:
 
 
 def vctk_speaker(owner: str) -> str:
-    """ "p226" of "vctk_p226" or "p226"; "" for other speakers."""
+    """Return "p226" for "vctk_p226" or "p226", and "" for other speakers."""
     found = re.search(r"(?:^|[_/])(p\d{3})$", owner)
     return found.group(1) if found else ""
 
@@ -207,6 +208,7 @@ def in_validation(owner: str, share: float) -> bool:
 
 
 def expand(path: str | Path) -> Path:
+    """The path with `~` and environment variables filled in."""
     return Path(os.path.expandvars(str(path))).expanduser()
 
 

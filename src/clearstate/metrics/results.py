@@ -33,14 +33,17 @@ class Results:
 
     @property
     def scored(self) -> list[FileScores]:
+        """The files that have scores."""
         return [file for file in self.files if file.error is None]
 
     @property
     def failed(self) -> list[FileScores]:
+        """The files that could not be scored."""
         return [file for file in self.files if file.error is not None]
 
     @property
     def keys(self) -> list[str]:
+        """The scores that at least one file has, in the order of `SCORES`."""
         present = {key for file in self.files for key in file.scores}
         return [key for key in SCORES if key in present]
 
@@ -126,6 +129,7 @@ def write(path: Path, text: str) -> None:
 
 
 def to_json_text(results: Results) -> str:
+    """The results as the text of a JSON file."""
     return json.dumps(results.as_json(), indent=1, ensure_ascii=False) + "\n"
 
 

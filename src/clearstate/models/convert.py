@@ -35,6 +35,8 @@ COLUMN = Form(lambda s: (*s, 1), lambda x: x[:, 0])  # (f, 1) for (f,)
 
 
 class Source(NamedTuple):
+    """The tensor of a checkpoint that one of our parameters comes from."""
+
     name: str  # in the checkpoint
     form: Form = SAME
 

@@ -35,6 +35,8 @@ FAINTEST = -14.0
 
 @dataclass(frozen=True)
 class ExtendFastConfig:
+    """Sizes and signal settings of `ExtendFast`."""
+
     sample_rate: int = 48_000  # Hz
     n_fft: int = 1024  # samples: 21 ms
     hop: int = 512  # samples: 11 ms
@@ -135,8 +137,10 @@ class ExtendFast(nn.Module):
         return (log_power * upper).sum(-1, keepdim=True) / upper.sum(-1, keepdim=True)
 
     def with_floor(self, envelope: Tensor) -> Tensor:
-        """Above the ceiling what the envelope (b, t, f) is in the kilohertz below it, in the quietest tenth of a second
-        around each frame."""
+        """Continue the envelope (b, t, f) above the ceiling with its noise floor.
+
+        The floor is the mean of the kilohertz below the ceiling, in the quietest tenth of a second around each frame.
+        """
         config = self.config
         bins = envelope.shape[-1] - 1
         ceiling = round(config.ceiling_hz / (config.sample_rate / 2) * bins)

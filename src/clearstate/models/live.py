@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LiveConfig:
+    """Sizes and signal settings of `Live`."""
+
     sample_rate: int = 16_000  # Hz
     n_fft: int = 512  # samples: 32 ms, the algorithmic latency
     hop: int = 256  # samples: 16 ms

@@ -45,6 +45,8 @@ FLOOR = 1e-3  # of the envelope, as a share of its RMS over the signal
 
 @dataclass(frozen=True)
 class MambaWaveConfig:
+    """Sizes and signal settings of `MambaWave`."""
+
     sample_rate: int = 48_000  # Hz
     channels: int = 96
     blocks: int = 8

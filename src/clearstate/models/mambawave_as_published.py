@@ -35,6 +35,8 @@ LOUDEST = 3.0  # what no signal with an RMS of 0.1 reaches; keeps an estimate fr
 
 @dataclass(frozen=True)
 class AsPublishedConfig:
+    """Sizes and signal settings of `MambaWaveAsPublished`."""
+
     sample_rate: int = 48_000  # Hz
     channels: int = 32
     layers: int = 11  # dilations 1, 2, 4, ... samples

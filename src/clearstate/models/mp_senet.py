@@ -44,6 +44,8 @@ TILED = 3_300  # ... if its signals have more than so many, 20 s; fewer are fast
 
 @dataclass(frozen=True)
 class MPSENetConfig:
+    """Sizes and signal settings of `MPSENet`."""
+
     sample_rate: int = 16_000  # Hz
     n_fft: int = 400  # samples: 25 ms
     hop: int = 100  # samples: 6.25 ms

@@ -29,6 +29,8 @@ from clearstate.models.parts.saf_ops import attend, depthwise, linear, norm_prel
 
 @dataclass(frozen=True)
 class SAFConfig:
+    """Sizes and signal settings of `SAF`."""
+
     sample_rate: int = 16_000  # Hz
     n_fft: int = 512  # samples: 32 ms; 400 with hop 100 is the transform of SEMamba and MP-SENet
     hop: int = 256  # samples: 16 ms

@@ -27,6 +27,8 @@ from clearstate.models.parts.dual_path import BiMix, UniMix, along_frequency, al
 
 @dataclass(frozen=True)
 class SEMambaConfig:
+    """Sizes and signal settings of `SEMamba`."""
+
     sample_rate: int = 16_000  # Hz
     n_fft: int = 400  # samples: 25 ms
     hop: int = 100  # samples: 6.25 ms

@@ -26,6 +26,8 @@ from clearstate.ssm import MambaBlock, MambaState
 
 @dataclass(frozen=True)
 class SEMambaBasicConfig:
+    """Sizes and signal settings of `SEMambaBasic`."""
+
     sample_rate: int = 16_000  # Hz
     n_fft: int = 512  # samples: 32 ms
     hop: int = 256  # samples: 16 ms

@@ -31,6 +31,8 @@ TILED = 64  # frames from which on preparing the taps of the compiled convolutio
 
 @dataclass(frozen=True)
 class SEMambaCausalConfig:
+    """Sizes and signal settings of `SEMambaCausal`."""
+
     sample_rate: int = 16_000  # Hz
     n_fft: int = 400  # samples: 25 ms, the algorithmic latency
     hop: int = 100  # samples: 6.25 ms

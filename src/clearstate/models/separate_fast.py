@@ -25,6 +25,8 @@ from clearstate.ssm.mamba import BiMamba
 
 @dataclass(frozen=True)
 class SeparateFastConfig:
+    """Sizes and signal settings of `SeparateFast`."""
+
     sample_rate: int = 16_000  # Hz
     n_fft: int = 512  # samples: 32 ms
     hop: int = 256  # samples: 16 ms

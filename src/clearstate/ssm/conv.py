@@ -54,7 +54,9 @@ def causal_conv1d_silu(
     return y.to(dtype), state
 
 
-def causal_conv1d_silu_reference(x, weight, bias=None, state=None, reverse=False):
+def causal_conv1d_silu_reference(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, state: Tensor | None = None, reverse: bool = False
+) -> tuple[Tensor, Tensor]:
     """`causal_conv1d_silu` with PyTorch's convolution."""
     if reverse:
         x = x.flip(1)
@@ -70,6 +72,7 @@ def causal_conv1d_silu_reference(x, weight, bias=None, state=None, reverse=False
 def conv_op(
     x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor | None, reverse: bool
 ) -> tuple[Tensor, Tensor]:
+    """The compiled kernel of `causal_conv1d_silu`."""
     from clearstate.kernels import causal_conv as kernels
     from clearstate.kernels.scan import tasks_forward
 

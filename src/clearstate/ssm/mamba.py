@@ -6,7 +6,7 @@ Parameter names and shapes are those of the published Mamba-1 code, so that its 
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -93,22 +93,25 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (..., width) divided by its RMS over the last axis, times the weight."""
         return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
 
 
 class MambaBlock(nn.Module):
     """Pre-norm residual block: x + mixer(norm(x)). Arguments are those of `Mamba`."""
 
-    def __init__(self, d_model: int, **mixer) -> None:
+    def __init__(self, d_model: int, **mixer: Any) -> None:
         super().__init__()
         self.norm = RMSNorm(d_model)
         self.mixer = Mamba(d_model, **mixer)
 
     def forward(self, x: Tensor, state: MambaState | None = None) -> tuple[Tensor, MambaState]:
+        """x (b, t, m) -> (b, t, m), and the state to pass with the next chunk."""
         y, state = self.mixer(self.norm(x), state)
         return x + y, state
 
     def init_state(self, batch: int) -> MambaState:
+        """The state before the first step."""
         return self.mixer.init_state(batch)
 
 
@@ -119,7 +122,7 @@ class BiMamba(nn.Module):
     with gradients on a CPU nn.LayerNorm is the faster one.
     """
 
-    def __init__(self, d_model: int, norm: Callable[[int], nn.Module] = RMSNorm, **mixer) -> None:
+    def __init__(self, d_model: int, norm: Callable[[int], nn.Module] = RMSNorm, **mixer: Any) -> None:
         super().__init__()
         self.norm = norm(d_model)
         self.ahead = Mamba(d_model, **mixer)

@@ -332,6 +332,7 @@ class S4(nn.Module):
         return S4State(self.D.new_zeros(batch, self.d_model, self.d_state // 2, 2, dtype=torch.float32))
 
     def mix(self, y: Tensor) -> Tensor:
+        """Mix the channels, through a gated linear unit."""
         return F.glu(self.out(F.gelu(y)), -1)
 
 
@@ -368,7 +369,7 @@ def scan_by_convolution(u: Tensor, A_bar: Tensor, B_bar: Tensor, C: Tensor, stat
 
 @operator("diagonal_scan")
 def scan_op(u: Tensor, a: Tensor, b: Tensor, c: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    """Everything complex as (..., 2); see `s4_cpu`."""
+    """Everything complex as (..., 2); see `kernels.s4`."""
     from clearstate.kernels import s4 as kernels
 
     tasks = len(u) * -(-u.shape[2] // kernels.WIDTH)

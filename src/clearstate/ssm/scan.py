@@ -75,8 +75,9 @@ def selective_scan(
 
 
 def selective_scan_reference(
-    u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False, state=None, reverse=False
-):  # fmt: skip
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = None, z: Tensor | None = None,
+    delta_bias: Tensor | None = None, delta_softplus: bool = False, state: Tensor | None = None, reverse: bool = False,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """`selective_scan` as a loop over time that a reader can check against the equation."""
     dt = delta if delta_bias is None else delta + delta_bias
     if delta_softplus:
@@ -93,8 +94,9 @@ def selective_scan_reference(
 
 
 def selective_scan_parallel(
-    u, delta, A, B, C, D=None, z=None, delta_bias=None, delta_softplus=False, state=None, reverse=False
-):  # fmt: skip
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = None, z: Tensor | None = None,
+    delta_bias: Tensor | None = None, delta_softplus: bool = False, state: Tensor | None = None, reverse: bool = False,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """`selective_scan` as a log-depth scan in plain PyTorch (Hillis & Steele 1986).
 
     Traceable and without a loop over time, at the price of (b, t, d, n) tensors.
@@ -126,7 +128,10 @@ def _skip_and_gate(y: Tensor, u: Tensor, D: Tensor | None, z: Tensor | None) -> 
     return y if z is None else y * F.silu(z)
 
 
-def _check(u, delta, A, B, C, D, z, delta_bias, state) -> None:
+def _check(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None, z: Tensor | None,
+    delta_bias: Tensor | None, state: Tensor | None,
+) -> None:  # fmt: skip
     if u.dim() != 3 or A.dim() != 2 or u.shape[2] != A.shape[0] or u.shape[1] == 0:
         raise ValueError(
             f"selective_scan got u {tuple(u.shape)} and A {tuple(A.shape)}: "

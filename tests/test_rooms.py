@@ -1,0 +1,39 @@
+"""Rooms that work without PyTorch load without it, directly and through others; pyproject.toml has the other rules."""
+
+import subprocess
+import sys
+
+ROOMS = ("audio", "cli", "tasks")
+# TEMPORARY: modules that still compute with tensors.
+NOT_YET = {
+    "audio.stft", "tasks.chain", "tasks.enhance", "tasks.extend",
+    "tasks.first_pass", "tasks.separate", "tasks.stream", "tasks.voices",
+}  # fmt: skip
+
+LOAD = """
+import importlib, pkgutil, sys
+import clearstate
+sys.modules["torch"] = None  # from here on, importing it is an error
+for room in sys.argv[1:]:
+    package = importlib.import_module(f"clearstate.{room}")
+    for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+        try:
+            importlib.import_module(module.name)
+        except ImportError as error:
+            print(module.name.removeprefix("clearstate."), error)
+"""
+
+
+def that_need_torch(*rooms: str) -> dict[str, str]:
+    """Names of the modules that cannot be imported without PyTorch, with the reason."""
+    done = subprocess.run([sys.executable, "-c", LOAD, *rooms], capture_output=True, text=True, check=True)
+    return dict(line.split(" ", 1) for line in done.stdout.splitlines())
+
+
+def test_tasks_terminal_and_sound_load_without_pytorch():
+    found = {name: why for name, why in that_need_torch(*ROOMS).items() if name not in NOT_YET}
+    assert not found, found
+
+
+def test_a_network_does_not_so_the_test_above_can_fail():
+    assert "torch" in that_need_torch("models")["models.live"]
