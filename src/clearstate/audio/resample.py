@@ -20,6 +20,7 @@ from math import ceil, gcd
 import numpy as np
 from numpy.typing import NDArray
 
+from clearstate.audio.rates import whole_rate
 from clearstate.kernels.cache import njit
 
 Floats = NDArray[np.floating]
@@ -33,7 +34,7 @@ class Resampler:
     """Converts one signal of several channels from one rate to another, chunk by chunk.
 
     Args:
-        rate_in, rate_out: Hz, whole numbers.
+        rate_in, rate_out: Hz, whole numbers of any numeric type.
         channels: rows of every chunk.
 
     Attributes:
@@ -46,6 +47,7 @@ class Resampler:
     """
 
     def __init__(self, rate_in: int, rate_out: int, channels: int) -> None:
+        rate_in, rate_out = whole_rate(rate_in), whole_rate(rate_out)
         common = gcd(rate_in, rate_out)
         self.up, self.down = rate_out // common, rate_in // common
         self.channels = channels
@@ -88,7 +90,7 @@ class Resampler:
 
 def resample(x: Floats, rate_in: int, rate_out: int) -> NDArray[np.float32]:
     """A whole signal at once: (channels, n) -> (channels, ceil(n rate_out / rate_in)), aligned in time."""
-    if rate_in == rate_out:
+    if whole_rate(rate_in) == whole_rate(rate_out):
         return x.astype(np.float32)
     resampler = Resampler(rate_in, rate_out, len(x))
     return np.concatenate([resampler.push(x), resampler.flush()], axis=1)
