@@ -15,7 +15,7 @@ chunks; nothing is delayed. A signal without an offset and without a cliff passe
 """
 
 from functools import lru_cache
-from math import exp, pi
+from math import exp, pi, sqrt
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,12 +26,12 @@ Array = NDArray[Any]
 OFFSET_HZ = 2.0  # 50 Hz hum is 56 dB down in the offset
 OFFSET_SHARE = (0.04, 0.15)  # of the power: less is chance (a hop of noise has 1/256), more is an offset for certain
 BANDS = 64  # of the spectrum in which the cliff is looked for: 125 Hz each at 16 kHz
-LOWEST = 26  # the first band in which it may be: 3.25 kHz
+LOWEST = 58  # the first band above it: 7.25 kHz; models are used to recordings that end lower
 PLATEAU = 4  # bands just below the cliff that must all be there
 EVERY = 4  # hops from one look at the spectrum to the next
 MEMORY_SECONDS = 1.0  # time constant of the running spectrum
 DROP_DB = (20.0, 30.0)  # a cliff this deep is none yet, and certainly one
-FILL_DB = -15.0  # of the fill's density, under that of the plateau
+FILL_DB = -8.0  # of the density of the fill, under that of the plateau
 PERIOD = 2**15  # samples after which the noise repeats: 2 s
 SILENT = 1e-20  # power of a hop that is digital silence
 
@@ -139,7 +139,10 @@ class Offset:
 
 
 class Fill:
-    """Faint noise above the cliff in which each channel's spectrum ends; zeros for a channel without one."""
+    """Faint noise above the cliff in which each channel's spectrum ends; zeros for a channel without one.
+
+    Its level follows that of the band just below the cliff from hop to hop.
+    """
 
     def __init__(self, channels: int, hop: int, rate: int) -> None:
         self.hop, self.rate = hop, rate
@@ -151,59 +154,57 @@ class Fill:
         self._hops = 0
         self._before = np.zeros((channels, hop), dtype=np.float32)
         self._power, self._weight = np.zeros((channels, BANDS)), np.zeros(channels)  # running sums
-        self._now = [(0.0, BANDS)] * channels  # level of the noise and the band it begins with
+        self._cliff = [(0.0, BANDS)] * channels  # how sure, and the first band above
+        self._now = [(0.0, BANDS)] * channels  # level of the noise and the band it begins with ...
+        self._sounding = list(self._now)  # ... and those at the end of the hop before
 
     def push(self, x: Array) -> Array:
         """The noise for the next hops x (channels, n)."""
         y = np.zeros_like(x)
         for start in range(0, x.shape[1], self.hop):
-            part, out = x[:, start : start + self.hop], y[:, start : start + self.hop]
-            look = self._hops % EVERY == 1 and part.shape[1] == self.hop
-            if look:
-                self._look(np.concatenate([self._before, part], axis=1))
-            for c, old in enumerate(self._now):
-                new = self._chosen(c) if look else old
-                self._now[c] = new
-                if old[0] or new[0]:
-                    out[c] = self._noise(new, part.shape[1])
-                if old != new:
-                    out[c] += (1 - self.ramp) * (self._noise(old, self.hop) - out[c])
-            if part.shape[1] == self.hop:
+            part = x[:, start : start + self.hop]
+            if part.shape[1] == self.hop:  # else it is the end
+                look = self._hops % EVERY == 1
+                if look or any(sure for sure, _ in self._cliff):
+                    self._look(np.concatenate([self._before, part], axis=1), look)
                 self._before = part
+            for c, (level, band) in enumerate(self._now):
+                old = self._sounding[c]
+                if old[0] or level:
+                    y[c, start : start + self.hop] = self._noise(old, (level, band), part.shape[1])
+            self._sounding = list(self._now)
             self._hops += 1
         self._before = self._before.copy()
         return y
 
-    def _look(self, frames: Array) -> None:
-        """Add the spectra of frames (channels, 2 hop) to the running ones; digital silence does not count."""
+    def _look(self, frames: Array, look: bool) -> None:
+        """Follow the levels in frames (channels, 2 hop), and if it is time, where their spectra end."""
         spectra = np.fft.rfft(frames * self.window)[:, :-1]
         power = np.add.reduceat(spectra.real**2 + spectra.imag**2, self.edges, axis=1) / self.widths
-        for c in np.flatnonzero(power.sum(1) > SILENT):
-            self._power[c] = self.keep * self._power[c] + (1 - self.keep) * power[c]
-            self._weight[c] = self.keep * self._weight[c] + 1 - self.keep
+        if look:
+            for c in np.flatnonzero(power.sum(1) > SILENT):  # digital silence does not count
+                self._power[c] = self.keep * self._power[c] + (1 - self.keep) * power[c]
+                self._weight[c] = self.keep * self._weight[c] + 1 - self.keep
+                self._cliff[c] = cliff(self._power[c] / self._weight[c])
+        scale = 10 ** (FILL_DB / 10) / float((self.window**2).sum())  # bins of white noise to its power
+        for c, (sure, band) in enumerate(self._cliff):
+            self._now[c] = (sure * sqrt(scale * float(power[c, band - PLATEAU - 2 : band - 2].mean())), band)
 
-    def _chosen(self, c: int) -> tuple[float, int]:
-        """Level and first band of the noise for channel c; level 0 where the spectrum has no cliff."""
-        if not self._weight[c]:
-            return 0.0, BANDS
-        power = self._power[c] / self._weight[c]
-        db = 10 * np.log10(power + SILENT)
-        least_below = np.lib.stride_tricks.sliding_window_view(db, PLATEAU).min(1)[LOWEST - PLATEAU - 2 : -3]
-        most_above = np.maximum.accumulate(db[::-1])[::-1][LOWEST:]
-        drop = least_below - most_above[: len(least_below)]
-        deep = np.flatnonzero(drop >= DROP_DB[0])
-        if not len(deep):
-            return 0.0, BANDS
-        first = LOWEST + int(deep[0])
-        sure = min(1.0, (drop[deep[0]] - DROP_DB[0]) / (DROP_DB[1] - DROP_DB[0]))
-        plateau = power[first - PLATEAU - 2 : first - 2].mean()
-        density = plateau / (self.window**2).sum()  # power of white noise with the same bins
-        return float(sure * np.sqrt(density) * 10 ** (FILL_DB / 20)), first
+    def _noise(self, old: tuple[float, int], new: tuple[float, int], count: int) -> Array:
+        """A hop of noise that goes from one level and band to another."""
+        places = np.arange(self._hops * self.hop, self._hops * self.hop + count) % PERIOD
+        before, after = (np.float32(level) * noise_above(band)[places] for level, band in (old, new))
+        return before + self.ramp[:count] * (after - before)
 
-    def _noise(self, level_and_band: tuple[float, int], count: int) -> Array:
-        level, band = level_and_band
-        start = self._hops * self.hop % PERIOD
-        return np.float32(level) * np.take(noise_above(band), range(start, start + count), mode="wrap")
+
+def cliff(power: Array) -> tuple[float, int]:
+    """How surely a spectrum (BANDS,) ends in a cliff below the top of the band, 0 to 1, and the first band above it."""
+    db = 10 * np.log10(power + SILENT)
+    for band in range(LOWEST, BANDS):
+        drop = db[band - PLATEAU - 2 : band - 2].min() - db[band:].max()
+        if drop > DROP_DB[0]:
+            return min(1.0, float(drop - DROP_DB[0]) / (DROP_DB[1] - DROP_DB[0])), band
+    return 0.0, BANDS
 
 
 @lru_cache(maxsize=BANDS)

@@ -101,7 +101,7 @@ class Chain:
 
         self.down = self.up = self.gain = None
         if sample_rate != model_rate:
-            self.down = Resampler(sample_rate, model_rate, channels)
+            self.down = Resampler(sample_rate, model_rate, channels, fold=True)
             self.up = Resampler(model_rate, sample_rate, 2 * channels)
             self.gain = HighGain(model_rate, self.grid, start=-self.delay)
         self._dry = np.zeros((channels, 0), dtype=np.float32)  # input that waits for its enhanced form

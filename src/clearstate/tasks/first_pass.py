@@ -88,7 +88,7 @@ def survey(model: Any, sample_rate: int, channels: int, blocks: Iterable[Array],
     """
     rate = int(model.sample_rate)
     heard = Survey(channels, int(PIECE_SECONDS * rate))
-    down = Resampler(sample_rate, rate, channels) if sample_rate != rate else None
+    down = Resampler(sample_rate, rate, channels, fold=True) if sample_rate != rate else None
     conditioner = conditioner_for(model, channels)
     for block in blocks:
         heard.push(conditioner.push(down.push(block) if down else block.astype(np.float32, copy=False)).heard)

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from clearstate.audio.arrays import as_array
 from clearstate.audio.rates import whole_rate
 from clearstate.tasks.chain import LOUDEST, open_chain
-from clearstate.tasks.signals import as_array
 
 
 class Stream:
