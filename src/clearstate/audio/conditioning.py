@@ -182,7 +182,7 @@ class Fill:
         spectra = np.fft.rfft(frames * self.window)[:, :-1]
         power = np.add.reduceat(spectra.real**2 + spectra.imag**2, self.edges, axis=1) / self.widths
         if look:
-            for c in np.flatnonzero(power.sum(1) > SILENT):  # digital silence does not count
+            for c in np.flatnonzero(power.sum(1) > SILENT).tolist():  # digital silence does not count
                 self._power[c] = self.keep * self._power[c] + (1 - self.keep) * power[c]
                 self._weight[c] = self.keep * self._weight[c] + 1 - self.keep
                 self._cliff[c] = cliff(self._power[c] / self._weight[c])

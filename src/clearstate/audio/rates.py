@@ -19,13 +19,13 @@ def whole_rate(value: Any, what: str = "sample rate") -> int:
     >>> whole_rate(np.uint16(44_100)), whole_rate(48_000.0)
     (44100, 48000)
     """
-    number = value
+    number: Any = value
     if (not isinstance(value, (Real, str, bytes)) and np.ndim(value) == 0) or isinstance(value, np.ndarray):
         try:
             number = np.asarray(value).item()  # one number in an array, as .mat and HDF5 files give it
         except (TypeError, ValueError, RuntimeError):
             number = None
-    good = isinstance(number, Real) and not isinstance(number, (bool, np.bool_)) and 1 <= number <= HIGHEST
-    if not good or number != int(number):
+    rate = float(number) if isinstance(number, Real) and not isinstance(number, bool) else 0.0
+    if not (1 <= rate <= HIGHEST and rate == int(rate)):
         raise ValueError(f"{what} {value!r}: expected a whole number of Hz, such as 16000 or 48000")
-    return int(number)
+    return int(rate)

@@ -282,7 +282,8 @@ class CausalRunner:
         waiting = np.concatenate([self._waiting, heard], axis=2)
         pair = np.empty_like(heard)
         pair[1] = self.advance(heard[0])
-        pair[0] = self.conditioner.without_fill(*waiting[:, :, : heard.shape[2]], pair[1])
+        before, fill = waiting[:, :, : heard.shape[2]]
+        pair[0] = self.conditioner.without_fill(before, fill, pair[1])
         self._waiting = waiting[:, :, heard.shape[2] :].copy()
         return pair
 

@@ -308,14 +308,14 @@ def measure(blocks: Iterable[Array], sample_rate: int, channels: int) -> float:
     """
     up = Rate(sample_rate, MODEL_RATE, channels)
     held = np.zeros((channels, 0))
-    power = torch.zeros(N_FFT // 2 + 1)
+    power = np.zeros(N_FFT // 2 + 1, dtype=np.float32)
 
     def add(x: Array) -> None:
         nonlocal held, power
         held = np.concatenate([held, x], axis=1)
         frames = max(0, (held.shape[1] - N_FFT) // HOP + 1)
         if frames:
-            part = torch.from_numpy(held[:, : N_FFT + (frames - 1) * HOP]).float()
+            part = held[:, : N_FFT + (frames - 1) * HOP].astype(np.float32)
             power = power + power_spectrum(part).sum(0)
             held = held[:, frames * HOP :]
 
@@ -324,8 +324,8 @@ def measure(blocks: Iterable[Array], sample_rate: int, channels: int) -> float:
             add(up.push(block[:, start : start + MODEL_RATE].astype(np.float64, copy=False), last=False))
     add(up.push(np.zeros((channels, 0)), last=True))
     if not power.any() and held.shape[1]:  # shorter than a frame
-        power = power_spectrum(torch.from_numpy(held).float()).sum(0)
-    return max(LEAST_BANDWIDTH, float(upper_edge(power[None], MODEL_RATE)))
+        power = power_spectrum(held.astype(np.float32)).sum(0)
+    return max(LEAST_BANDWIDTH, float(upper_edge(power[None], MODEL_RATE)[0]))
 
 
 # ------------------------------------------------------------------------------------------------------------- blocks
