@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from clearstate.audio.rates import whole_rate
 from clearstate.kernels.cache import njit
 
 Floats = NDArray[np.floating]
@@ -34,8 +35,10 @@ class Resampler:
     """Converts one signal of several channels from one rate to another, chunk by chunk.
 
     Args:
-        rate_in, rate_out: Hz, whole numbers.
+        rate_in, rate_out: Hz, whole numbers of any numeric type.
         channels: rows of every chunk.
+        fold: let the transition band lie on both sides of the lower rate's Nyquist frequency instead of below it. What
+            is just above then folds back, and the top of the band is not empty.
 
     Attributes:
         lookahead: input samples that must have arrived after an output's instant before it can be computed.
@@ -46,11 +49,12 @@ class Resampler:
     (1, 160)
     """
 
-    def __init__(self, rate_in: int, rate_out: int, channels: int) -> None:
+    def __init__(self, rate_in: int, rate_out: int, channels: int, fold: bool = False) -> None:
+        rate_in, rate_out = whole_rate(rate_in), whole_rate(rate_out)
         common = gcd(rate_in, rate_out)
         self.up, self.down = rate_out // common, rate_in // common
         self.channels = channels
-        self.table = filter_table(self.up, self.down)  # (up, taps)
+        self.table = filter_table(self.up, self.down, fold)  # (up, taps)
         self.lookahead = self.table.shape[1] // 2
         self.reset()
 
@@ -89,7 +93,7 @@ class Resampler:
 
 def resample(x: Floats, rate_in: int, rate_out: int) -> NDArray[np.float32]:
     """A whole signal at once: (channels, n) -> (channels, ceil(n rate_out / rate_in)), aligned in time."""
-    if rate_in == rate_out:
+    if whole_rate(rate_in) == whole_rate(rate_out):
         return x.astype(np.float32)
     resampler = Resampler(rate_in, rate_out, len(x))
     return np.concatenate([resampler.push(x), resampler.flush()], axis=1)
@@ -101,11 +105,11 @@ def half_width(up: int, down: int) -> int:
 
 
 @lru_cache(maxsize=8)
-def filter_table(up: int, down: int) -> NDArray[np.float32]:
+def filter_table(up: int, down: int, fold: bool = False) -> NDArray[np.float32]:
     """The low-pass at the `up` distances between output instants and the input grid: (up, 2 half_width).
 
     Kaiser window for STOP_BAND_DB; the transition band ends at the Nyquist frequency of the lower rate, so nothing
-    folds back. Every row sums to one: a constant passes exactly, whatever the phase.
+    folds back (with `fold` it is centred there). Every row sums to one: a constant passes exactly, whatever the phase.
     """
     half = half_width(up, down)
     if up * 2 * half > MAX_TABLE:
@@ -116,7 +120,7 @@ def filter_table(up: int, down: int) -> NDArray[np.float32]:
     lower = min(1.0, up / down)  # the lower rate, in units of the input rate
     beta = 0.1102 * (STOP_BAND_DB - 8.7)
     transition = (STOP_BAND_DB - 7.95) / 14.36 / (2 * ZEROS)  # Kaiser's length formula, in units of the lower rate
-    cutoff = lower * (1 - transition)  # twice the -6 dB frequency, in units of the input rate
+    cutoff = lower * (1 if fold else 1 - transition)  # twice the -6 dB frequency, in units of the input rate
     # The Bessel function is slow, and odd ratios have millions of entries: the window is read off a fine curve.
     curve = np.linspace(0, 1, 2**15)
     kaiser = np.i0(beta * np.sqrt(1 - curve**2))

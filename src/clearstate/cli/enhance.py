@@ -1,6 +1,7 @@
 """clearstate enhance: noisy speech in, clean speech out."""
 
 import functools
+from enum import Enum
 from typing import Annotated, Any
 
 import typer
@@ -9,6 +10,13 @@ from clearstate.cli.batch import Outcome, Progress, Worker, run_batch
 from clearstate.cli.inputs import STDIO, Job, make_room, plan
 from clearstate.cli.terminal import UsageError, explain
 from clearstate.cli.verbs import AsJson, Inputs, Jobs, Overwrite, check_model, check_pipes, close, lengths
+
+
+class Channels(str, Enum):
+    """How the channels of a recording go together."""
+
+    linked = "linked"
+    apart = "apart"
 
 
 def run(
@@ -50,6 +58,13 @@ def run(
             "that of `clearstate stream`, sample by sample.",
         ),
     ] = True,
+    channels: Annotated[
+        Channels,
+        typer.Option(
+            help="linked: all channels share one gain, so the stereo image stays. apart: each is enhanced by itself, "
+            "for recordings with one speaker per channel."
+        ),
+    ] = Channels.linked,
     jobs: Jobs = 1,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
@@ -69,6 +84,8 @@ def run(
 
     `clearstate enhance lecture.wav --strength 12` leaves some room tone
 
+    `clearstate enhance call.wav --channels apart` for a call with one party per channel
+
     `ffmpeg -i call.mkv -f wav - | clearstate enhance - > call.wav`
 
     Exit code: 0 all done, 1 some file failed, 2 wrong use, 130 interrupted.
@@ -79,13 +96,13 @@ def run(
 
     if todo.jobs:
         check_model(model, "enhance", "--model")
-        opener = functools.partial(open_worker, model, strength, residual, pcs, warm_up, overwrite)
+        opener = functools.partial(open_worker, model, strength, residual, pcs, warm_up, channels.value, overwrite)
         outcomes += run_batch(todo.jobs, opener, processes=jobs, lengths=lengths(todo.jobs))
     close(outcomes, model, as_json)
 
 
 def open_worker(
-    model: str, strength: float | None, residual: bool, pcs: bool, warm_up: bool, overwrite: bool
+    model: str, strength: float | None, residual: bool, pcs: bool, warm_up: bool, channels: str, overwrite: bool
 ) -> Worker:
     """Load the model once; the worker it gives enhances one file at a time."""
     import clearstate
@@ -105,6 +122,7 @@ def open_worker(
             residual=residual,
             pcs=pcs,
             warm_up=warm_up,
+            channels=channels,
             overwrite=overwrite,
             progress=progress,
         )

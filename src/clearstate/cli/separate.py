@@ -75,6 +75,8 @@ def open_worker(model: str, enhance: str | None, overwrite: bool) -> Worker:
 
     def work(job: Job, progress: Progress) -> dict[str, Any]:
         done = separator.separate_file(job.source, job.target, overwrite=overwrite, progress=progress)
+        if done.note:
+            note(f"clearstate: {job.source}: {done.note}")
         speakers = [
             {"file": speaker.file, "active_seconds": round(speaker.active_seconds, 2)} for speaker in done.speakers
         ]

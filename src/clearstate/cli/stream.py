@@ -26,6 +26,9 @@ def run(
     strength: Annotated[
         float | None, typer.Option(min=0, metavar="DB", help="Take noise down by at most this many dB.")
     ] = None,
+    apart: Annotated[
+        bool, typer.Option("--apart", help="Enhance each channel by itself, not all with one shared gain.")
+    ] = False,
 ) -> None:
     """Clean up raw PCM from stdin to stdout, as it comes.
 
@@ -45,12 +48,16 @@ def run(
     import clearstate
 
     try:
-        stream = clearstate.Stream(model, rate, channels=channels, strength=strength)
+        stream = clearstate.Stream(
+            model, rate, channels=channels, strength=strength, channels_mode="apart" if apart else "linked"
+        )
     except (ValueError, OSError) as error:
         raise UsageError(explain(error)) from error
     latency = f"{1000 * stream.latency_seconds:.1f} ms ({stream.latency_samples} samples)"
     note(f"clearstate: {model}, {rate} Hz, {channels} ch, {sample_format.value}; latency {latency}")
     pump(stream, sys.stdin.buffer, sys.stdout.buffer, channels, sample_format)
+    if stream.bad_samples:
+        note(f"clearstate: {stream.bad_samples} samples were NaN or infinite and became silence")
 
 
 def pump(stream, source: BinaryIO, sink: BinaryIO, channels: int, sample_format: Format) -> None:

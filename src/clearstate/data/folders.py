@@ -16,6 +16,8 @@ import numpy as np
 import soundfile
 import soxr
 
+from clearstate.audio.mono import to_mono
+from clearstate.audio.rates import whole_rate
 from clearstate.data.shards import BrokenClipError, Clip, Progress, default_cache
 
 AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au", ".w64", ".caf", ".sph"})
@@ -50,7 +52,7 @@ class FileSet:
         cache: str | Path | None = None,
         progress: Progress | None = None,
     ):
-        self.name, self.rate = name, rate
+        self.name, self.rate = name, (rate := whole_rate(rate))
         headers = scan([file.path for file in files], name, cache, progress)
         self.clips: Sequence[Clip] = []
         self.broken: list[str] = []
@@ -79,7 +81,12 @@ class FileSet:
 
 
 def read_crop(path: Path, native: int, rate: int, start: int, length: int) -> np.ndarray:
-    """`length` samples at `rate` Hz from sample `start` (at `rate`) of a file of `native` Hz, channels averaged.
+    """`read_channels` as one channel (length,), see `audio/mono.py`."""
+    return to_mono(read_channels(path, native, rate, start, length))
+
+
+def read_channels(path: Path, native: int, rate: int, start: int, length: int) -> np.ndarray:
+    """(channels, length) at `rate` Hz from sample `start` (at `rate`) of a file of `native` Hz.
 
     When rates differ, a little more than the crop is decoded and resampled; the crop is in place to within one native
     sample. A file that ends a little early is filled up with zeros, for MP3 headers may promise more than there is.
@@ -91,7 +98,7 @@ def read_crop(path: Path, native: int, rate: int, start: int, length: int) -> np
             first = max(0, start * native // rate - before)
             file.seek(min(first, file.frames))
             stop = (start + length) * native // rate + margin + 1
-            audio = file.read(stop - first, dtype="float32", always_2d=True).mean(axis=1)
+            audio = file.read(stop - first, dtype="float32", always_2d=True)  # (n, channels)
     except (soundfile.LibsndfileError, RuntimeError, OSError) as error:
         raise BrokenClipError(f"{path}: {error}") from error
     if not np.isfinite(audio).all():
@@ -102,7 +109,7 @@ def read_crop(path: Path, native: int, rate: int, start: int, length: int) -> np
     crop = audio[begin : begin + length].astype(np.float32, copy=False)
     if len(crop) < 0.9 * length - rate // 10:
         raise BrokenClipError(f"{path}: ends at {(start + len(crop)) / rate:.1f} s, before its header says")
-    return crop if len(crop) == length else np.pad(crop, (0, length - len(crop)))
+    return np.pad(crop, ((0, length - len(crop)), (0, 0))).T
 
 
 def audio_files(folder: str | Path) -> list[Path]:

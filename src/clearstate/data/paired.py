@@ -11,8 +11,10 @@ import numpy as np
 import soundfile
 import soxr
 
+from clearstate.audio.mono import find_mix, to_mono
+from clearstate.audio.rates import whole_rate
 from clearstate.data.corpora import VALID_SPEAKERS, is_test_set, match, recognise, refuse_test_set
-from clearstate.data.folders import read_crop, scan, speaker_of
+from clearstate.data.folders import read_channels, scan, speaker_of
 from clearstate.data.mixing import redrawn
 
 
@@ -44,7 +46,7 @@ class PairedFolder:
         split: str = "all",
         validate_on_test_set: bool = False,
     ):
-        self.rate = sample_rate
+        self.rate = None if sample_rate is None else whole_rate(sample_rate)
         noisy_dir, clean_dir = Path(noisy_dir), Path(clean_dir)
         if not validate_on_test_set:
             refuse_test_set(is_test_set(noisy_dir), str(noisy_dir), allowed=False)
@@ -73,7 +75,7 @@ class PairedFolder:
             raise FileNotFoundError(f"{root} holds no paired corpus; expected folders as in VoiceBank+DEMAND")
         pairs = corpus.pairs(split, validate_on_test_set)
         folder = cls.__new__(cls)
-        folder.rate, folder._info = sample_rate, {}
+        folder.rate, folder._info = None if sample_rate is None else whole_rate(sample_rate), {}
         folder.names = [noisy.stem for noisy, _ in pairs]
         folder.paths = pairs
         return folder
@@ -82,7 +84,7 @@ class PairedFolder:
         return len(self.names)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        noisy, clean = (read_mono(path, self.rate) for path in self.paths[index])
+        noisy, clean = as_mono(*(read_file(path, self.rate) for path in self.paths[index]))
         if len(noisy) != len(clean):
             raise ValueError(
                 f"{self.paths[index][0]} has {len(noisy)} samples and its clean partner {len(clean)}: "
@@ -127,7 +129,9 @@ class PairedCrops:
             length = frames * self.rate // native
             start = int(rng.integers(max(0, length - self.samples) + 1))
             take = min(self.samples, length)
-            noisy, clean = (read_crop(path, native, self.rate, start, take) for path in self.pairs.paths[item])
+            noisy, clean = as_mono(
+                *(read_channels(path, native, self.rate, start, take) for path in self.pairs.paths[item])
+            )
             fill = (0, self.samples - take)
             info = {"name": self.pairs.names[item], "start": start}
             return {"noisy": np.pad(noisy, fill), "clean": np.pad(clean, fill), "info": info}
@@ -135,8 +139,13 @@ class PairedCrops:
         return redrawn(draw, self.seed, epoch, item)
 
 
-def read_mono(path: str | Path, rate: int | None) -> np.ndarray:
-    """A whole file, channels averaged, at `rate` Hz: float32 (samples,)."""
+def as_mono(noisy: np.ndarray, clean: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A pair (channels, n) with both mixed in the way that suits the clean one, so that they still belong together."""
+    mix = find_mix(clean)
+    return mix(noisy) if len(noisy) == len(clean) else to_mono(noisy), mix(clean)
+
+
+def read_file(path: str | Path, rate: int | None) -> np.ndarray:
+    """A whole file at `rate` Hz: float32 (channels, samples)."""
     audio, native = soundfile.read(path, dtype="float32", always_2d=True)
-    mono = audio.mean(axis=1)
-    return mono if rate in (None, native) else soxr.resample(mono, native, rate)
+    return audio.T if rate in (None, native) else soxr.resample(audio, native, rate).T

@@ -33,6 +33,9 @@ import numpy as np
 import soundfile
 import soxr
 
+from clearstate.audio.mono import to_mono
+from clearstate.audio.rates import whole_rate
+
 FORMAT = 1  # of the cache; a higher number makes old folders invisible
 Progress = Callable[[str, int, int], None]  # (set name, clips done, clips in all)
 
@@ -111,7 +114,7 @@ def open_shards(
         FileNotFoundError: if the index or one of its shards is missing.
         ValueError: if nothing in the set could be decoded.
     """
-    index = Path(index)
+    index, rate = Path(index), whole_rate(rate)
     rows = read_index(index)
     name = index.stem
     cache = Path(cache).expanduser() if cache is not None else default_cache()
@@ -161,7 +164,7 @@ def read_tar_audio(
             with (folder / row["shard"]).open("rb") as tar:
                 tar.seek(offset)
                 audio, native = soundfile.read(io.BytesIO(tar.read(size)), dtype="float32", always_2d=True)
-            mono = audio.mean(axis=1)
+            mono = to_mono(audio.T)
             if not len(mono) or not np.isfinite(mono).all():
                 raise ValueError("empty, or not finite")
             return row, mono if native == rate else soxr.resample(mono, native, rate)

@@ -21,6 +21,7 @@ import numpy as np
 import soundfile
 import soxr
 
+from clearstate.audio.rates import whole_rate
 from clearstate.data.corpora import TEST_SPEAKERS, VALID_SPEAKERS, expected_layouts, recognise
 from clearstate.data.folders import AudioFile, FileSet, plain_files
 from clearstate.data.shards import (
@@ -63,6 +64,9 @@ class SourceSpec:
     valid_share: float = 0.0  # of the voices and noise groups that no corpus splits (by a hash); 0 = all of them train
     noncommercial: bool = False  # also use what is licensed for non-commercial use only
     cache: str | None = None  # folder for decoded audio; None = $CLEARSTATE_CACHE or ~/.cache/clearstate
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sample_rate", whole_rate(self.sample_rate))
 
 
 class Pool:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from clearstate.audio.rates import whole_rate
 from clearstate.metrics.intrusive import EPS, hu_loizou_window, segmental_snr
 from clearstate.metrics.pairs import as_pair, frames
 from clearstate.metrics.perceptual import pesq_wb
@@ -57,6 +58,7 @@ def composite(
         pesq: the wide-band PESQ if it is already known; computed here otherwise.
         divided: the other scale (see the head of this file).
     """
+    sample_rate = whole_rate(sample_rate)
     r, d = as_pair(reference, estimate)
     if pesq is None:
         pesq = pesq_wb(r, d, sample_rate)
@@ -78,6 +80,7 @@ def llr(reference: Any, estimate: Any, sample_rate: int) -> float:
     a_r, a_d predict the reference's and the estimate's frame (order 16, or 10 below 10 kHz); R_r is the reference's
     autocorrelation matrix. Frames of 30 ms, hop a quarter. NaN when the signal is shorter than one frame.
     """
+    sample_rate = whole_rate(sample_rate)
     rf, df = _windowed(reference, estimate, sample_rate)
     if not len(rf):
         return float("nan")
@@ -110,6 +113,7 @@ def wss(reference: Any, estimate: Any, sample_rate: int, *, divided: bool = Fals
     Per frame sum(W (s_r - s_d)^2) / sum(W), with s the slopes of the band energies in dB and W weighing bands near
     the overall and the nearest local peak. NaN when the signal is shorter than one frame.
     """
+    sample_rate = whole_rate(sample_rate)
     rf, df = _windowed(reference, estimate, sample_rate)
     if not len(rf):
         return float("nan")

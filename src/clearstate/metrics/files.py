@@ -12,6 +12,9 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from clearstate.audio.mono import Mix, find_mix
+from clearstate.audio.rates import whole_rate
+
 Entry = TypeVar("Entry")
 
 AUDIO = frozenset({".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".au", ".caf", ".w64", ".rf64"})
@@ -168,11 +171,14 @@ def load(pair: Pair) -> Loaded:
         ValueError: for a file that cannot be read, is empty, or holds values that are not numbers.
     """
     notes: list[str] = []
-    clean, rate = _read(pair.clean, "clean", notes)
+    channels, rate = _read(pair.clean)
+    mix = find_mix(channels)
+    clean = _mixed(channels, mix, "clean", notes)
     signals = [clean]
     for path, what in ((pair.enhanced, "enhanced"), (pair.noisy, "noisy")):
         if path is not None:
-            x, own_rate = _read(path, what, notes)
+            own, own_rate = _read(path)
+            x = _mixed(own, mix, what, notes)
             if own_rate != rate:
                 notes.append(f"{what} resampled from {own_rate} to {rate} Hz")
                 x = resample(x, own_rate, rate)
@@ -186,7 +192,8 @@ def load(pair: Pair) -> Loaded:
     return Loaded(signals[0], signals[1], signals[2] if pair.noisy else None, rate, tuple(notes))
 
 
-def _read(path: Path, what: str, notes: list[str]) -> tuple[npt.NDArray[np.float64], int]:
+def _read(path: Path) -> tuple[npt.NDArray[np.float64], int]:
+    """(channels, samples) and the rate."""
     import soundfile
 
     try:
@@ -197,13 +204,21 @@ def _read(path: Path, what: str, notes: list[str]) -> tuple[npt.NDArray[np.float
         raise ValueError(f"{path}: holds no samples")
     if not np.isfinite(x).all():
         raise ValueError(f"{path}: holds samples that are NaN or infinite")
-    if x.shape[1] > 1:
-        notes.append(f"{what} has {x.shape[1]} channels, mixed down")
-    return x.mean(1), rate
+    return x.T, rate
+
+
+def _mixed(x: npt.NDArray[np.float64], mix: Mix, what: str, notes: list[str]) -> npt.NDArray[np.float64]:
+    """One channel, by the clean file's mix where that has as many channels."""
+    if len(x) == 1:
+        return x[0]
+    own = mix if len(mix.weights) == len(x) else find_mix(x)
+    notes.append(f"{what} has {len(x)} channels, mixed down" + (f" ({own.note})" if own.note else ""))
+    return own(x)
 
 
 def resample(x: npt.NDArray[np.float64], rate: int, to: int) -> npt.NDArray[np.float64]:
     """`x` (samples,) at another rate, through libsoxr at its highest quality."""
+    rate, to = whole_rate(rate), whole_rate(to)
     if rate == to:
         return x
     import soxr

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from clearstate.audio.rates import whole_rate
 from clearstate.metrics.extras import need
 from clearstate.metrics.pairs import as_pair, decibels, frames
 
@@ -37,6 +38,7 @@ def segmental_snr(reference: Any, estimate: Any, sample_rate: int) -> float:
     removal of the mean and no matching of the gain (some packages do both, which moves CBAK by 0.02).
     NaN when the signal is shorter than one frame.
     """
+    sample_rate = whole_rate(sample_rate)
     r, d = as_pair(reference, estimate)
     r, d = r + EPS, d + EPS
     length = round(0.030 * sample_rate)
@@ -109,6 +111,7 @@ def lsd(reference: Any, estimate: Any, sample_rate: int, above: float = 0.0) -> 
     Raises:
         ValueError: if no bin lies above.
     """
+    sample_rate = whole_rate(sample_rate)
     r, d = as_pair(reference, estimate)
     n_fft, hop = 2048, 512
     low = int(np.ceil(above * n_fft / sample_rate))

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clearstate.audio.rates import whole_rate
 from clearstate.metrics.mel import mel_spectrogram, to_db
 from clearstate.metrics.pairs import as_signal
 
@@ -43,6 +44,7 @@ def nisqa(signal: Any, sample_rate: int, weights: Path) -> NISQA:
     Raises:
         ValueError: if the file is not a NISQA checkpoint.
     """
+    sample_rate = whole_rate(sample_rate)
     x = as_signal(signal)
     model, args = _load(weights)
     windows = _windows(_features(x, sample_rate, args), args) if len(x) > args["ms_n_fft"] // 2 and x.any() else None

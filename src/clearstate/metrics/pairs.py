@@ -10,6 +10,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from clearstate.audio.arrays import as_array
+
 Signal: TypeAlias = npt.NDArray[np.floating[Any]]
 
 # Energy ratios are reported within +-100 dB: a float32 copy of a signal is no nearer to it than that, and a silent
@@ -23,7 +25,10 @@ def as_signal(x: Any, name: str = "signal") -> npt.NDArray[np.float64]:
     Raises:
         ValueError: for more than one channel, no samples, or a value that is not a number.
     """
-    x = np.asarray(x, dtype=np.float64)
+    x = as_array(x, name)
+    if x.dtype.kind not in "fiub":
+        raise ValueError(f"{name} is of type {x.dtype}, expected real numbers")
+    x = x.astype(np.float64)
     if x.ndim != 1:
         raise ValueError(
             f"{name} has shape {x.shape}, expected (samples,): score one channel at a time, or mix down first"

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from clearstate.audio.rates import whole_rate
 from clearstate.metrics.extras import need
 from clearstate.metrics.pairs import as_pair
 
@@ -43,6 +44,7 @@ def pesq_wb(reference: Any, estimate: Any, sample_rate: int) -> float:
         ValueError: for another rate than 16000 Hz.
         MissingExtra: without `clearstate[metrics]`.
     """
+    sample_rate = whole_rate(sample_rate)
     if sample_rate != 16_000:
         raise ValueError(f"wide-band PESQ is defined at 16000 Hz, got {sample_rate} Hz: resample both signals first")
     return _pesq(reference, estimate, sample_rate, "wb")
@@ -50,6 +52,7 @@ def pesq_wb(reference: Any, estimate: Any, sample_rate: int) -> float:
 
 def pesq_nb(reference: Any, estimate: Any, sample_rate: int) -> float:
     """Narrow-band PESQ as MOS-LQO, up to 4.55 (ITU-T P.862.1), at 8 or 16 kHz; otherwise as `pesq_wb`."""
+    sample_rate = whole_rate(sample_rate)
     if sample_rate not in (8_000, 16_000):
         raise ValueError(
             f"narrow-band PESQ is defined at 8000 or 16000 Hz, got {sample_rate} Hz: resample both signals first"
@@ -105,6 +108,7 @@ def estoi(reference: Any, estimate: Any, sample_rate: int) -> float:
 
 
 def _stoi(reference: Any, estimate: Any, sample_rate: int, extended: bool) -> float:
+    sample_rate = whole_rate(sample_rate)
     library = need("pystoi", "metrics", "STOI")
     r, d = as_pair(reference, estimate)
     if not r.any():

@@ -21,7 +21,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from clearstate.audio.conditioning import Conditioner
 from clearstate.audio.contrast import ContrastStretcher
+from clearstate.audio.rates import whole_rate
 from clearstate.audio.resample import Resampler
 
 Array = NDArray[Any]
@@ -31,6 +33,7 @@ PIECE_SECONDS = 2.0  # a causal model sees at most this much at a time: bounds t
 BLOCK_SECONDS = 8.0  # a non-causal one sees blocks of this length (150 MB a second for the largest models) ...
 OVERLAP_SECONDS = 2.0  # ... that overlap by this much ...
 FADE_SECONDS = 0.5  # ... and are cross-faded over the middle of the overlap; the rest is context
+CHANNELS_MODES = ("linked", "apart")  # one gain for all channels, or each channel by itself
 LINK_SECONDS = 0.016  # hop of the spectra in which channels share a gain
 GAIN_SECONDS = 0.004  # hop of the gain above the model's band
 GAIN_FALL_SECONDS = 0.050  # time constant; slower than speech's pauses are short, so that hiss does not flutter
@@ -79,8 +82,8 @@ class Chain:
         pcs: bool = False,
         warm_up: bool = False,
     ) -> None:
-        check_settings(model, sample_rate, channels, strength)
-        sample_rate = int(sample_rate)
+        check_settings(model, channels, strength)
+        sample_rate = whole_rate(sample_rate)
         self.wet = 1.0 if strength is None else 1.0 - 10 ** (-strength / 20)
         self.residual = residual
         self.channels = channels
@@ -98,10 +101,11 @@ class Chain:
 
         self.down = self.up = self.gain = None
         if sample_rate != model_rate:
-            self.down = Resampler(sample_rate, model_rate, channels)
+            self.down = Resampler(sample_rate, model_rate, channels, fold=True)
             self.up = Resampler(model_rate, sample_rate, 2 * channels)
             self.gain = HighGain(model_rate, self.grid, start=-self.delay)
         self._dry = np.zeros((channels, 0), dtype=np.float32)  # input that waits for its enhanced form
+        self._low = np.zeros((channels, 0), dtype=np.float32)  # the same at the model's rate, if that is another
         self._early = self.delay  # pairs still to drop, so that the rest is aligned with the input
         self._received = self._produced = 0  # samples, at the signal's rate
 
@@ -126,7 +130,7 @@ class Chain:
         """The rest: after it, there has been exactly as much output as input."""
         parts = []
         if self.down:
-            parts.append(self._mix(self._pairs(self.runner.push(self.down.flush()))))
+            parts.append(self._mix(self._pairs(self._run(self.down.flush()))))
         parts.append(self._mix(self._pairs(self.runner.finish())))
         if self.contrast:
             parts.append(self._mix(self._linked(self.contrast.finish())))
@@ -139,9 +143,14 @@ class Chain:
 
     def _push(self, x: Array) -> Array:
         self._received += x.shape[1]
-        self._dry = np.concatenate([self._dry, x], axis=1) if self._dry.shape[1] else x
+        self._dry = np.concatenate([self._dry, x], axis=1)  # a copy: the caller may use the array again
         heard = np.clip(x, -LOUDEST, LOUDEST)
-        return self._mix(self._pairs(self.runner.push(self.down.push(heard) if self.down else heard)))
+        return self._mix(self._pairs(self._run(self.down.push(heard) if self.down else heard)))
+
+    def _run(self, x: Array) -> Array:
+        if self.down:
+            self._low = np.concatenate([self._low, x], axis=1)
+        return self.runner.push(x)
 
     def _pairs(self, pair: Array) -> Array:
         return self._linked(self.contrast.push(pair) if self.contrast else pair)
@@ -159,27 +168,68 @@ class Chain:
 
     def _mix(self, pair: Array) -> Array:
         """Output at the signal's rate from aligned pairs at the model's rate and the input that waited."""
+        change, gain, low = pair[1] - pair[0], None, None
         if self.up and self.down and self.gain:
-            noisy, enhanced = pair
-            both = self.up.push(np.concatenate([enhanced - noisy, noisy]))  # (2 channels, m)
-            change, low = both[: self.channels], both[self.channels :]
-            start = self.up.produced - both.shape[1]
+            count = pair.shape[2]
+            low, self._low = self._low[:, :count], self._low[:, count:]
+            low = np.pad(low, ((0, 0), (0, count - low.shape[1])))  # at the end silence follows
+            change, low = self.up.push(np.concatenate([change, low])).reshape(2, self.channels, -1)
+            start = self.up.produced - change.shape[1]
             gain = self.gain.at(start, self.up.produced, self.down.up, self.down.down)  # (m,)
-        else:
-            change = low = pair[1]
-            gain = None
         count = min(change.shape[1], self._received - self._produced)
         self._produced += count
         x, self._dry = self._dry[:, :count], self._dry[:, count:]
-        if gain is not None:
-            y = x + self.wet * (change[:, :count] + (gain[:count] - 1) * (x - low[:, :count]))
-        elif self.wet == 1.0:
-            y = change[:, :count]
-        else:
-            y = x + self.wet * (change[:, :count] - x)
+        change = change[:, :count]
+        if gain is not None and low is not None:
+            change = change + (gain[:count] - 1) * (x - low[:, :count])
+        y = x + self.wet * change
         if self.residual:
             y = x - y
         return y.astype(x.dtype, copy=False)
+
+
+class Apart:
+    """Every channel in a chain of its own, for recordings with one speaker per channel."""
+
+    def __init__(self, chains: list[Chain]) -> None:
+        self.chains, self.piece, self.latency = chains, chains[0].piece, chains[0].latency
+
+    def push(self, x: Array) -> Array:
+        """x (channels, n) -> (channels, m), as `Chain.push`."""
+        return np.concatenate([chain.push(row[None]) for chain, row in zip(self.chains, x, strict=True)])
+
+    def finish(self) -> Array:
+        """The rest."""
+        return np.concatenate([chain.finish() for chain in self.chains])
+
+
+def open_chain(
+    model: Any,
+    sample_rate: int,
+    channels: int,
+    strength: float | None = None,
+    residual: bool = False,
+    *,
+    overviews: list[Any] | None = None,
+    channels_mode: str = "linked",
+    **options: bool,
+) -> Chain | Apart:
+    """A `Chain` whose channels share one gain ("linked"), or one for each channel ("apart").
+
+    Raises:
+        ValueError: as `Chain`, and for another mode.
+    """
+    check_channels_mode(channels_mode)
+    if channels_mode == "linked" or channels < 2:
+        return Chain(model, sample_rate, channels, strength, residual, overviews=overviews, **options)
+    own = [None] * channels if overviews is None else [[overview] for overview in overviews]
+    return Apart([Chain(model, sample_rate, 1, strength, residual, overviews=known, **options) for known in own])
+
+
+def check_channels_mode(mode: str) -> None:
+    """Raise a ValueError for a way to treat channels that does not exist."""
+    if mode not in CHANNELS_MODES:
+        raise ValueError(f"channels {mode!r}: expected {' or '.join(map(repr, CHANNELS_MODES))}")
 
 
 class CausalRunner:
@@ -195,10 +245,11 @@ class CausalRunner:
     def __init__(self, model: Any, channels: int, live: bool = False, warm_up: bool = False) -> None:
         self.delay = int(model.latency)
         self.hop = self.grid = int(model.hop)
+        self.conditioner = Conditioner(channels, self.hop, int(model.sample_rate))
         compiled = model.begin_stream(channels) if live and hasattr(model, "begin_stream") else None
         self.advance: Callable[[Array], Array] = compiled or stepwise(model, channels)
         self._held = np.zeros((channels, 0), dtype=np.float32)  # less than a hop
-        self._noisy = np.zeros((channels, self.delay), dtype=np.float32)  # to come out beside its enhanced form
+        self._waiting = np.zeros((2, channels, self.delay), dtype=np.float32)  # heard and fill, until enhanced
         # So many samples wait until the model has heard all of them once.
         self.warm_up = int(WARM_UP_SECONDS * model.sample_rate) // self.hop * self.hop if warm_up else 0
         self._cold = self.warm_up > 0
@@ -211,29 +262,36 @@ class CausalRunner:
                 return np.empty((2, len(x), 0), dtype=np.float32)
             self._warm(held[:, : self.warm_up])
         whole = held.shape[1] // self.hop * self.hop
-        pair = np.empty((2, len(x), whole), dtype=np.float32)
-        if not whole:
-            self._held = held
-            return pair
         ready, self._held = held[:, :whole], held[:, whole:].copy()
-        noisy = np.concatenate([self._noisy, ready], axis=1)
-        self._noisy = noisy[:, whole:].copy()
-        pair[0] = noisy[:, :whole]
-        pair[1] = self.advance(ready)
-        return pair
+        return self._advance(ready)
 
     def finish(self) -> Array:
         """Silence follows, until everything pushed has come out."""
         if self._cold:
             self._warm(self._held[:, : self._held.shape[1] // self.hop * self.hop])
-        return self.push(np.zeros((len(self._held), self.delay + self.hop - 1), dtype=np.float32))
+        rest = self.push(np.empty((len(self._held), 0), dtype=np.float32))
+        silence = (self.delay + self.hop - 1 + self._held.shape[1]) // self.hop * self.hop - self._held.shape[1]
+        return np.concatenate([rest, self._advance(self._held, silence)], axis=2)
+
+    def _advance(self, ready: Array, silence: int = 0) -> Array:
+        """The pair of the next hops and, at the end, of the silence that fills the last one and follows it."""
+        heard = np.stack(self.conditioner.push(ready, last=silence > 0))
+        heard = np.pad(heard, ((0, 0), (0, 0), (0, silence))) if silence else heard
+        if not heard.shape[2]:
+            return heard
+        waiting = np.concatenate([self._waiting, heard], axis=2)
+        pair = np.empty_like(heard)
+        pair[1] = self.advance(heard[0])
+        before, fill = waiting[:, :, : heard.shape[2]]
+        pair[0] = self.conditioner.without_fill(before, fill, pair[1])
+        self._waiting = waiting[:, :, heard.shape[2] :].copy()
+        return pair
 
     def _warm(self, beginning: Array) -> None:
         """Hear whole hops for the sake of the state alone."""
         self._cold = False
         if beginning.shape[1]:
-            self.advance(beginning)
-            self._noisy = np.concatenate([self._noisy, beginning], axis=1)[:, beginning.shape[1] :].copy()
+            self._advance(beginning)
 
 
 def stepwise(model: Any, channels: int) -> Callable[[Array], Array]:
@@ -268,21 +326,25 @@ class BlockRunner:
         self.hop = self.length - overlap
         self.context = (overlap - fade) // 2  # samples at each end whose output is not used
         self.ramp = (np.arange(fade, dtype=np.float32) + 0.5) / fade
-        self._held = np.zeros((channels, 0), dtype=np.float32)
+        self.conditioner = conditioner_for(model, channels)
+        self._held = np.zeros((2, channels, 0), dtype=np.float32)  # what is heard, and the fill in it
         self._fading: Array | None = None  # the end of the block before, in the place of the cross-fade
 
     def push(self, x: Array) -> Array:
-        self._held = np.concatenate([self._held, x.astype(np.float32, copy=False)], axis=1)
+        heard = np.stack(self.conditioner.push(x.astype(np.float32, copy=False)))
+        self._held = np.concatenate([self._held, heard], axis=2)
         parts = [np.zeros((2, len(x), 0), dtype=np.float32)]
-        while self._held.shape[1] > self.length:  # never equal: the last block then has more than an overlap of its own
-            parts.append(self._block(self._held[:, : self.length], last=False))
-            self._held = self._held[:, self.hop :].copy()
+        while self._held.shape[2] > self.length:  # never equal: the last block then has more than an overlap of its own
+            parts.append(self._block(self._held[:, :, : self.length], last=False))
+            self._held = self._held[:, :, self.hop :].copy()
         return np.concatenate(parts, axis=2)
 
     def finish(self) -> Array:
-        return self._block(self._held, last=True)
+        rest = np.stack(self.conditioner.push(self._held[0, :, :0], last=True))
+        return self._block(np.concatenate([self._held, rest], axis=2), last=True)
 
-    def _block(self, noisy: Array, last: bool) -> Array:
+    def _block(self, held: Array, last: bool) -> Array:
+        noisy, fill = held
         if not noisy.shape[1]:
             return np.zeros((2, len(noisy), 0), dtype=np.float32)
         with torch.inference_mode():
@@ -298,7 +360,13 @@ class BlockRunner:
             y = y.copy()
             y[:, meet] = self._fading + self.ramp * (y[:, meet] - self._fading)
         self._fading = None if last else y[:, end : end + fade].copy()
-        return np.stack([noisy[:, start:end], y[:, start:end]])
+        own = y[:, start:end]
+        return np.stack([self.conditioner.without_fill(noisy[:, start:end], fill[:, start:end], own), own])
+
+
+def conditioner_for(model: Any, channels: int) -> Conditioner:
+    """What evens out the input of a model that works in blocks."""
+    return Conditioner(channels, max(1, int(model.sample_rate) // 80), int(model.sample_rate))
 
 
 class Link:
@@ -411,12 +479,10 @@ def device_of(model: torch.nn.Module) -> torch.device:
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
-def check_settings(model: Any, sample_rate: int, channels: int, strength: float | None) -> None:
+def check_settings(model: Any, channels: int, strength: float | None) -> None:
     """Raise a ValueError for what no signal can have."""
     if not all(hasattr(model, name) for name in ("sample_rate", "causal")):
         raise ValueError(f"{type(model).__name__} is not an enhancement model; expected one, such as 'live'")
-    if sample_rate != int(sample_rate) or sample_rate < 1:
-        raise ValueError(f"sample rate {sample_rate}: expected a whole number of Hz, such as 16000 or 48000")
     if channels < 1:
         raise ValueError(f"{channels} channels: expected at least 1")
     if strength is not None and not strength >= 0:

@@ -15,15 +15,14 @@ import torch
 from numpy.typing import NDArray
 
 from clearstate.audio.io import STDIO, check_target, open_reader, open_writer
-from clearstate.tasks.chain import BLOCK_SECONDS, Chain
+from clearstate.audio.rates import whole_rate
+from clearstate.tasks.chain import BLOCK_SECONDS, check_channels_mode, open_chain
 from clearstate.tasks.first_pass import survey, wants_overview
+from clearstate.tasks.signals import as_floats, as_type, like
 
 Path = str | os.PathLike[str]
 Signal = TypeVar("Signal", NDArray[Any], torch.Tensor)
 Progress = Callable[[float, float], None]  # seconds of audio done, seconds in all (0 where the length is not known)
-
-MOST_CHANNELS = 64  # more, and more than samples: somebody has put the samples first
-FULL_SCALE = {np.dtype(np.int16): 2.0**15, np.dtype(np.int32): 2.0**31}  # integer signals that are accepted
 
 
 @dataclass(frozen=True)
@@ -62,47 +61,52 @@ class Enhancer:
         residual: bool = False,
         pcs: bool = False,
         warm_up: bool = True,
+        channels: str = "linked",
     ) -> Signal:
         """Enhance a signal in memory.
 
         Args:
-            signal: NumPy array or torch tensor, (n,), (channels, n) or (batch, channels, n), at least one sample.
-                Floating point with full scale at 1, or int16 or int32. The channels of a signal share their gains;
-                the items of a batch have nothing to do with each other.
-            sample_rate: of the signal, in Hz; any.
+            signal: array, torch tensor or anything like one, (n,), (channels, n) or (batch, channels, n), at least
+                one sample. Floating point with full scale at 1, or int16 or int32. The items of a batch are
+                independent of each other.
+            sample_rate: of the signal, in Hz; any whole number, of any numeric type.
             strength: the most by which anything is attenuated, in dB; 0 changes nothing, None takes all that the
                 model removes.
             residual: return what was removed, input - output, instead.
             pcs: stretch the perceptual contrast of the result (`audio/contrast.py`): PESQ rises, SI-SDR falls.
             warm_up: let a causal model hear the first 1.5 s once before they count, so that it knows voice and noise
                 from the first sample on. False gives exactly what `Stream` does, which cannot look ahead.
+            channels: "linked": all channels share one gain, so the stereo image stays. "apart": each is enhanced by
+                itself, for recordings with one speaker per channel.
         Returns:
-            The same kind, shape, type and device, aligned with the input to the sample.
+            The same kind, shape, type and device, aligned with the input to the sample; a NumPy array for anything
+            but a tensor.
         Raises:
             ValueError: for another shape or type, an empty signal, or samples that are NaN or infinite.
         """
-        if isinstance(signal, torch.Tensor):
-            wide = signal.detach().cpu()
-            wide = wide.float() if wide.dtype in (torch.float16, torch.bfloat16) else wide
-            y = self.enhance(wide.numpy(), sample_rate, strength, residual=residual, pcs=pcs, warm_up=warm_up)
-            return torch.from_numpy(y).to(signal)
-        x = as_floats(signal)
-        batch = x.reshape(-1, *x.shape[-2:]) if x.ndim > 1 else x[None, None]  # (b, channels, n)
-        out = np.empty_like(batch)
-        for item, target in zip(batch, out, strict=True):
-            overviews = None
-            if wants_overview(self.model):
-                overviews = survey(self.model, sample_rate, len(item), in_blocks(item), BLOCK_SECONDS)
-            chain = Chain(
-                self.model, sample_rate, len(item), strength, residual, overviews=overviews, pcs=pcs, warm_up=warm_up
-            )
-            done = 0
-            for start in range(0, item.shape[1], chain.piece):
-                y = chain.push(item[:, start : start + chain.piece])
-                target[:, done : done + y.shape[1]] = y
-                done += y.shape[1]
-            target[:, done:] = chain.finish()
-        return as_type(out.reshape(x.shape), signal.dtype)
+        sample_rate = whole_rate(sample_rate)
+
+        def work(array: NDArray[Any]) -> NDArray[Any]:
+            x = as_floats(array)
+            batch = x.reshape(-1, *x.shape[-2:]) if x.ndim > 1 else x[None, None]  # (b, channels, n)
+            out = np.empty_like(batch)
+            for item, target in zip(batch, out, strict=True):
+                overviews = None
+                if wants_overview(self.model):
+                    overviews = survey(self.model, sample_rate, len(item), in_blocks(item), BLOCK_SECONDS)
+                chain = open_chain(
+                    self.model, sample_rate, len(item), strength, residual, overviews=overviews, pcs=pcs,
+                    warm_up=warm_up, channels_mode=channels,
+                )  # fmt: skip
+                done = 0
+                for start in range(0, item.shape[1], chain.piece):
+                    y = chain.push(item[:, start : start + chain.piece])
+                    target[:, done : done + y.shape[1]] = y
+                    done += y.shape[1]
+                target[:, done:] = chain.finish()
+            return as_type(out.reshape(x.shape), array.dtype)
+
+        return like(signal, work)
 
     def enhance_file(
         self,
@@ -113,6 +117,7 @@ class Enhancer:
         residual: bool = False,
         pcs: bool = False,
         warm_up: bool = True,
+        channels: str = "linked",
         overwrite: bool = False,
         progress: Progress | None = None,
     ) -> Report:
@@ -126,6 +131,7 @@ class Enhancer:
             residual: write what was removed, input - output, instead.
             pcs: stretch the perceptual contrast of the result: PESQ rises, SI-SDR falls.
             warm_up: let a causal model hear the first 1.5 s once before they count.
+            channels: "linked" for one gain for all channels, "apart" to enhance each by itself.
             overwrite: replace `out_path` if it exists; never the input itself.
             progress: called after every block with the seconds done and in all (0 while the length is not known); an
                 exception from it stops the work and leaves no output.
@@ -135,6 +141,7 @@ class Enhancer:
             ValueError, OSError: one line with what arrived, what was expected and the remedy; no output is left then.
         """
         started = time.perf_counter()
+        check_channels_mode(channels)
         if os.fspath(out_path) != STDIO:  # before anything is read: hours of work must not end in a refusal
             check_target(os.fspath(out_path), os.fspath(in_path), overwrite)
         overviews = None
@@ -144,9 +151,9 @@ class Enhancer:
                 overviews = survey(self.model, info.sample_rate, info.channels, source.blocks(), BLOCK_SECONDS)
         with open_reader(in_path) as source:
             info = source.info
-            chain = Chain(
+            chain = open_chain(
                 self.model, info.sample_rate, info.channels, strength, residual, overviews=overviews, pcs=pcs,
-                warm_up=warm_up,
+                warm_up=warm_up, channels_mode=channels,
             )  # fmt: skip
             with open_writer(out_path, info, overwrite=overwrite) as sink:
                 frames = 0
@@ -191,43 +198,12 @@ def enhance(
     residual: bool = False,
     pcs: bool = False,
     warm_up: bool = True,
+    channels: str = "linked",
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Report:
     """Enhance one file; for several, `load` once and call its `enhance_file`, which explains the arguments."""
     return load(model).enhance_file(
-        in_path, out_path, strength=strength, residual=residual, pcs=pcs, warm_up=warm_up, overwrite=overwrite,
-        progress=progress,
+        in_path, out_path, strength=strength, residual=residual, pcs=pcs, warm_up=warm_up, channels=channels,
+        overwrite=overwrite, progress=progress,
     )  # fmt: skip
-
-
-def as_floats(signal: NDArray[Any]) -> NDArray[np.floating]:
-    """float32 or float64 with full scale at 1, or an error that says what is wrong with the signal."""
-    if signal.ndim not in (1, 2, 3) or 0 in signal.shape:
-        raise ValueError(
-            f"signal of shape {signal.shape}: expected (n,), (channels, n) or (batch, channels, n), none of them 0"
-        )
-    if signal.ndim > 1 and signal.shape[-2] > max(MOST_CHANNELS, signal.shape[-1]):
-        raise ValueError(
-            f"signal of shape {signal.shape}: {signal.shape[-2]} channels of {signal.shape[-1]} samples; "
-            "channels come first: transpose it"
-        )
-    if signal.dtype in FULL_SCALE:
-        return signal / FULL_SCALE[signal.dtype]
-    if signal.dtype.kind != "f":
-        raise ValueError(f"signal of type {signal.dtype}: expected floating point (full scale 1), int16 or int32")
-    if not np.isfinite(signal).all():
-        where = np.argwhere(~np.isfinite(signal))[0]
-        raise ValueError(
-            f"signal[{', '.join(map(str, where))}] is {signal[tuple(where)]}: expected numbers; "
-            "numpy.nan_to_num(signal, posinf=0, neginf=0) would make it silence"
-        )
-    return signal if signal.dtype == np.float64 else signal.astype(np.float32, copy=False)
-
-
-def as_type(x: NDArray[np.floating], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Back from full scale 1; integers round to nearest and clip."""
-    if dtype in FULL_SCALE:
-        full = FULL_SCALE[dtype]
-        return np.clip(np.rint(x * full), -full, full - 1).astype(dtype)
-    return x.astype(dtype, copy=False)

@@ -23,10 +23,12 @@ import torch
 from numpy.typing import NDArray
 
 from clearstate.audio.bandwidth import HOP, N_FFT, power_spectrum, upper_edge
+from clearstate.audio.conditioning import Offset
 from clearstate.audio.io import STDIO, check_target, open_reader, open_writer
+from clearstate.audio.rates import whole_rate
 from clearstate.ssm.s4 import fft_size
 from clearstate.tasks.chain import device_of
-from clearstate.tasks.enhance import as_floats, as_type
+from clearstate.tasks.signals import as_floats, as_type, like
 
 AnyPath = str | os.PathLike[str]
 Signal = TypeVar("Signal", NDArray[Any], torch.Tensor)
@@ -104,20 +106,20 @@ class Extender:
         Raises:
             ValueError: for another shape or type, an empty signal, samples that are NaN or infinite, or such rates.
         """
-        if isinstance(signal, torch.Tensor):
-            held = signal.detach().cpu()
-            held = held.float() if held.dtype in (torch.float16, torch.bfloat16) else held
-            return torch.from_numpy(self.extend(held.numpy(), sample_rate, to)).to(signal)
-        check_rates(sample_rate, to)
-        x = as_floats(signal)
-        batch = x.reshape(-1, *x.shape[-2:]) if x.ndim > 1 else x[None, None]  # (b, channels, n)
-        out = []
-        for item in batch:
-            reach = measure([item], sample_rate, len(item))
-            blocks = (item[:, start : start + sample_rate] for start in range(0, item.shape[1], sample_rate))
-            out.append(np.concatenate(list(self.stream(blocks, sample_rate, len(item), to, reach)), axis=1))
-        y = np.stack(out)
-        return as_type(y.reshape(*x.shape[:-1], y.shape[-1]), signal.dtype)
+        sample_rate, to = check_rates(sample_rate, to)
+
+        def work(array: Array) -> Array:
+            x = as_floats(array)
+            batch = x.reshape(-1, *x.shape[-2:]) if x.ndim > 1 else x[None, None]  # (b, channels, n)
+            out = []
+            for item in batch:
+                reach = measure([item], sample_rate, len(item))
+                blocks = (item[:, start : start + sample_rate] for start in range(0, item.shape[1], sample_rate))
+                out.append(np.concatenate(list(self.stream(blocks, sample_rate, len(item), to, reach)), axis=1))
+            y = np.stack(out)
+            return as_type(y.reshape(*x.shape[:-1], y.shape[-1]), array.dtype)
+
+        return like(signal, work)
 
     def extend_file(
         self,
@@ -142,6 +144,7 @@ class Extender:
             ValueError, OSError: one line with what arrived, what was expected and the remedy; no output is left then.
         """
         started = time.perf_counter()
+        to = whole_rate(to, "output rate")
         if os.fspath(out_path) != STDIO:  # before anything is read: hours of work must not end in a refusal
             check_target(os.fspath(out_path), os.fspath(in_path), overwrite)
         reach = None
@@ -250,15 +253,21 @@ def load_extender(model: AnyPath = DEFAULT_MODEL, *, steps: int | None = None, s
 # -------------------------------------------------------------------------------------------------------------- rates
 
 
-def check_rates(sample_rate: int, to: int, name: str = "the signal") -> None:
-    """Raise a ValueError for rates between which nothing can be extended."""
-    if to != int(to) or not 2 * LEAST_BANDWIDTH < to <= MODEL_RATE:
+def check_rates(sample_rate: int, to: int, name: str = "the signal") -> tuple[int, int]:
+    """Both rates as int.
+
+    Raises:
+        ValueError: for rates between which nothing can be extended.
+    """
+    sample_rate, to = whole_rate(sample_rate), whole_rate(to, "output rate")
+    if not 2 * LEAST_BANDWIDTH < to <= MODEL_RATE:
         raise ValueError(
             f"an output at {to} Hz: expected at most {MODEL_RATE}, the models' rate, such as 48000 or 44100"
         )
-    if sample_rate != int(sample_rate) or not LEAST_RATE <= sample_rate <= to:
+    if not LEAST_RATE <= sample_rate <= to:
         remedy = "there is too little to go by" if sample_rate < LEAST_RATE else "resample it first"
         raise ValueError(f"{name} is at {sample_rate} Hz: expected {LEAST_RATE} to {to} Hz, the output's; {remedy}")
+    return sample_rate, to
 
 
 def length_at(samples: int, rate: int, to: int) -> int:
@@ -299,14 +308,14 @@ def measure(blocks: Iterable[Array], sample_rate: int, channels: int) -> float:
     """
     up = Rate(sample_rate, MODEL_RATE, channels)
     held = np.zeros((channels, 0))
-    power = torch.zeros(N_FFT // 2 + 1)
+    power = np.zeros(N_FFT // 2 + 1, dtype=np.float32)
 
     def add(x: Array) -> None:
         nonlocal held, power
         held = np.concatenate([held, x], axis=1)
         frames = max(0, (held.shape[1] - N_FFT) // HOP + 1)
         if frames:
-            part = torch.from_numpy(held[:, : N_FFT + (frames - 1) * HOP]).float()
+            part = held[:, : N_FFT + (frames - 1) * HOP].astype(np.float32)
             power = power + power_spectrum(part).sum(0)
             held = held[:, frames * HOP :]
 
@@ -315,8 +324,8 @@ def measure(blocks: Iterable[Array], sample_rate: int, channels: int) -> float:
             add(up.push(block[:, start : start + MODEL_RATE].astype(np.float64, copy=False), last=False))
     add(up.push(np.zeros((channels, 0)), last=True))
     if not power.any() and held.shape[1]:  # shorter than a frame
-        power = power_spectrum(torch.from_numpy(held).float()).sum(0)
-    return max(LEAST_BANDWIDTH, float(upper_edge(power[None], MODEL_RATE)))
+        power = power_spectrum(held.astype(np.float32)).sum(0)
+    return max(LEAST_BANDWIDTH, float(upper_edge(power[None], MODEL_RATE)[0]))
 
 
 # ------------------------------------------------------------------------------------------------------------- blocks
@@ -374,7 +383,8 @@ class Blocks:
         if self.places:  # the same noise in both blocks where they overlap
             told["position"] = self._position
         with torch.inference_mode():
-            narrow = torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32)).to(self.device)[None]
+            level = Offset(1, MODEL_RATE // 80, MODEL_RATE).push(np.asarray(x[None], dtype=np.float32))
+            narrow = torch.from_numpy(level).to(self.device)
             wide = self.model(narrow, bandwidth_hz=self.reach, **self.sampling, **told)
             change = (wide - narrow)[0].cpu().double()
             size = fft_size(len(x) + TAPS - 1)

@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from clearstate.audio.resample import Resampler
+from clearstate.tasks.chain import conditioner_for
 
 Array = NDArray[Any]
 
@@ -87,11 +88,12 @@ def survey(model: Any, sample_rate: int, channels: int, blocks: Iterable[Array],
     """
     rate = int(model.sample_rate)
     heard = Survey(channels, int(PIECE_SECONDS * rate))
-    down = Resampler(sample_rate, rate, channels) if sample_rate != rate else None
+    down = Resampler(sample_rate, rate, channels, fold=True) if sample_rate != rate else None
+    conditioner = conditioner_for(model, channels)
     for block in blocks:
-        heard.push(down.push(block) if down else block)
-    if down:
-        heard.push(down.flush())
+        heard.push(conditioner.push(down.push(block) if down else block.astype(np.float32, copy=False)).heard)
+    rest = down.flush() if down else np.zeros((channels, 0), dtype=np.float32)
+    heard.push(conditioner.push(rest, last=True).heard)
     if heard.samples <= enough * rate:
         return None
     device = next(model.parameters()).device

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,8 +21,11 @@ import torch
 from numpy.typing import NDArray
 
 from clearstate.audio.io import CONTAINERS, STDIO, check_target, open_reader, open_writer
+from clearstate.audio.mono import MEAN, Mix, find_mix, mix_of
+from clearstate.audio.rates import whole_rate
 from clearstate.tasks.chain import Chain
-from clearstate.tasks.enhance import Enhancer, as_floats, as_type
+from clearstate.tasks.enhance import Enhancer
+from clearstate.tasks.signals import as_floats, as_type, like
 from clearstate.tasks.voices import Voices
 
 AnyPath = str | os.PathLike[str]
@@ -62,6 +66,7 @@ class Separation:
     sample_rate: int  # Hz
     channels: int
     elapsed: float  # seconds of work
+    note: str = ""  # how the channels were mixed for the separator, where their mean would cancel
 
     @property
     def speed(self) -> float:
@@ -84,25 +89,27 @@ class Separator:
         """Separate a signal in memory.
 
         Args:
-            signal: NumPy array or torch tensor, (n,) or (channels, n), at least one sample. Floating point with full
-                scale at 1, or int16 or int32.
-            sample_rate: of the signal, in Hz; any.
+            signal: array, torch tensor or anything like one, (n,) or (channels, n), at least one sample. Floating point
+                with full scale at 1, or int16 or int32.
+            sample_rate: of the signal, in Hz; any whole number, of any numeric type.
         Returns:
-            The same kind, type and device, (speakers, n) or (speakers, channels, n), aligned with the input to the
-            sample; the speakers add up to the input (integers: but for rounding and clipping).
+            The same kind (an array for anything but a tensor), type and device, (speakers, n) or (speakers, channels,
+            n), aligned with the input to the sample; the speakers add up to the input (integers: but for rounding and
+            clipping).
         Raises:
             ValueError: for another shape or type, an empty signal, or samples that are NaN or infinite.
         """
-        if isinstance(signal, torch.Tensor):
-            wide = signal.detach().cpu()
-            wide = wide.float() if wide.dtype in (torch.float16, torch.bfloat16) else wide
-            return torch.from_numpy(self.separate(wide.numpy(), sample_rate)).to(signal)
-        if signal.ndim > 2:
-            raise ValueError(f"signal of shape {signal.shape}: expected (n,) or (channels, n), one signal at a time")
-        x = as_floats(signal)
-        rows = x[None] if x.ndim == 1 else x
-        voices = np.concatenate(list(self._stream([rows], sample_rate, len(rows))), axis=2)
-        return as_type(voices[:, 0] if x.ndim == 1 else voices, signal.dtype)
+        sample_rate = whole_rate(sample_rate)
+
+        def work(array: NDArray[Any]) -> NDArray[Any]:
+            if array.ndim > 2:
+                raise ValueError(f"signal of shape {array.shape}: expected (n,) or (channels, n), one signal at a time")
+            x = as_floats(array)
+            rows = x[None] if x.ndim == 1 else x
+            voices = np.concatenate(list(self._stream([rows], sample_rate, len(rows), find_mix(rows))), axis=2)
+            return as_type(voices[:, 0] if x.ndim == 1 else voices, array.dtype)
+
+        return like(signal, work)
 
     def separate_file(
         self, in_path: AnyPath, out_dir: AnyPath, *, overwrite: bool = False, progress: Progress | None = None
@@ -129,11 +136,19 @@ class Separator:
             make_folder(out_dir)
             for name in (*targets, timeline):  # before anything is read: hours of work must not end in a refusal
                 check_target(name, in_name, overwrite)
+            blocks, mix = source.blocks(), MEAN
+            if info.channels > 1:
+                if os.path.isfile(in_name):  # what is no file cannot be read twice
+                    with open_reader(in_path) as first_pass:
+                        mix = mix_of(first_pass.blocks(), info.channels)
+                else:
+                    first = next(blocks)
+                    blocks, mix = chain([first], blocks), find_mix(first)
             activity = Activity(len(targets), info.sample_rate)
             with ExitStack() as stack:
                 sinks = [stack.enter_context(open_writer(name, info, overwrite=overwrite)) for name in targets]
                 frames = 0
-                for voices in self._stream(source.blocks(), info.sample_rate, info.channels):
+                for voices in self._stream(blocks, info.sample_rate, info.channels, mix):
                     for sink, voice in zip(sinks, voices, strict=True):
                         sink.write(voice)
                     activity.push(voices)
@@ -143,14 +158,14 @@ class Separator:
         speakers = [Speaker(name, segments) for name, segments in zip(targets, activity.segments(), strict=True)]
         done = Separation(
             in_name, timeline, speakers, frames / info.sample_rate, info.sample_rate, info.channels,
-            time.perf_counter() - started,
+            time.perf_counter() - started, mix.note,
         )  # fmt: skip
         write_timeline(done)
         return done
 
-    def _stream(self, blocks: Iterable[Any], sample_rate: int, channels: int) -> Iterator[NDArray[Any]]:
+    def _stream(self, blocks: Iterable[Any], sample_rate: int, channels: int, mix: Mix) -> Iterator[NDArray[Any]]:
         """Blocks (channels, n) of a signal to blocks (speakers, channels, m) of its speakers."""
-        voices = Voices(self.model, sample_rate, channels)
+        voices = Voices(self.model, sample_rate, channels, mix)
         if self.enhancer:
             blocks = enhanced(self.enhancer, blocks, sample_rate, channels)
         for block in blocks:

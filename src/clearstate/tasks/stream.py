@@ -7,7 +7,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from clearstate.tasks.chain import Chain
+from clearstate.audio.arrays import as_array
+from clearstate.audio.rates import whole_rate
+from clearstate.tasks.chain import LOUDEST, open_chain
 
 
 class Stream:
@@ -27,8 +29,19 @@ class Stream:
     Args:
         model_or_name: a causal model, the name of one, or the folder of its weights.
         sample_rate: of the signal, in Hz; any. At the model's own rate the delay is shortest.
-        channels: rows of every chunk; all channels share one gain, so the stereo image stays.
+        channels: rows of every chunk.
         strength: the most by which anything is attenuated, in dB; 0 changes nothing, None takes all the model removes.
+        channels_mode: "linked": one gain for all channels; "apart": each channel by itself, such as the two parties of
+            a call.
+        on_bad: what to do with samples that are NaN or infinite: "silence" replaces and counts them, "raise" raises a
+            ValueError.
+
+    Attributes:
+        bad_samples: how many samples have been replaced since the stream was made.
+        latency_samples: the delay.
+
+    A stream cannot be copied or pickled, as its state is partly in compiled code: make another one.
+
     Raises:
         ValueError: for a model that is not causal, and for settings that cannot be.
 
@@ -42,6 +55,9 @@ class Stream:
         sample_rate: int = 16_000,
         channels: int = 1,
         strength: float | None = None,
+        *,
+        channels_mode: str = "linked",
+        on_bad: str = "silence",
     ) -> None:
         if isinstance(model_or_name, torch.nn.Module):
             self.model = model_or_name.eval()
@@ -49,13 +65,19 @@ class Stream:
             from clearstate.models import load_model
 
             self.model = load_model(os.fspath(model_or_name))
-        self.sample_rate, self.channels, self.strength = sample_rate, channels, strength
+        if on_bad not in ("silence", "raise"):
+            raise ValueError(f"on_bad {on_bad!r}: expected 'silence' or 'raise'")
+        self.sample_rate, self.channels, self.strength = whole_rate(sample_rate), channels, strength
+        self.channels_mode, self.on_bad = channels_mode, on_bad
+        self.bad_samples = 0
         self._flat = channels == 1  # the result has the shape of the chunks: (n,) or (1, n)
         self.reset()
 
     def reset(self) -> None:
         """Begin a new signal: as if the stream had just been made."""
-        chain = Chain(self.model, self.sample_rate, self.channels, self.strength, live=True)
+        chain = open_chain(
+            self.model, self.sample_rate, self.channels, self.strength, channels_mode=self.channels_mode, live=True
+        )
         if chain.latency is None:
             raise ValueError(f"{type(self.model).__name__} needs the whole signal; to stream, use {causal_names()}")
         self._chain = chain
@@ -66,17 +88,18 @@ class Stream:
     def latency_seconds(self) -> float:
         return self.latency_samples / self.sample_rate
 
-    def process(self, chunk: NDArray[Any]) -> NDArray[np.float32]:
+    def process(self, chunk: Any) -> NDArray[np.float32]:
         """The next chunk of the signal in, the next chunk of the result out.
 
         Args:
-            chunk: floating point with full scale at 1, (channels, n), or (n,) for one channel; any n, also 0.
+            chunk: floating point with full scale at 1, (channels, n), or (n,) for one channel; any n, also 0. It is
+                copied, so its memory may be used again.
         Returns:
             The same shape, float32.
         Raises:
-            ValueError: for another shape or type, NaN or infinity. The stream is then as if the chunk had not come.
+            ValueError: for another shape or type. The stream is then as if the chunk had not come.
         """
-        chunk = np.asarray(chunk)
+        chunk = as_array(chunk, "chunk")
         x = self._checked(chunk)
         y = self._chain.push(x)
         ready = np.concatenate([self._ready, y], axis=1)
@@ -98,9 +121,19 @@ class Stream:
             )
         if chunk.dtype.kind != "f":
             raise ValueError(f"chunk of type {chunk.dtype}: expected floating point; divide int16 samples by 32768")
-        if not np.isfinite(x).all():
-            raise ValueError("chunk with NaN or infinite samples: expected numbers; send silence in their place")
-        return x.astype(np.float32, copy=False)
+        good = np.isfinite(x)
+        if not good.all():
+            bad = int(good.size - np.count_nonzero(good))
+            if self.on_bad == "raise":
+                raise ValueError(f"chunk with {bad} NaN or infinite samples: expected numbers; send silence for them")
+            x = np.where(good, x, 0)
+            self.bad_samples += bad
+        return np.clip(x, -LOUDEST, LOUDEST).astype(np.float32, copy=False)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError(
+            "a Stream cannot be copied or pickled, as its state is partly in compiled code: make another one"
+        )
 
 
 def causal_names() -> str:

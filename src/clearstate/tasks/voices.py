@@ -1,6 +1,6 @@
 """The way of one mixture through a separator: any rate and channel count in, one signal like it a speaker out.
 
-    x ── to the model's rate ── X ── mean of the channels ── separator, block by block ── E, a signal a speaker
+    x ── to the model's rate ── X ── one channel (audio/mono.py) ── separator, block by block ── E, a signal a speaker
     │                           └──────────── E + W (X − ΣE), of each channel ──────────────────────┘
     └── wait ── up(that) + g (x − up(X))
 
@@ -19,6 +19,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from clearstate.audio.conditioning import Offset
+from clearstate.audio.mono import MEAN, Mix
+from clearstate.audio.rates import whole_rate
 from clearstate.audio.resample import Resampler
 from clearstate.tasks.chain import device_of
 
@@ -47,24 +50,27 @@ class Voices:
         model: a separator (see `clearstate.models`): mixture (b, n) to (b, speakers, n).
         sample_rate: of the signal, in Hz; any.
         channels: rows of every chunk.
+        mix: how the channels become the one that the separator receives.
     Raises:
         ValueError: for a rate or channel count that cannot be, or a model that does not separate.
     """
 
-    def __init__(self, model: torch.nn.Module, sample_rate: int, channels: int) -> None:
+    def __init__(self, model: torch.nn.Module, sample_rate: int, channels: int, mix: Mix = MEAN) -> None:
         if not hasattr(model, "speakers"):
             raise ValueError(f"{type(model).__name__} does not separate speakers; take a model such as 'separate-fast'")
-        if sample_rate != int(sample_rate) or sample_rate < 1 or channels < 1:
-            raise ValueError(f"{sample_rate} Hz with {channels} channels: expected whole numbers of at least 1")
+        sample_rate = whole_rate(sample_rate)
+        if channels < 1:
+            raise ValueError(f"{channels} channels: expected at least 1")
         self.speakers, self.channels = int(model.speakers), channels  # type: ignore[arg-type]  # every separator's
         rate = int(model.sample_rate)  # type: ignore[arg-type]
         self.piece = max(1, int(PIECE_SECONDS * sample_rate))
-        self.blocks: Blocks = CausalBlocks(model, channels) if model.causal else OverlappingBlocks(model, channels)
-        self.shares = Shares(self.speakers, channels, rate)
+        blocks = CausalBlocks if model.causal else OverlappingBlocks
+        self.blocks: Blocks = blocks(model, channels, mix)
+        self.shares = Shares(self.speakers, channels, rate, mix.polarity)
         self.down = self.up = None
         if sample_rate != rate:
-            self.down = Resampler(int(sample_rate), rate, channels)
-            self.up = Resampler(rate, int(sample_rate), (self.speakers + 1) * channels)
+            self.down = Resampler(sample_rate, rate, channels)
+            self.up = Resampler(rate, sample_rate, (self.speakers + 1) * channels)
         self._waiting = np.zeros((channels, 0))  # input whose output is not determined yet
         self._received = self._produced = 0  # samples, at the signal's rate
 
@@ -131,7 +137,8 @@ class OverlappingBlocks:
     result does not depend on the chunks in which it arrives; a signal of up to BLOCK_SECONDS is one block.
     """
 
-    def __init__(self, model: torch.nn.Module, channels: int) -> None:
+    def __init__(self, model: torch.nn.Module, channels: int, mix: Mix = MEAN) -> None:
+        self.mix = mix
         self.model, self.speakers = model, int(model.speakers)  # type: ignore[arg-type]
         rate = int(model.sample_rate)  # type: ignore[arg-type]
         self.length, self.overlap, fade = (round(s * rate) for s in (BLOCK_SECONDS, OVERLAP_SECONDS, FADE_SECONDS))
@@ -155,7 +162,7 @@ class OverlappingBlocks:
     def _block(self, X: Array, last: bool) -> tuple[Array, Array]:
         if not X.shape[1]:
             return X, np.zeros((self.speakers, 0))
-        E = separate_once(self.model, X)
+        E = separate_once(self.model, self.mix(X))
         start, end = 0, X.shape[1] if last else self.hop + self.context
         if self._before is not None:
             E = E[list(best_order(self._before, E[:, : self.overlap]))]
@@ -169,9 +176,11 @@ class OverlappingBlocks:
 class CausalBlocks:
     """A causal separator as one endless stream: its state knows who is who."""
 
-    def __init__(self, model: Any, channels: int) -> None:
+    def __init__(self, model: Any, channels: int, mix: Mix = MEAN) -> None:
+        self.mix = mix
         self.model, self.speakers, self.hop, self.late = model, int(model.speakers), int(model.hop), int(model.latency)
         self.state = model.init_state(1)
+        self.offset = Offset(1, self.hop, int(model.sample_rate))
         self._held = np.zeros((channels, 0))  # less than a hop
         self._heard = np.zeros((channels, 0))  # whose estimates have not come out
         self._early = self.late  # samples to drop, so that the rest is aligned
@@ -184,8 +193,8 @@ class CausalBlocks:
             return X[:, :0], np.zeros((self.speakers, 0))
         ready, self._held = self._held[:, :whole], self._held[:, whole:].copy()
         with torch.inference_mode():
-            mono = torch.from_numpy(ready.mean(0, keepdims=True).astype(np.float32)).to(device_of(self.model))
-            y, self.state = self.model.step(mono, self.state)
+            mono = self.offset.push(self.mix(ready)[None].astype(np.float32))
+            y, self.state = self.model.step(torch.from_numpy(mono).to(device_of(self.model)), self.state)
         drop = min(self._early, whole)
         self._early -= drop
         E = y[0].cpu().numpy().astype(np.float64)[:, drop:]
@@ -199,9 +208,11 @@ class CausalBlocks:
         return X[:, :left], E[:, :left]
 
 
-def separate_once(model: torch.nn.Module, X: Array) -> Array:
-    """The model on the mean of the channels X (channels, n): float64 (speakers, n)."""
-    mono = torch.from_numpy(X.mean(0, keepdims=True).astype(np.float32)).to(device_of(model))
+def separate_once(model: torch.nn.Module, x: Array) -> Array:
+    """The model on one channel (n,): float64 (speakers, n)."""
+    rate = int(model.sample_rate)  # type: ignore[arg-type]
+    level = Offset(1, max(1, rate // 80), rate).push(x[None].astype(np.float32))
+    mono = torch.from_numpy(level).to(device_of(model))
     with torch.inference_mode():
         return model(mono)[0].cpu().numpy().astype(np.float64)
 
@@ -217,13 +228,15 @@ def joined(parts: list[tuple[Array, Array]]) -> tuple[Array, Array]:
 class Shares:
     """What the estimates leave over goes to the speakers by their power at each time and frequency.
 
-    Of speaker s in channel c: E_s + iSTFT(W_s STFT(X_c - ΣE)) with W_s = |E_s|² / Σ|E|², and an equal share for each
-    where all are silent. Spectra have a square-root Hann window of 2 hop; everything comes out `hop` samples after it
-    went in, and the first hop of all, which is before the signal, is dropped.
+    Of speaker s in channel c, in which the estimates have the polarity p = ±1: p E_s + iSTFT(W_s STFT(X_c - p ΣE))
+    with W_s = |E_s|² / Σ|E|², and an equal share for each where all are silent. Spectra have a square-root Hann window
+    of 2 hop; everything comes out `hop` samples after it went in, and the first hop of all, which is before the signal,
+    is dropped.
     """
 
-    def __init__(self, speakers: int, channels: int, rate: int) -> None:
+    def __init__(self, speakers: int, channels: int, rate: int, polarity: Array | float = 1.0) -> None:
         self.speakers, self.channels = speakers, channels
+        self.polarity = np.full(channels, 1.0) * polarity  # with which the estimates are in each channel
         self.hop = max(1, round(SHARE_SECONDS * rate))
         self.window = np.sin(np.pi * np.arange(2 * self.hop) / (2 * self.hop))  # periodic: the squares add to 1
         self.high = self.hop // 2  # first bin of the upper octave: a quarter of the rate
@@ -250,14 +263,14 @@ class Shares:
         power = estimates.real**2 + estimates.imag**2
         self._extend(power[..., self.high :].mean(-1))
         weights = (power + SILENCE) / (power.sum(0) + self.speakers * SILENCE)  # (s, t, f)
-        rest = inputs - estimates.sum(0)  # (c, t, f)
+        rest = inputs - self.polarity[:, None, None] * estimates.sum(0)  # (c, t, f)
         shared = np.fft.irfft(weights[:, None] * rest, n=2 * self.hop) * self.window  # (s, c, t, 2 hop)
         first, second = shared[..., : self.hop], shared[..., self.hop :]
         first[:, :, 0] += self._tail
         first[:, :, 1:] += second[:, :, :-1]
         self._tail = second[:, :, -1].copy()
         whole = halves[:, :-1].reshape(len(held), -1)
-        voices = whole[: self.speakers, None] + first.reshape(self.speakers, self.channels, -1)
+        voices = whole[: self.speakers, None] * self.polarity[:, None] + first.reshape(self.speakers, self.channels, -1)
         drop = min(self._early, voices.shape[2])
         self._early -= drop
         return voices[:, :, drop:], whole[self.speakers :, drop:]
