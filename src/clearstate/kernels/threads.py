@@ -1,11 +1,13 @@
 """How many threads a kernel may use: PyTorch's number, and one in a forked child."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import nn
 
 SMALL = 1 << 14  # element-states (or elements) under which starting threads costs more than it saves
 
@@ -49,3 +51,10 @@ def in_parts(kernel: Callable[..., None], parts: int, *arguments: Any) -> None:
         kernel(0, parts, *arguments)
         for other in others:
             other.result()
+
+
+@contextmanager
+def inference(model: nn.Module) -> Iterator[None]:
+    """Shim: replaced by the kernels' own."""
+    with torch.inference_mode():
+        yield

@@ -254,6 +254,8 @@ class S4M(nn.Module):
     All items of a batch have the same length: the non-causal form's statistics are those of the whole signal.
     """
 
+    task = "separate"
+
     def __init__(self, config: S4MConfig | None = None) -> None:
         super().__init__()
         self.config = config = S4MConfig() if config is None else config

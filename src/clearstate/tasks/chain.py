@@ -13,18 +13,18 @@ Arrays are NumPy, (channels, n); a `pair` is (2, channels, n): the noisy signal 
 time grid and equally delayed.
 """
 
-from collections.abc import Callable
-from math import ceil, exp, sqrt
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from clearstate.audio.conditioning import Conditioner
 from clearstate.audio.contrast import ContrastStretcher
 from clearstate.audio.rates import whole_rate
 from clearstate.audio.resample import Resampler
+from clearstate.runtime.contract import EnhancementModel
+from clearstate.tasks.blocks import Layout, Overlapping, Runner, Stream
+from clearstate.tasks.stereo import HighGain, Link, in_step
 
 Array = NDArray[Any]
 
@@ -35,21 +35,7 @@ OVERLAP_SECONDS = 2.0  # ... that overlap by this much ...
 FADE_SECONDS = 0.5  # ... and are cross-faded over the middle of the overlap; the rest is context
 CHANNELS_MODES = ("linked", "apart")  # one gain for all channels, or each channel by itself
 LINK_SECONDS = 0.016  # hop of the spectra in which channels share a gain
-GAIN_SECONDS = 0.004  # hop of the gain above the model's band
-GAIN_FALL_SECONDS = 0.050  # time constant; slower than speech's pauses are short, so that hiss does not flutter
-GAIN_RISE_SECONDS = 0.004
 LOUDEST = 1e6  # 120 dB beyond full scale: what a model hears is cut there, lest a square leave float32
-SILENCE = 1e-30  # power; float32 keeps its precision above, and nothing audible is below
-
-
-class Runner(Protocol):
-    """A model with its state: samples at the model's rate in, pairs out, `delay` samples late."""
-
-    delay: int
-    grid: int  # what has come out is always a multiple of this many samples, but for the very end
-
-    def push(self, x: Array) -> Array: ...
-    def finish(self) -> Array: ...
 
 
 class Chain:
@@ -72,7 +58,7 @@ class Chain:
 
     def __init__(
         self,
-        model: Any,
+        model: EnhancementModel,
         sample_rate: int,
         channels: int,
         strength: float | None = None,
@@ -82,16 +68,14 @@ class Chain:
         pcs: bool = False,
         warm_up: bool = False,
     ) -> None:
-        check_settings(model, channels, strength)
+        check_settings(channels, strength)
         sample_rate = whole_rate(sample_rate)
         self.wet = 1.0 if strength is None else 1.0 - 10 ** (-strength / 20)
         self.residual = residual
         self.channels = channels
-        model_rate = int(model.sample_rate)
+        model_rate = model.sample_rate
         self.piece = max(1, int(PIECE_SECONDS * sample_rate))
-        self.runner: Runner = (
-            CausalRunner(model, channels, live, warm_up) if model.causal else BlockRunner(model, channels, overviews)
-        )
+        self.runner = Conditioned(model, channels, overviews, live, warm_up and model.causal)
         grid = self.runner.grid
         self.contrast = ContrastStretcher(channels, model_rate, grid) if pcs else None
         self.link = Link(channels, in_step(grid, int(LINK_SECONDS * model_rate))) if channels > 1 else None
@@ -112,7 +96,7 @@ class Chain:
     @property
     def latency(self) -> int | None:
         """Samples after an input sample that its output may have to wait for, whatever the chunks; None: unbounded."""
-        if not isinstance(self.runner, CausalRunner):
+        if not self.runner.causal:
             return None
         late = self.delay + self.grid - 1 + self.runner.warm_up
         if not (self.up and self.down):
@@ -204,7 +188,7 @@ class Apart:
 
 
 def open_chain(
-    model: Any,
+    model: EnhancementModel,
     sample_rate: int,
     channels: int,
     strength: float | None = None,
@@ -232,257 +216,87 @@ def check_channels_mode(mode: str) -> None:
         raise ValueError(f"channels {mode!r}: expected {' or '.join(map(repr, CHANNELS_MODES))}")
 
 
-class CausalRunner:
-    """A causal model as one endless stream: the state is carried, so chunking changes nothing.
+class Conditioned:
+    """An enhancement model whose input is evened out first (`audio/conditioning.py`): samples in, pairs out.
 
-    With `warm_up` the first WARM_UP_SECONDS, or all of a shorter signal, go through the model twice: the state that the
-    first time leaves is the one the signal begins with.
+    Args:
+        live: chunks are short and come one by one.
+        warm_up: process the first WARM_UP_SECONDS, or all of a shorter signal, once before they count: the state that
+            this leaves is the one the signal begins with.
 
-    For live sound the model's compiled step is taken, if it has one: it is faster by the frame, and its compilation
-    (some seconds, once on a machine) would be lost on a file.
+    Attributes:
+        delay, grid: see `blocks.Runner`.
+        warm_up: samples that wait until the model has processed all of them once.
     """
 
-    def __init__(self, model: Any, channels: int, live: bool = False, warm_up: bool = False) -> None:
-        self.delay = int(model.latency)
-        self.hop = self.grid = int(model.hop)
-        self.conditioner = Conditioner(channels, self.hop, int(model.sample_rate))
-        compiled = model.begin_stream(channels) if live and hasattr(model, "begin_stream") else None
-        self.advance: Callable[[Array], Array] = compiled or stepwise(model, channels)
-        self._held = np.zeros((channels, 0), dtype=np.float32)  # less than a hop
-        self._waiting = np.zeros((2, channels, self.delay), dtype=np.float32)  # heard and fill, until enhanced
-        # So many samples wait until the model has heard all of them once.
-        self.warm_up = int(WARM_UP_SECONDS * model.sample_rate) // self.hop * self.hop if warm_up else 0
+    def __init__(
+        self, model: EnhancementModel, channels: int, overviews: list[Any] | None, live: bool, warm_up: bool
+    ) -> None:
+        self.channels, self.causal = channels, model.causal
+        # The runner carries the fill beside what the model receives, so that both come back aligned.
+        if model.causal:
+            advance = model.open_stream(channels, live)
+            hop, rows = model.hop, 2 * channels
+            self.runner: Runner = Stream(lambda x: advance(x[:channels]), rows, channels, hop, model.latency)
+            self.conditioner = Conditioner(channels, hop, model.sample_rate)
+        else:
+            known = overviews or [None] * channels
+
+            def run(x: Array, position: int) -> Array:
+                # Channel by channel: a batch would be no faster on a CPU, and need the memory of all at once.
+                return np.stack([model.run(row, overview) for row, overview in zip(x[:channels], known, strict=True)])
+
+            self.runner = Overlapping(run, 2 * channels, channels, layout_at(model.sample_rate))
+            self.conditioner = conditioner_for(model, channels)
+        self.delay, self.grid = self.runner.delay, self.runner.grid
+        self.warm_up = int(WARM_UP_SECONDS * model.sample_rate) // self.grid * self.grid if warm_up else 0
         self._cold = self.warm_up > 0
+        self._held = np.zeros((channels, 0), dtype=np.float32)  # until there is enough to warm up
 
     def push(self, x: Array) -> Array:
-        held = np.concatenate([self._held, x.astype(np.float32, copy=False)], axis=1)
+        """The next samples (channels, n) -> pairs (2, channels, m)."""
+        x = x.astype(np.float32, copy=False)
         if self._cold:
-            if held.shape[1] < self.warm_up:
-                self._held = held
-                return np.empty((2, len(x), 0), dtype=np.float32)
-            self._warm(held[:, : self.warm_up])
-        whole = held.shape[1] // self.hop * self.hop
-        ready, self._held = held[:, :whole], held[:, whole:].copy()
-        return self._advance(ready)
+            self._held = np.concatenate([self._held, x], axis=1)
+            if self._held.shape[1] < self.warm_up:
+                return np.zeros((2, self.channels, 0), dtype=np.float32)
+            x = self._begin()
+        return self._through(x)
 
     def finish(self) -> Array:
-        """Silence follows, until everything pushed has come out."""
-        if self._cold:
-            self._warm(self._held[:, : self._held.shape[1] // self.hop * self.hop])
-        rest = self.push(np.empty((len(self._held), 0), dtype=np.float32))
-        silence = (self.delay + self.hop - 1 + self._held.shape[1]) // self.hop * self.hop - self._held.shape[1]
-        return np.concatenate([rest, self._advance(self._held, silence)], axis=2)
+        """The rest, as if silence followed."""
+        x = self._begin() if self._cold else self._held
+        rest = self._through(x, last=True)
+        return np.concatenate([rest, self._pair(*self.runner.finish())], axis=2)
 
-    def _advance(self, ready: Array, silence: int = 0) -> Array:
-        """The pair of the next hops and, at the end, of the silence that fills the last one and follows it."""
-        heard = np.stack(self.conditioner.push(ready, last=silence > 0))
-        heard = np.pad(heard, ((0, 0), (0, 0), (0, silence))) if silence else heard
-        if not heard.shape[2]:
-            return heard
-        waiting = np.concatenate([self._waiting, heard], axis=2)
-        pair = np.empty_like(heard)
-        pair[1] = self.advance(heard[0])
-        before, fill = waiting[:, :, : heard.shape[2]]
-        pair[0] = self.conditioner.without_fill(before, fill, pair[1])
-        self._waiting = waiting[:, :, heard.shape[2] :].copy()
-        return pair
+    def _begin(self) -> Array:
+        """What waited, after the model has processed its whole hops for the sake of the state alone."""
+        held, self._held, self._cold = self._held, self._held[:, :0], False
+        self._through(held[:, : min(self.warm_up, held.shape[1] // self.grid * self.grid)])
+        return held
 
-    def _warm(self, beginning: Array) -> None:
-        """Hear whole hops for the sake of the state alone."""
-        self._cold = False
-        if beginning.shape[1]:
-            self._advance(beginning)
+    def _through(self, x: Array, last: bool = False) -> Array:
+        return self._pair(*self.runner.push(np.concatenate(self.conditioner.push(x, last))))
+
+    def _pair(self, both: Array, enhanced: Array) -> Array:
+        heard, fill = both[: self.channels], both[self.channels :]
+        return np.stack([self.conditioner.without_fill(heard, fill, enhanced), enhanced])
 
 
-def stepwise(model: Any, channels: int) -> Callable[[Array], Array]:
-    """The model's `step` with its state kept: samples (channels, m * hop) in, as many out."""
-    device, state = device_of(model), model.init_state(channels)
-
-    def advance(x: Array) -> Array:
-        nonlocal state
-        with torch.inference_mode():
-            y, state = model.step(torch.from_numpy(x).to(device), state)
-        return y.cpu().numpy()
-
-    return advance
+def layout_at(rate: int) -> Layout:
+    """The blocks of a model that needs the future, on a grid of 50 ms."""
+    grid = max(1, rate // 20)
+    length, overlap, fade = (round(20 * s) * grid for s in (BLOCK_SECONDS, OVERLAP_SECONDS, FADE_SECONDS))
+    return Layout(length, overlap, fade, grid)
 
 
-class BlockRunner:
-    """A non-causal model on overlapping blocks: context at both ends, a cross-fade where they meet.
-
-    A signal of up to BLOCK_SECONDS is one block: exactly the model's `forward`. The blocks lie on a fixed grid from the
-    start of the signal, so the result does not depend on the chunks in which it arrives. A model that listens to whole
-    signals enhances a block with an overview of its channel.
-    """
-
-    delay = 0
-
-    def __init__(self, model: Any, channels: int, overviews: list[Any] | None = None) -> None:
-        self.model = model
-        self.known = [()] * channels if overviews is None else [(overview,) for overview in overviews]
-        self.device = device_of(model)
-        self.grid = max(1, int(model.sample_rate) // 20)
-        self.length, overlap, fade = (round(20 * s) * self.grid for s in (BLOCK_SECONDS, OVERLAP_SECONDS, FADE_SECONDS))
-        self.hop = self.length - overlap
-        self.context = (overlap - fade) // 2  # samples at each end whose output is not used
-        self.ramp = (np.arange(fade, dtype=np.float32) + 0.5) / fade
-        self.conditioner = conditioner_for(model, channels)
-        self._held = np.zeros((2, channels, 0), dtype=np.float32)  # what is heard, and the fill in it
-        self._fading: Array | None = None  # the end of the block before, in the place of the cross-fade
-
-    def push(self, x: Array) -> Array:
-        heard = np.stack(self.conditioner.push(x.astype(np.float32, copy=False)))
-        self._held = np.concatenate([self._held, heard], axis=2)
-        parts = [np.zeros((2, len(x), 0), dtype=np.float32)]
-        while self._held.shape[2] > self.length:  # never equal: the last block then has more than an overlap of its own
-            parts.append(self._block(self._held[:, :, : self.length], last=False))
-            self._held = self._held[:, :, self.hop :].copy()
-        return np.concatenate(parts, axis=2)
-
-    def finish(self) -> Array:
-        rest = np.stack(self.conditioner.push(self._held[0, :, :0], last=True))
-        return self._block(np.concatenate([self._held, rest], axis=2), last=True)
-
-    def _block(self, held: Array, last: bool) -> Array:
-        noisy, fill = held
-        if not noisy.shape[1]:
-            return np.zeros((2, len(noisy), 0), dtype=np.float32)
-        with torch.inference_mode():
-            x = torch.from_numpy(np.ascontiguousarray(noisy)).to(self.device)
-            # Channel by channel: a batch would be no faster on a CPU, and need the memory of all at once.
-            parts = [self.model(channel[None], *known) for channel, known in zip(x, self.known, strict=True)]
-            y = torch.cat(parts).cpu().numpy()
-        fade, start = len(self.ramp), 0
-        end = y.shape[1] if last else self.hop + self.context
-        if self._fading is not None:
-            start = self.context
-            meet = slice(start, start + fade)
-            y = y.copy()
-            y[:, meet] = self._fading + self.ramp * (y[:, meet] - self._fading)
-        self._fading = None if last else y[:, end : end + fade].copy()
-        own = y[:, start:end]
-        return np.stack([self.conditioner.without_fill(noisy[:, start:end], fill[:, start:end], own), own])
-
-
-def conditioner_for(model: Any, channels: int) -> Conditioner:
+def conditioner_for(model: EnhancementModel, channels: int) -> Conditioner:
     """What evens out the input of a model that works in blocks."""
-    return Conditioner(channels, max(1, int(model.sample_rate) // 80), int(model.sample_rate))
+    return Conditioner(channels, max(1, model.sample_rate // 80), model.sample_rate)
 
 
-class Link:
-    """One gain for all channels at each time and frequency, so that the stereo image stays where it was.
-
-    The model enhanced every channel by itself. The gain is the one that, given to all channels alike, comes closest to
-    those in the sense of least squares, over channels c,
-
-        G = sum_c Y_c X_c* / sum_c |X_c|^2,   output G X_c,
-
-    so it is weighted towards the loud channels, differences of level and phase between channels stay, and channels
-    that are equal come out as the model's own output. |G|^2 sum |X|^2 <= sum |Y|^2: no power is added to the model's.
-
-    Spectra have a square-root Hann window of 2 hop; the output trails by `delay` = hop samples.
-    """
-
-    def __init__(self, channels: int, hop: int) -> None:
-        self.hop = self.delay = hop
-        self.window = np.sin(np.pi * np.arange(2 * hop) / (2 * hop)).astype(np.float32)  # its squares add to 1
-        self._held = np.zeros((2, channels, hop), dtype=np.float32)
-        self._tail = np.zeros((channels, hop), dtype=np.float32)  # the second half of the last frame
-
-    def push(self, pair: Array) -> Array:
-        held = np.concatenate([self._held, pair], axis=2)
-        count = held.shape[2] // self.hop - 1  # frames
-        self._held = held[:, :, count * self.hop :].copy()
-        if not count:
-            return np.zeros((*pair.shape[:2], 0), dtype=np.float32)
-        halves = held[:, :, : (count + 1) * self.hop].reshape(*pair.shape[:2], count + 1, self.hop)
-        frames = np.concatenate([halves[:, :, :-1], halves[:, :, 1:]], axis=3) * self.window  # (2, c, t, 2 hop)
-        x, y = np.fft.rfft(frames)  # (c, t, f) each
-        gain = (y * x.conj()).sum(0) / ((x.real**2 + x.imag**2).sum(0) + SILENCE)  # (t, f)
-        linked = np.fft.irfft(gain * x, n=2 * self.hop).astype(np.float32) * self.window  # (c, t, 2 hop)
-        first, second = linked[..., : self.hop], linked[..., self.hop :]
-        first[:, 0] += self._tail
-        first[:, 1:] += second[:, :-1]
-        self._tail = second[:, -1].copy()
-        return np.stack([held[0, :, : count * self.hop], first.reshape(-1, count * self.hop)])
-
-    def finish(self) -> Array:
-        return self.push(np.zeros((*self._held.shape[:2], 2 * self.hop - 1), dtype=np.float32))
-
-
-class HighGain:
-    """What happens above the model's band: a smooth gain that follows what the model does to its top octave.
-
-    Every hop, the energies of both signals between a quarter and half of the model's rate are compared, over all
-    channels together; the root of their ratio, at most 1, is the gain that the next hop moves to. It rises within
-    milliseconds (an "s" starts at once) and falls slowly.
-    """
-
-    def __init__(self, rate: int, grid: int, start: int) -> None:
-        # A divisor of the grid on which the model's output comes: then the gain never waits for more than that does.
-        longest = max(1, int(GAIN_SECONDS * rate))
-        self.hop = next(h for h in range(longest, 0, -1) if grid % h == 0)
-        self.window = np.hanning(2 * self.hop + 1)[:-1].astype(np.float32)
-        self.rise = 1 - exp(-self.hop / (GAIN_RISE_SECONDS * rate))
-        self.fall = 1 - exp(-self.hop / (GAIN_FALL_SECONDS * rate))
-        self._held: Array | None = None  # the last hop
-        self._now: float | None = None  # the gain, once there was something to take it from
-        self._curve = np.zeros(0)  # one value a sample, at the model's rate
-        self._curve_from = start  # before the signal by the delay of the pairs
-
-    def push(self, pair: Array) -> None:
-        """Extend the curve by what these samples determine."""
-        before = np.zeros((*pair.shape[:2], self.hop), dtype=np.float32) if self._held is None else self._held
-        held = np.concatenate([before, pair], axis=2)
-        count = held.shape[2] // self.hop - 1
-        self._held = held[:, :, count * self.hop :].copy()
-        if not count:
-            return
-        halves = held[:, :, : (count + 1) * self.hop].reshape(*pair.shape[:2], count + 1, self.hop)
-        spectra = np.fft.rfft(np.concatenate([halves[:, :, :-1], halves[:, :, 1:]], axis=3) * self.window)
-        top = spectra[..., self.hop // 2 :]
-        noisy, enhanced = (top.real**2 + top.imag**2).sum(axis=(1, 3))  # (t,) each
-        ends = np.array([self._follow(n, e) for n, e in zip(noisy.tolist(), enhanced.tolist(), strict=True)])  # (t, 2)
-        ramps = ends[:, :1] + (ends[:, 1:] - ends[:, :1]) * np.arange(1, self.hop + 1) / self.hop  # (t, hop)
-        self._curve = np.concatenate([self._curve, ramps.ravel()])
-
-    def _follow(self, noisy: float, enhanced: float) -> tuple[float, float]:
-        """The gain before and after the hop that follows a frame with these energies."""
-        if noisy <= SILENCE:
-            self._now = None  # nothing to follow: the next sound sets the gain at once
-            return 1.0, 1.0
-        target = min(1.0, sqrt(enhanced / noisy))
-        before = target if self._now is None else self._now
-        self._now = before + (self.rise if target > before else self.fall) * (target - before)
-        return before, self._now
-
-    def at(self, start: int, end: int, up: int, down: int) -> Array:
-        """The gain at output samples start .. end, `up / down` model samples apart; forgets what lies before."""
-        instants = np.arange(start, end) * up / down
-        known = np.arange(self._curve_from, self._curve_from + len(self._curve))
-        gain = np.interp(instants, known, self._curve) if len(known) else np.ones(len(instants))
-        past = min(max(0, end * up // down - 1 - self._curve_from), max(0, len(self._curve) - 1))
-        self._curve, self._curve_from = self._curve[past:], self._curve_from + past
-        return gain
-
-
-def in_step(grid: int, wanted: int) -> int:
-    """A hop near `wanted` that is a multiple or a divisor of the grid, so that neither waits for the other."""
-    if grid <= wanted:
-        return grid * ceil(wanted / grid)
-    divisor = next(h for h in range(wanted, 0, -1) if grid % h == 0)
-    return divisor if 2 * divisor > wanted else grid
-
-
-def device_of(model: torch.nn.Module) -> torch.device:
-    """Where the model's parameters are; the CPU for a model without any."""
-    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-
-
-def check_settings(model: Any, channels: int, strength: float | None) -> None:
+def check_settings(channels: int, strength: float | None) -> None:
     """Raise a ValueError for what no signal can have."""
-    if not all(hasattr(model, name) for name in ("sample_rate", "causal")):
-        raise ValueError(f"{type(model).__name__} is not an enhancement model; expected one, such as 'live'")
     if channels < 1:
         raise ValueError(f"{channels} channels: expected at least 1")
     if strength is not None and not strength >= 0:

@@ -11,17 +11,17 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from clearstate.audio.io import STDIO, check_target, open_reader, open_writer
 from clearstate.audio.rates import whole_rate
+from clearstate.runtime import open_model
 from clearstate.tasks.chain import BLOCK_SECONDS, check_channels_mode, open_chain
-from clearstate.tasks.first_pass import survey, wants_overview
+from clearstate.tasks.first_pass import survey
 from clearstate.tasks.signals import as_floats, as_type, like
 
 Path = str | os.PathLike[str]
-Signal = TypeVar("Signal", NDArray[Any], torch.Tensor)
+Signal = TypeVar("Signal")  # an array, a torch tensor, or anything like one
 Progress = Callable[[float, float], None]  # seconds of audio done, seconds in all (0 where the length is not known)
 
 
@@ -45,12 +45,15 @@ class Report:
 class Enhancer:
     """A model together with the way from any signal to it and back.
 
+    Args:
+        model: a PyTorch network of `clearstate.models`, a name, or what fulfils `runtime.contract.EnhancementModel`.
+
     >>> enhancer = Enhancer(model)  # doctest: +SKIP
     >>> clean = enhancer.enhance(noisy, 44_100)  # doctest: +SKIP
     """
 
-    def __init__(self, model: torch.nn.Module) -> None:
-        self.model = model.eval()
+    def __init__(self, model: Any) -> None:
+        self.model = open_model(model, "enhance")
 
     def enhance(
         self,
@@ -92,7 +95,7 @@ class Enhancer:
             out = np.empty_like(batch)
             for item, target in zip(batch, out, strict=True):
                 overviews = None
-                if wants_overview(self.model):
+                if self.model.wants_overview:
                     overviews = survey(self.model, sample_rate, len(item), in_blocks(item), BLOCK_SECONDS)
                 chain = open_chain(
                     self.model, sample_rate, len(item), strength, residual, overviews=overviews, pcs=pcs,
@@ -145,7 +148,7 @@ class Enhancer:
         if os.fspath(out_path) != STDIO:  # before anything is read: hours of work must not end in a refusal
             check_target(os.fspath(out_path), os.fspath(in_path), overwrite)
         overviews = None
-        if wants_overview(self.model) and os.path.isfile(in_path):  # what is no file cannot be read twice
+        if self.model.wants_overview and os.path.isfile(in_path):  # what is no file cannot be read twice
             with open_reader(in_path) as source:
                 info = source.info
                 overviews = survey(self.model, info.sample_rate, info.channels, source.blocks(), BLOCK_SECONDS)
@@ -184,9 +187,7 @@ def load(name_or_path: Path = "live") -> Enhancer:
     Raises:
         ValueError: for a name that is not known (the nearest is suggested).
     """
-    from clearstate.models import load_model
-
-    return Enhancer(load_model(os.fspath(name_or_path)))
+    return Enhancer(name_or_path)
 
 
 def enhance(

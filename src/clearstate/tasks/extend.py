@@ -9,7 +9,6 @@ there is the input. The recording's bandwidth is measured, for many a file at 48
 read twice, once to measure, and written block by block: ten hours need the memory of a minute.
 """
 
-import inspect
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -19,19 +18,19 @@ from typing import Any, TypeVar
 
 import numpy as np
 import soxr
-import torch
 from numpy.typing import NDArray
 
 from clearstate.audio.bandwidth import HOP, N_FFT, power_spectrum, upper_edge
 from clearstate.audio.conditioning import Offset
 from clearstate.audio.io import STDIO, check_target, open_reader, open_writer
 from clearstate.audio.rates import whole_rate
-from clearstate.ssm.s4 import fft_size
-from clearstate.tasks.chain import device_of
+from clearstate.runtime import open_model
+from clearstate.runtime.contract import ExtensionModel
+from clearstate.tasks.blocks import Layout, Overlapping
 from clearstate.tasks.signals import as_floats, as_type, like
 
 AnyPath = str | os.PathLike[str]
-Signal = TypeVar("Signal", NDArray[Any], torch.Tensor)
+Signal = TypeVar("Signal")  # an array, a torch tensor, or anything like one
 Array = NDArray[Any]
 Progress = Callable[[float, float], None]  # seconds of audio done, seconds in all (0 where the length is not known)
 
@@ -73,25 +72,16 @@ class Extender:
     """A model that extends the bandwidth, together with the way from any signal to it and back.
 
     Args:
-        model: from `clearstate.models`, task "extend".
+        model: a PyTorch network of `clearstate.models`, a name, or what fulfils `runtime.contract.ExtensionModel`.
         steps, seed: of a diffusion model; None leaves its own.
     Raises:
         ValueError: for a model of another task, or steps or a seed for a model that works in one step.
     """
 
-    def __init__(self, model: torch.nn.Module, *, steps: int | None = None, seed: int | None = None) -> None:
-        self.model = model.eval()
-        known = inspect.signature(model.forward).parameters
-        if "bandwidth_hz" not in known or model.sample_rate != MODEL_RATE:
-            raise ValueError(
-                f"{type(model).__name__} does not extend the bandwidth; expected 'extend-fast' or its like"
-            )
-        given = {name: value for name, value in (("steps", steps), ("seed", seed)) if value is not None}
-        if unknown := [name for name in given if name not in known]:
-            raise ValueError(f"{type(model).__name__} works in one step: {' and '.join(unknown)} do not apply to it")
-        if steps is not None and steps < 1:
-            raise ValueError(f"steps {steps}: expected 1 or more, such as 6")
-        self.sampling = given
+    def __init__(self, model: Any = DEFAULT_MODEL, *, steps: int | None = None, seed: int | None = None) -> None:
+        self.model = open_model(model, "extend", steps=steps, seed=seed)
+        if self.model.sample_rate != MODEL_RATE:
+            raise ValueError(f"{self.model.name} works at {self.model.sample_rate} Hz: expected {MODEL_RATE} Hz")
 
     def extend(self, signal: Signal, sample_rate: int, to: int = MODEL_RATE) -> Signal:
         """Extend a signal in memory.
@@ -195,25 +185,22 @@ class Extender:
         whole = is_whole(reach, to)
         up = Rate(sample_rate, to if whole else MODEL_RATE, channels)
         down = Rate(up.to, to, channels)
-        middle = None if whole else Blocks(self.model, channels, reach, self.sampling, within)
+        middle = None if whole else Added(self.model, channels, reach, within)
         received = produced = 0
 
-        def part(x: Array, last: bool) -> Array:
-            x = up.push(x, last)
-            if middle:
-                x = middle.push(x, last)
-            return down.push(x, last)
+        def through(x: Array) -> Array:
+            return down.push(middle.push(x)[1] if middle else x)
 
-        empty = np.zeros((channels, 0))
         dtype: Any = np.float64
         for block in blocks:
             dtype = block.dtype
             received += block.shape[1]
-            y = part(block.astype(np.float64, copy=False), last=False)
+            y = through(up.push(block.astype(np.float64, copy=False)))
             produced += y.shape[1]
             if y.shape[1]:
                 yield y.astype(dtype, copy=False)
-        rest, total = part(empty, last=True), length_at(received, sample_rate, to)
+        last = [through(up.finish()), *([down.push(middle.finish()[1])] if middle else []), down.finish()]
+        rest, total = np.concatenate(last, axis=1), length_at(received, sample_rate, to)
         missing = total - produced - rest.shape[1]  # soxr rounds in its own way: a sample more or less
         rest = np.pad(rest, ((0, 0), (0, max(0, missing))))[:, : total - produced]
         yield rest.astype(dtype, copy=False)
@@ -241,13 +228,7 @@ def load_extender(model: AnyPath = DEFAULT_MODEL, *, steps: int | None = None, s
     Raises:
         ValueError: for a name that is not known, a model of another task, or one without weights.
     """
-    from clearstate.models import PRESETS, load_model
-
-    name = os.fspath(model)
-    if name in PRESETS and PRESETS[name].task != "extend":
-        known = ", ".join(preset.name for preset in PRESETS.values() if preset.task == "extend")
-        raise ValueError(f"{name!r} does not extend the bandwidth (it is there to {PRESETS[name].task}); take {known}")
-    return Extender(load_model(name), steps=steps, seed=seed)
+    return Extender(model, steps=steps, seed=seed)
 
 
 # -------------------------------------------------------------------------------------------------------------- rates
@@ -288,14 +269,18 @@ class Rate:
     """soxr's sinc interpolation of one signal in chunks: aligned, and the same for all chunks. Equal rates pass."""
 
     def __init__(self, rate: int, to: int, channels: int) -> None:
-        self.to = to
+        self.to, self.channels = to, channels
         self._stream = None if rate == to else soxr.ResampleStream(rate, to, channels, dtype="float64", quality=QUALITY)
 
-    def push(self, x: Array, last: bool) -> Array:
-        """x (channels, n) float64 -> (channels, m): what can be given so far, and with `last` all the rest."""
+    def push(self, x: Array, last: bool = False) -> Array:
+        """x (channels, n) float64 -> (channels, m): what it determines."""
         if self._stream is None:
             return x
         return np.ascontiguousarray(self._stream.resample_chunk(np.ascontiguousarray(x.T), last=last).T)
+
+    def finish(self) -> Array:
+        """The rest."""
+        return self.push(np.zeros((self.channels, 0)), last=True)
 
 
 # ---------------------------------------------------------------------------------------------------------- bandwidth
@@ -321,8 +306,8 @@ def measure(blocks: Iterable[Array], sample_rate: int, channels: int) -> float:
 
     for block in blocks:
         for start in range(0, block.shape[1], MODEL_RATE):
-            add(up.push(block[:, start : start + MODEL_RATE].astype(np.float64, copy=False), last=False))
-    add(up.push(np.zeros((channels, 0)), last=True))
+            add(up.push(block[:, start : start + MODEL_RATE].astype(np.float64, copy=False)))
+    add(up.finish())
     if not power.any() and held.shape[1]:  # shorter than a frame
         power = power_spectrum(held.astype(np.float32)).sum(0)
     return max(LEAST_BANDWIDTH, float(upper_edge(power[None], MODEL_RATE)[0]))
@@ -331,83 +316,52 @@ def measure(blocks: Iterable[Array], sample_rate: int, channels: int) -> float:
 # ------------------------------------------------------------------------------------------------------------- blocks
 
 
-class Blocks:
-    """A model on overlapping blocks of one signal at MODEL_RATE, with what the signal holds put back.
+class Added(Overlapping):
+    """Overlapping blocks of one signal at MODEL_RATE, each with the band that a model adds to it above `reach` Hz."""
 
-    A signal no longer than a block is one block. Blocks lie on a fixed grid from the start of the signal, so the result
-    does not depend on the chunks in which it arrives.
-    """
-
-    def __init__(
-        self, model: Any, channels: int, reach: float, sampling: dict[str, Any], within: Callable[[float], None]
-    ) -> None:
-        self.model, self.reach, self.sampling, self.within = model, reach, sampling, within
-        self.device = device_of(model)
-        known = inspect.signature(model.forward).parameters
-        self.tells, self.places = "progress" in known, "position" in known  # diffusion models
-        self.length, context = (round(s * MODEL_RATE / GRID) * GRID for s in (BLOCK_SECONDS, CONTEXT_SECONDS))
-        fade = round(FADE_SECONDS * MODEL_RATE)
-        self.hop = self.length - 2 * context
-        self.start = context - fade // 2  # of a block's own part, in the block; it ends as far before the other end
-        self.ramp = (np.arange(fade) + 0.5) / fade
+    def __init__(self, model: ExtensionModel, channels: int, reach: float, within: Callable[[float], None]) -> None:
+        self.model, self.reach, self.within, self.channels = model, reach, within, channels
+        length, context = (round(s * MODEL_RATE / GRID) * GRID for s in (BLOCK_SECONDS, CONTEXT_SECONDS))
+        layout = Layout(length, 2 * context, round(FADE_SECONDS * MODEL_RATE))
+        super().__init__(self._widened, channels, channels, layout, dtype=np.float64)
         self.high = highpass(round(reach))
-        self._held = np.zeros((channels, 0))
-        self._position = 0  # in the signal, of the first sample held
-        self._fading: Array | None = None  # the end of the block before, in the place of the cross-fade
 
-    def push(self, x: Array, last: bool) -> Array:
-        """x (channels, n) -> (channels, m): all that is determined so far, and with `last` all the rest."""
-        self._held = np.concatenate([self._held, x], axis=1)
-        parts = [np.zeros((len(x), 0))]
-        while self._held.shape[1] > self.length:  # never equal: the last block then has something of its own
-            parts.append(self._block(self._held[:, : self.length], last=False))
-            self._held = self._held[:, self.hop :].copy()
-            self._position += self.hop
-        if last and self._held.shape[1]:
-            parts.append(self._block(self._held, last=True))
-        return np.concatenate(parts, axis=1)
+    def _widened(self, x: Array, position: int) -> Array:
+        return x + np.stack([self._added(channel, position, c / len(x)) for c, channel in enumerate(x)])
 
-    def _block(self, x: Array, last: bool) -> Array:
-        y = x + np.stack([self._added(channel, c / len(x)) for c, channel in enumerate(x)])
-        fade, start = len(self.ramp), 0
-        end = y.shape[1] if last else self.start + self.hop
-        if self._fading is not None:
-            start = self.start
-            y[:, start : start + fade] = self._fading + self.ramp * (y[:, start : start + fade] - self._fading)
-        self._fading = None if last else y[:, end : end + fade].copy()
-        return y[:, start:end]
+    def _added(self, x: Array, position: int, share: float) -> Array:
+        """What the model adds to one channel (n,); channel by channel, for the memory."""
 
-    def _added(self, x: Array, share: float) -> Array:
-        """What the model adds above the bandwidth to one channel (n,); channel by channel, for the memory."""
-        told: dict[str, Any] = {"progress": self._progress(share)} if self.tells else {}
-        if self.places:  # the same noise in both blocks where they overlap
-            told["position"] = self._position
-        with torch.inference_mode():
-            level = Offset(1, MODEL_RATE // 80, MODEL_RATE).push(np.asarray(x[None], dtype=np.float32))
-            narrow = torch.from_numpy(level).to(self.device)
-            wide = self.model(narrow, bandwidth_hz=self.reach, **self.sampling, **told)
-            change = (wide - narrow)[0].cpu().double()
-            size = fft_size(len(x) + TAPS - 1)
-            filtered = torch.fft.irfft(torch.fft.rfft(change, size) * torch.fft.rfft(self.high, size), size)
-        return filtered[TAPS // 2 : TAPS // 2 + len(x)].numpy()
+        def progress(done: int, steps: int) -> None:
+            self.within(share + done / steps / self.channels)
 
-    def _progress(self, share: float) -> Callable[[int, int], None]:
-        """What a diffusion model is to call after each step with the steps done and in all."""
-        channels = len(self._held)
-        return lambda done, steps: self.within(share + done / steps / channels)
+        narrow = Offset(1, MODEL_RATE // 80, MODEL_RATE).push(x[None].astype(np.float32))[0]
+        change = (self.model.run(narrow, self.reach, position, progress) - narrow).astype(np.float64)
+        size = next_fast_len(len(x) + TAPS - 1)
+        filtered = np.fft.irfft(np.fft.rfft(change, size) * np.fft.rfft(self.high, size), size)
+        return filtered[TAPS // 2 : TAPS // 2 + len(x)]
+
+
+def next_fast_len(least: int) -> int:
+    """The smallest number from `least` on without prime factors beyond 5: an FFT of this length is fast.
+
+    >>> next_fast_len(1_031), next_fast_len(1)
+    (1080, 1)
+    """
+    candidates = (2**a * 3**b * 5**c for a in range(32) for b in range(4) for c in range(4))
+    return min(size for size in candidates if size >= least)
 
 
 @lru_cache(maxsize=8)
-def highpass(reach: int) -> torch.Tensor:
-    """Linear-phase high-pass (TAPS,) float64 that ends its rise `reach` Hz; 470 Hz below that it is down by STOP_DB.
+def highpass(reach: int) -> Array:
+    """Linear-phase high-pass (TAPS,) that ends its rise at `reach` Hz; 470 Hz below that it is down by STOP_DB.
 
     Unity minus a Kaiser-windowed sinc.
     """
     beta = 0.1102 * (STOP_DB - 8.7)
     transition = (STOP_DB - 7.95) / (14.36 * (TAPS - 1)) * MODEL_RATE  # Hz, Kaiser's length formula
     middle = (reach - transition / 2) / MODEL_RATE  # cycles a sample
-    n = torch.arange(TAPS, dtype=torch.float64) - TAPS // 2
-    low = 2 * middle * torch.sinc(2 * middle * n) * torch.kaiser_window(TAPS, periodic=False, beta=beta, dtype=n.dtype)
+    low = 2 * middle * np.sinc(2 * middle * (np.arange(TAPS) - TAPS // 2)) * np.kaiser(TAPS, beta)
     high = -low / low.sum()
     high[TAPS // 2] += 1
     return high

@@ -16,10 +16,10 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from clearstate.audio.resample import Resampler
+from clearstate.runtime.contract import EnhancementModel
 from clearstate.tasks.chain import conditioner_for
 
 Array = NDArray[Any]
@@ -71,12 +71,9 @@ class Survey:
         return np.where(rms > SILENT, 1 / np.maximum(rms, SILENT), 1.0).astype(np.float32)
 
 
-def wants_overview(model: Any) -> bool:
-    """Whether the blocks of a long signal should be enhanced with an overview of it."""
-    return not getattr(model, "causal", True) and hasattr(model, "overview")
-
-
-def survey(model: Any, sample_rate: int, channels: int, blocks: Iterable[Array], enough: float) -> list[Any] | None:
+def survey(
+    model: EnhancementModel, sample_rate: int, channels: int, blocks: Iterable[Array], enough: float
+) -> list[Any] | None:
     """An overview of each channel of a signal, from its first hearing; for a model that wants one.
 
     Args:
@@ -86,7 +83,7 @@ def survey(model: Any, sample_rate: int, channels: int, blocks: Iterable[Array],
     Returns:
         One overview a channel; None for a short signal.
     """
-    rate = int(model.sample_rate)
+    rate = model.sample_rate
     heard = Survey(channels, int(PIECE_SECONDS * rate))
     down = Resampler(sample_rate, rate, channels, fold=True) if sample_rate != rate else None
     conditioner = conditioner_for(model, channels)
@@ -96,6 +93,5 @@ def survey(model: Any, sample_rate: int, channels: int, blocks: Iterable[Array],
     heard.push(conditioner.push(rest, last=True).heard)
     if heard.samples <= enough * rate:
         return None
-    device = next(model.parameters()).device
-    pieces, gain = (torch.from_numpy(x).to(device) for x in (heard.pieces(), heard.gain()))
-    return [model.overview(pieces[c : c + 1], gain[c].view(1, 1)) for c in range(channels)]
+    pieces, gain = heard.pieces(), heard.gain()
+    return [model.overview(pieces[c : c + 1], gain[c].reshape(1, 1)) for c in range(channels)]

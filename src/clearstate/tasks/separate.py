@@ -17,30 +17,24 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from clearstate.audio.io import CONTAINERS, STDIO, check_target, open_reader, open_writer
 from clearstate.audio.mono import MEAN, Mix, find_mix, mix_of
 from clearstate.audio.rates import whole_rate
+from clearstate.runtime import open_model
 from clearstate.tasks.chain import Chain
 from clearstate.tasks.enhance import Enhancer
 from clearstate.tasks.signals import as_floats, as_type, like
+from clearstate.tasks.timeline import Activity
 from clearstate.tasks.voices import Voices
 
 AnyPath = str | os.PathLike[str]
-Signal = TypeVar("Signal", NDArray[Any], torch.Tensor)
+Signal = TypeVar("Signal")  # an array, a torch tensor, or anything like one
 Progress = Callable[[float, float], None]  # seconds of audio done, seconds in all (0 where the length is not known)
 
 DEFAULT_MODEL = "separate-fast"
 WRITABLE = {".wav", ".flac", ".ogg", ".mp3", ".aiff", ".au", ".caf", ".w64", ".rf64", *CONTAINERS}
-
-FRAME_SECONDS = 0.05  # of the timeline
-OWN_RANGE_DB = 30.0  # a speaker is silent this far under their own loud parts ...
-OTHER_RANGE_DB = 15.0  # ... and this far under whoever is loudest at the time: that is what leaks
-FLOOR_DBFS = -70.0
-GAP_SECONDS = 0.3  # shorter pauses do not end a segment
-LEAST_SECONDS = 0.15  # shorter sounds do not make one
 
 
 @dataclass(frozen=True)
@@ -78,12 +72,12 @@ class Separator:
     """A model that separates, together with the way from any signal to it and back.
 
     Args:
-        model: from `clearstate.models`, task "separate".
+        model: a PyTorch network of `clearstate.models`, a name, or what fulfils `runtime.contract.SeparationModel`.
         enhancer: if given, noise is removed first, and the outputs add up to what it leaves.
     """
 
-    def __init__(self, model: torch.nn.Module, enhancer: Enhancer | None = None) -> None:
-        self.model, self.enhancer = model.eval(), enhancer
+    def __init__(self, model: Any = DEFAULT_MODEL, enhancer: Enhancer | None = None) -> None:
+        self.model, self.enhancer = open_model(model, "separate"), enhancer
 
     def separate(self, signal: Signal, sample_rate: int) -> Signal:
         """Separate a signal in memory.
@@ -132,7 +126,7 @@ class Separator:
         in_name = os.fspath(in_path)
         with open_reader(in_path) as source:
             info = source.info
-            targets, timeline = output_names(in_name, out_dir, int(self.model.speakers))  # type: ignore[arg-type]
+            targets, timeline = output_names(in_name, out_dir, self.model.speakers)
             make_folder(out_dir)
             for name in (*targets, timeline):  # before anything is read: hours of work must not end in a refusal
                 check_target(name, in_name, overwrite)
@@ -199,14 +193,7 @@ def load_separator(model: AnyPath = DEFAULT_MODEL, enhance: AnyPath | None = Non
     Raises:
         ValueError: for a name that is not known, or a model of another task.
     """
-    from clearstate.models import PRESETS, load_model
-
-    name = os.fspath(model)
-    if name in PRESETS and PRESETS[name].task != "separate":
-        known = ", ".join(preset.name for preset in PRESETS.values() if preset.task == "separate")
-        raise ValueError(f"{name!r} does not separate speakers (its task is {PRESETS[name].task}); take one of {known}")
-    loaded = load_model(name)
-    return Separator(loaded, Enhancer(load_model(os.fspath(enhance))) if enhance is not None else None)
+    return Separator(model, Enhancer(enhance) if enhance is not None else None)
 
 
 def enhanced(enhancer: Enhancer, blocks: Iterable[Any], sample_rate: int, channels: int) -> Iterator[NDArray[Any]]:
@@ -270,48 +257,3 @@ def write_timeline(done: Separation) -> None:
         finally:
             with suppress(FileNotFoundError):
                 os.unlink(file.name)
-
-
-class Activity:
-    """Who is active when, from the power of each speaker in frames of FRAME_SECONDS: 160 bytes a second of audio."""
-
-    def __init__(self, speakers: int, sample_rate: int) -> None:
-        self.size = max(1, round(FRAME_SECONDS * sample_rate))
-        self.seconds = self.size / sample_rate  # of a frame
-        self.sample_rate = sample_rate
-        self._held = np.zeros((speakers, 0))  # squares of less than a frame
-        self._powers: list[NDArray[np.float32]] = []  # (speakers, frames)
-        self._samples = 0
-
-    def push(self, voices: NDArray[Any]) -> None:
-        """voices (speakers, channels, n)."""
-        self._samples += voices.shape[2]
-        squares = np.concatenate([self._held, np.square(voices).mean(1)], axis=1)
-        whole = squares.shape[1] // self.size * self.size
-        frames = squares[:, :whole].reshape(len(squares), -1, self.size)
-        self._powers.append(frames.mean(2).astype(np.float32))
-        self._held = squares[:, whole:]
-
-    def segments(self) -> list[list[tuple[float, float]]]:
-        """Of each speaker the stretches of activity, in seconds."""
-        last = [self._held.mean(1, keepdims=True)] if self._held.shape[1] else []
-        level = 10 * np.log10(np.concatenate([*self._powers, *last], axis=1) + 1e-20)  # (speakers, frames)
-        segments = []
-        for row in level:
-            heard = row[row > FLOOR_DBFS]
-            loud = float(np.percentile(heard, 95)) if len(heard) else 0.0
-            least = np.maximum(level.max(0) - OTHER_RANGE_DB, max(loud - OWN_RANGE_DB, FLOOR_DBFS))
-            segments.append(self._runs(row > least))
-        return segments
-
-    def _runs(self, active: NDArray[np.bool_]) -> list[tuple[float, float]]:
-        edges = np.flatnonzero(np.diff(np.concatenate([[False], active, [False]]).astype(np.int8)))
-        runs: list[list[float]] = []
-        for start, end in edges.reshape(-1, 2) * self.seconds:
-            if runs and start - runs[-1][1] < GAP_SECONDS:
-                runs[-1][1] = end
-            else:
-                runs.append([start, end])
-        total = self._samples / self.sample_rate
-        kept = [(start, min(end, total)) for start, end in runs if end - start >= min(LEAST_SECONDS, total)]
-        return [(round(float(start), 2), round(float(end), 2)) for start, end in kept]

@@ -1,14 +1,13 @@
 """Live sound: chunks of any size in, chunks of the same size out, a constant delay later."""
 
-import os
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from clearstate.audio.arrays import as_array
 from clearstate.audio.rates import whole_rate
+from clearstate.runtime import open_model
 from clearstate.tasks.chain import LOUDEST, open_chain
 
 
@@ -51,7 +50,7 @@ class Stream:
 
     def __init__(
         self,
-        model_or_name: torch.nn.Module | str | os.PathLike[str] = "live",
+        model_or_name: Any = "live",
         sample_rate: int = 16_000,
         channels: int = 1,
         strength: float | None = None,
@@ -59,12 +58,7 @@ class Stream:
         channels_mode: str = "linked",
         on_bad: str = "silence",
     ) -> None:
-        if isinstance(model_or_name, torch.nn.Module):
-            self.model = model_or_name.eval()
-        else:
-            from clearstate.models import load_model
-
-            self.model = load_model(os.fspath(model_or_name))
+        self.model = open_model(model_or_name, "enhance")
         if on_bad not in ("silence", "raise"):
             raise ValueError(f"on_bad {on_bad!r}: expected 'silence' or 'raise'")
         self.sample_rate, self.channels, self.strength = whole_rate(sample_rate), channels, strength
@@ -79,7 +73,7 @@ class Stream:
             self.model, self.sample_rate, self.channels, self.strength, channels_mode=self.channels_mode, live=True
         )
         if chain.latency is None:
-            raise ValueError(f"{type(self.model).__name__} needs the whole signal; to stream, use {causal_names()}")
+            raise ValueError(f"{self.model.name} needs the whole signal; to stream, use {causal_names()}")
         self._chain = chain
         self.latency_samples = chain.latency
         self._ready = np.zeros((self.channels, self.latency_samples), dtype=np.float32)

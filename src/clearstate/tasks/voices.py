@@ -13,17 +13,17 @@ Arrays are NumPy: X (channels, n), E (speakers, n), results (speakers, channels,
 """
 
 from itertools import permutations
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from clearstate.audio.conditioning import Offset
 from clearstate.audio.mono import MEAN, Mix
 from clearstate.audio.rates import whole_rate
 from clearstate.audio.resample import Resampler
-from clearstate.tasks.chain import device_of
+from clearstate.runtime.contract import SeparationModel
+from clearstate.tasks.blocks import Layout, Overlapping, Pair, Runner, Stream
 
 Array = NDArray[Any]
 
@@ -34,13 +34,6 @@ SHARE_SECONDS = 0.016  # hop of the spectra in which the rest is shared out
 SHARE_MEMORY_SECONDS = 0.050  # time constant of the powers that share out what lies above the model's band
 PIECE_SECONDS = 4.0  # at most this much is worked on at a time
 SILENCE = 1e-12  # power under which everybody has the same share
-
-
-class Blocks(Protocol):
-    """The separator with its state: channels at the model's rate in; the same and the estimates out, aligned."""
-
-    def push(self, X: Array) -> tuple[Array, Array]: ...
-    def finish(self) -> tuple[Array, Array]: ...
 
 
 class Voices:
@@ -55,17 +48,15 @@ class Voices:
         ValueError: for a rate or channel count that cannot be, or a model that does not separate.
     """
 
-    def __init__(self, model: torch.nn.Module, sample_rate: int, channels: int, mix: Mix = MEAN) -> None:
-        if not hasattr(model, "speakers"):
-            raise ValueError(f"{type(model).__name__} does not separate speakers; take a model such as 'separate-fast'")
+    def __init__(self, model: SeparationModel, sample_rate: int, channels: int, mix: Mix = MEAN) -> None:
         sample_rate = whole_rate(sample_rate)
         if channels < 1:
             raise ValueError(f"{channels} channels: expected at least 1")
-        self.speakers, self.channels = int(model.speakers), channels  # type: ignore[arg-type]  # every separator's
-        rate = int(model.sample_rate)  # type: ignore[arg-type]
+        self.speakers, self.channels, rate = model.speakers, channels, model.sample_rate
         self.piece = max(1, int(PIECE_SECONDS * sample_rate))
-        blocks = CausalBlocks if model.causal else OverlappingBlocks
-        self.blocks: Blocks = blocks(model, channels, mix)
+        self.runner = runner_for(model, channels, mix)
+        self._early = self.runner.delay  # samples to drop, so that the rest is aligned
+        self._given = self._returned = 0  # samples, at the model's rate
         self.shares = Shares(self.speakers, channels, rate, mix.polarity)
         self.down = self.up = None
         if sample_rate != rate:
@@ -83,8 +74,10 @@ class Voices:
         """The rest: after it, there has been exactly as much output as input."""
         parts = []
         if self.down:
-            parts.append(self._mix(*self.shares.push(*self.blocks.push(self.down.flush()))))
-        parts.append(self._mix(*self.shares.push(*self.blocks.finish())))
+            parts.append(self._mix(*self.shares.push(*self._estimates(self.down.flush()))))
+        X, E = self._aligned(*self.runner.finish())
+        left = self._given - self._returned  # what follows is the silence that brought it out
+        parts.append(self._mix(*self.shares.push(X[:, :left], E[:, :left])))
         parts.append(self._mix(*self.shares.finish()))
         if self.up:
             rest = self.up.lookahead + 1
@@ -97,7 +90,19 @@ class Voices:
     def _push(self, x: Array) -> Array:
         self._received += x.shape[1]
         self._waiting = np.concatenate([self._waiting, x], axis=1)
-        return self._mix(*self.shares.push(*self.blocks.push(self.down.push(x) if self.down else x)))
+        return self._mix(*self.shares.push(*self._estimates(self.down.push(x) if self.down else x)))
+
+    def _estimates(self, X: Array) -> Pair:
+        """The input (c, m) and the estimates (s, m) that the samples so far determine, aligned."""
+        self._given += X.shape[1]
+        X, E = self._aligned(*self.runner.push(X))
+        self._returned += X.shape[1]
+        return X, E
+
+    def _aligned(self, X: Array, E: Array) -> Pair:
+        drop = min(self._early, X.shape[1])
+        self._early -= drop
+        return X[:, drop:], E[:, drop:]
 
     def _mix(self, voices: Array, X: Array) -> Array:
         """Output at the signal's rate, from the voices (s, c, m) and the input (c, m) at the model's rate."""
@@ -129,97 +134,27 @@ def best_order(before: Array, after: Array) -> tuple[int, ...]:
     return max(permutations(rows), key=lambda order: products[list(rows), list(order)].sum())
 
 
-class OverlappingBlocks:
-    """A separator that needs the whole signal, on overlapping blocks of it.
+def runner_for(model: SeparationModel, channels: int, mix: Mix) -> Runner:
+    """The separator on channels (channels, n) float64, mixed to the one that it receives.
 
-    In every block the separator chooses anew which speaker comes first. The overlap, which two blocks have both heard,
-    says who is who; then they are cross-faded. The blocks lie on a fixed grid from the start of the signal, so the
-    result does not depend on the chunks in which it arrives; a signal of up to BLOCK_SECONDS is one block.
+    A separator that needs the whole signal chooses anew in every block which speaker comes first. The overlap, which
+    two blocks share, says who is who. The state of a causal one knows.
     """
+    rate = model.sample_rate
+    if model.causal:
+        advance, offset = model.open_stream(), Offset(1, model.hop, rate)
 
-    def __init__(self, model: torch.nn.Module, channels: int, mix: Mix = MEAN) -> None:
-        self.mix = mix
-        self.model, self.speakers = model, int(model.speakers)  # type: ignore[arg-type]
-        rate = int(model.sample_rate)  # type: ignore[arg-type]
-        self.length, self.overlap, fade = (round(s * rate) for s in (BLOCK_SECONDS, OVERLAP_SECONDS, FADE_SECONDS))
-        self.hop = self.length - self.overlap
-        self.context = (self.overlap - fade) // 2  # samples at each end of a block whose estimates are not used
-        self.ramp = (np.arange(fade) + 0.5) / fade
-        self._held = np.zeros((channels, 0))
-        self._before: Array | None = None  # what the block before made of the overlap (speakers, overlap)
+        def step(X: Array) -> Array:
+            return advance(offset.push(mix(X)[None].astype(np.float32))).astype(np.float64)
 
-    def push(self, X: Array) -> tuple[Array, Array]:
-        self._held = np.concatenate([self._held, X], axis=1)
-        parts = [(self._held[:, :0], np.zeros((self.speakers, 0)))]
-        while self._held.shape[1] > self.length:  # never equal: the last block has more than an overlap of its own
-            parts.append(self._block(self._held[:, : self.length], last=False))
-            self._held = self._held[:, self.hop :].copy()
-        return joined(parts)
+        return Stream(step, channels, model.speakers, model.hop, model.latency, np.float64)
 
-    def finish(self) -> tuple[Array, Array]:
-        return self._block(self._held, last=True)
+    def run(X: Array, position: int) -> Array:
+        level = Offset(1, max(1, rate // 80), rate).push(mix(X)[None].astype(np.float32))
+        return model.run(level[0]).astype(np.float64)
 
-    def _block(self, X: Array, last: bool) -> tuple[Array, Array]:
-        if not X.shape[1]:
-            return X, np.zeros((self.speakers, 0))
-        E = separate_once(self.model, self.mix(X))
-        start, end = 0, X.shape[1] if last else self.hop + self.context
-        if self._before is not None:
-            E = E[list(best_order(self._before, E[:, : self.overlap]))]
-            start = self.context
-            meet = slice(start, start + len(self.ramp))
-            E[:, meet] = self._before[:, meet] + self.ramp * (E[:, meet] - self._before[:, meet])
-        self._before = None if last else E[:, self.hop :].copy()
-        return X[:, start:end], E[:, start:end]
-
-
-class CausalBlocks:
-    """A causal separator as one endless stream: its state knows who is who."""
-
-    def __init__(self, model: Any, channels: int, mix: Mix = MEAN) -> None:
-        self.mix = mix
-        self.model, self.speakers, self.hop, self.late = model, int(model.speakers), int(model.hop), int(model.latency)
-        self.state = model.init_state(1)
-        self.offset = Offset(1, self.hop, int(model.sample_rate))
-        self._held = np.zeros((channels, 0))  # less than a hop
-        self._heard = np.zeros((channels, 0))  # whose estimates have not come out
-        self._early = self.late  # samples to drop, so that the rest is aligned
-        self._rest = 0  # samples of silence that were pushed at the end
-
-    def push(self, X: Array) -> tuple[Array, Array]:
-        self._held, self._heard = (np.concatenate([held, X], axis=1) for held in (self._held, self._heard))
-        whole = self._held.shape[1] // self.hop * self.hop
-        if not whole:
-            return X[:, :0], np.zeros((self.speakers, 0))
-        ready, self._held = self._held[:, :whole], self._held[:, whole:].copy()
-        with torch.inference_mode():
-            mono = self.offset.push(self.mix(ready)[None].astype(np.float32))
-            y, self.state = self.model.step(torch.from_numpy(mono).to(device_of(self.model)), self.state)
-        drop = min(self._early, whole)
-        self._early -= drop
-        E = y[0].cpu().numpy().astype(np.float64)[:, drop:]
-        out, self._heard = self._heard[:, : E.shape[1]], self._heard[:, E.shape[1] :]
-        return out, E
-
-    def finish(self) -> tuple[Array, Array]:
-        """Silence follows, until everything pushed has come out."""
-        left = self._heard.shape[1]
-        X, E = self.push(np.zeros((len(self._held), self.late + self.hop - 1)))
-        return X[:, :left], E[:, :left]
-
-
-def separate_once(model: torch.nn.Module, x: Array) -> Array:
-    """The model on one channel (n,): float64 (speakers, n)."""
-    rate = int(model.sample_rate)  # type: ignore[arg-type]
-    level = Offset(1, max(1, rate // 80), rate).push(x[None].astype(np.float32))
-    mono = torch.from_numpy(level).to(device_of(model))
-    with torch.inference_mode():
-        return model(mono)[0].cpu().numpy().astype(np.float64)
-
-
-def joined(parts: list[tuple[Array, Array]]) -> tuple[Array, Array]:
-    X, E = (np.concatenate(rows, axis=1) for rows in zip(*parts, strict=True))
-    return X, E
+    length, overlap, fade = (round(s * rate) for s in (BLOCK_SECONDS, OVERLAP_SECONDS, FADE_SECONDS))
+    return Overlapping(run, channels, model.speakers, Layout(length, overlap, fade), best_order, np.float64)
 
 
 # ---------------------------------------------------------------------------------------------------------- shares

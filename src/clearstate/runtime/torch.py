@@ -1,0 +1,148 @@
+"""PyTorch networks as the tasks see them: NumPy in and out, no gradients, on the device where the network is.
+
+A network is any module with `sample_rate` (Hz), `causal` and `forward` on (b, n). Causal ones have `hop`, `latency`,
+`init_state` and `step`; separators `task = "separate"` and `speakers`; extension models `task = "extend"` and
+`forward(narrow, bandwidth_hz=...)`, with `is_diffusion = True` where `steps`, `seed`, `position` and `progress` apply.
+"""
+
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from clearstate.kernels.threads import inference
+from clearstate.runtime.contract import Advance, Array
+
+
+@runtime_checkable
+class Surveyed(Protocol):
+    """A network that enhances the blocks of a long signal with an overview of all of it."""
+
+    def overview(self, pieces: Tensor, gain: Tensor) -> Any: ...
+
+
+@runtime_checkable
+class Compiled(Protocol):
+    """A network with a compiled step, None where it does not apply."""
+
+    def begin_stream(self, batch: int) -> Advance | None: ...
+
+
+class TorchModel:
+    """What all tasks need of a network; the three classes below add what one task needs.
+
+    Raises:
+        ValueError: for a module that is not a network of this task.
+    """
+
+    task = ""
+
+    def __init__(self, network: nn.Module) -> None:
+        known: Any = network.eval()
+        self.network, self.name = known, type(network).__name__
+        self.hop, self.latency = 1, 0
+        try:
+            self.sample_rate, self.causal = int(known.sample_rate), bool(known.causal)
+            if self.causal:
+                self.hop, self.latency = int(known.hop), int(known.latency)
+        except AttributeError as error:
+            raise ValueError(f"{self.name} is no model of ours ({error}); take one from `clearstate models`") from None
+        task = getattr(network, "task", "enhance")
+        if task != self.task:
+            raise ValueError(f"{self.name} is a model to {task}; {self.task} needs another one (`clearstate models`)")
+        self.device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
+
+    def tensor(self, x: Array) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32)).to(self.device)
+
+    def stream_of(self, rows: int) -> Callable[[Tensor], Tensor]:
+        """`step` of the network with its state kept."""
+        state = self.network.init_state(rows)
+
+        def advance(x: Tensor) -> Tensor:
+            nonlocal state
+            y, state = self.network.step(x, state)
+            return y
+
+        return advance
+
+
+class TorchEnhancer(TorchModel):
+    """An enhancement network; see `contract.EnhancementModel`."""
+
+    task = "enhance"
+
+    @property
+    def wants_overview(self) -> bool:
+        return not self.causal and isinstance(self.network, Surveyed)
+
+    def open_stream(self, rows: int, live: bool = False) -> Advance:
+        compiled = self.network.begin_stream(rows) if live and isinstance(self.network, Compiled) else None
+        if compiled:
+            return compiled
+        advance = self.stream_of(rows)
+
+        def run(x: Array) -> Array:
+            with inference(self.network):
+                return advance(self.tensor(x)).cpu().numpy()
+
+        return run
+
+    def overview(self, pieces: Array, gain: Array) -> Any:
+        with inference(self.network):
+            return self.network.overview(self.tensor(pieces), self.tensor(gain))
+
+    def run(self, noisy: Array, overview: Any = None) -> Array:
+        known = () if overview is None else (overview,)
+        with inference(self.network):
+            return self.network(self.tensor(noisy[None]), *known)[0].cpu().numpy()
+
+
+class TorchSeparator(TorchModel):
+    """A separation network; see `contract.SeparationModel`."""
+
+    task = "separate"
+
+    @property
+    def speakers(self) -> int:
+        return int(self.network.speakers)
+
+    def open_stream(self) -> Advance:
+        advance = self.stream_of(1)
+
+        def run(x: Array) -> Array:
+            with inference(self.network):
+                return advance(self.tensor(x))[0].cpu().numpy()
+
+        return run
+
+    def run(self, mixture: Array) -> Array:
+        with inference(self.network):
+            return self.network(self.tensor(mixture[None]))[0].cpu().numpy()
+
+
+class TorchExtender(TorchModel):
+    """An extension network; see `contract.ExtensionModel`.
+
+    Args:
+        steps, seed: of a diffusion model; None leaves its own.
+    """
+
+    task = "extend"
+
+    def __init__(self, network: nn.Module, *, steps: int | None = None, seed: int | None = None) -> None:
+        super().__init__(network)
+        self.diffuses = bool(getattr(network, "is_diffusion", False))
+        self.sampling = {name: value for name, value in (("steps", steps), ("seed", seed)) if value is not None}
+        if self.sampling and not self.diffuses:
+            raise ValueError(f"{self.name} works in one step: {' and '.join(self.sampling)} do not apply to it")
+        if steps is not None and steps < 1:
+            raise ValueError(f"steps {steps}: expected 1 or more, such as 6")
+
+    def run(self, narrow: Array, bandwidth_hz: float, position: int, progress: Callable[[int, int], None]) -> Array:
+        told: dict[str, Any] = {"position": position, "progress": progress} if self.diffuses else {}
+        with inference(self.network):
+            wide = self.network(self.tensor(narrow[None]), bandwidth_hz=bandwidth_hz, **self.sampling, **told)
+            return wide[0].cpu().numpy()
