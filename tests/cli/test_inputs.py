@@ -142,11 +142,17 @@ def test_a_command_line_that_contradicts_itself_begins_nothing(here, inputs, out
         plan(inputs, output)
 
 
-def test_two_inputs_that_would_share_an_output_are_refused(here):
+@pytest.mark.parametrize(
+    ("second", "output"), [("two/talk.wav", "out"), ("talk.m4a", "out"), ("talk.m4a", None)], ids=str
+)
+def test_of_two_inputs_that_would_share_an_output_the_second_fails_alone(here, second, output):
     (here / "two").mkdir()
-    (here / "two/talk.wav").touch()
-    with pytest.raises(UsageError, match=r"talk.wav and .*talk.wav would both be written"):
-        plan(["talk.wav", "two/talk.wav"], "out")
+    (here / second).touch()
+    result = plan(["talk.wav", second, "day/a.wav"], output)
+    assert [job.source for job in result.jobs] == ["talk.wav", "day/a.wav"]
+    [(source, reason)] = result.failures
+    assert source == second
+    assert "it and talk.wav would both be written to" in reason
 
 
 def test_the_formats_named_here_are_those_that_can_be_written(tmp_path):
