@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 from collections import deque
 from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
+# Characters that move the cursor, recolour or reorder what a terminal shows. A file name may hold any of them.
+CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 KINDS = {stat.S_IFIFO: "named pipe", stat.S_IFSOCK: "socket", stat.S_IFCHR: "device", stat.S_IFBLK: "device"}
 
 
@@ -83,6 +86,31 @@ def native_name(path: str | os.PathLike[str]) -> str | bytes:
     b'caf\\xe9.wav'
     """
     return os.fsencode(path) if os.name == "posix" else os.fspath(path)
+
+
+def shown(name: str) -> str:
+    """A name as it may be printed: control characters are spelled out.
+
+    >>> shown("a\\nb.wav")
+    'a\\\\nb.wav'
+    """
+    return CONTROL.sub(lambda found: escaped(found.group()), name)
+
+
+def drawn(name: str) -> str:
+    """A name as text of a picture or a page, which must be valid Unicode."""
+    return "".join(escaped(c) if "\ud800" <= c <= "\udfff" else c for c in shown(name))
+
+
+def escaped(character: str) -> str:
+    """A character by its number; a byte of a file name that is no text by its value.
+
+    >>> escaped("\\n"), escaped("é"), escaped("\\udce9")
+    ('\\\\n', '\\\\xe9', '\\\\xe9')
+    """
+    if "\udc80" <= character <= "\udcff":
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode()
 
 
 def _identity(path: str | Path) -> tuple[int, int]:

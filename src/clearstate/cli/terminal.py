@@ -6,12 +6,13 @@ import os
 import re
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from typing import NoReturn
 
+from clearstate.audio.paths import escaped, shown
+
 LIKENESS = {"–": "-", "…": "...", "→": "->", "×": "x", "’": "'"}  # in our own texts, for a terminal that lacks them
-# Characters that move the cursor, recolour or reorder what a terminal shows. A file name may hold any of them.
-CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 REMEDIES = {
     errno.EACCES: "check its permissions and those of its folder, or choose another place",
     errno.EPERM: "check its permissions and those of its folder, or choose another place",
@@ -41,42 +42,24 @@ def note(message: str) -> None:
     print("\n".join(map(shown, message.split("\n"))), file=sys.stderr, flush=True)
 
 
-def shown(name: str) -> str:
-    """A name as it may be printed: control characters are spelled out.
-
-    >>> shown("a\\nb.wav")
-    'a\\\\nb.wav'
-    """
-    return CONTROL.sub(lambda found: found.group().encode("unicode_escape").decode(), name)
-
-
 def print_anything() -> None:
     """From now on stdout and stderr take every text: what their encoding lacks is spelled out instead of failing.
 
     Terminals and pipes may be ASCII, Latin-1 or a Windows code page, and file names need not be valid text at all.
+    Warnings become one line each.
     """
     codecs.register_error("clearstate", _spelled_out)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="clearstate")
+    warnings.formatwarning = lambda message, *_, **__: f"clearstate: {shown(' '.join(str(message).split()))}\n"
 
 
 def _spelled_out(error: UnicodeError) -> tuple[str, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error
     text = error.object[error.start : error.end]
-    return "".join(LIKENESS.get(c) or _escaped(c) for c in text), error.end
-
-
-def _escaped(character: str) -> str:
-    """A character by its number; a byte of a file name that is no text by its value.
-
-    >>> _escaped("é"), _escaped("\\udce9")
-    ('\\\\xe9', '\\\\xe9')
-    """
-    if "\udc80" <= character <= "\udcff":
-        return f"\\x{ord(character) - 0xDC00:02x}"
-    return character.encode("unicode_escape").decode()
+    return "".join(LIKENESS.get(c) or escaped(c) for c in text), error.end
 
 
 def home_expanded(words: Sequence[str]) -> list[str]:
