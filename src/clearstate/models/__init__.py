@@ -244,8 +244,8 @@ def _load_folder(folder: Path) -> "nn.Module":
         preset, config = str(described["preset"]), dict(described["config"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{folder / 'config.json'} is damaged ({type(error).__name__}: {error}); expected an object with preset and "
-            "config: fetch the folder again, or export the model again"
+            f"{folder / 'config.json'} is damaged ({type(error).__name__}: {error}); expected an object with preset "
+            "and config: fetch the folder again, or export the model again"
         ) from error
     try:
         model = build(preset, **config)
