@@ -105,7 +105,11 @@ def build_model(recipe: Recipe) -> "nn.Module":
             raise RecipeError(f"unknown key model.config.{key}" + nearest(key, list(known)))
     model = models.build(name, **config)
     if recipe.model.start is not None:
-        start_from(model, models.load_model(recipe.model.start).state_dict(), recipe.model.start)
+        try:
+            weights = models.load_model(recipe.model.start).state_dict()
+        except (ValueError, OSError) as error:
+            raise RecipeError(f"model.start={recipe.model.start}: {error}") from error
+        start_from(model, weights, recipe.model.start)
     return model
 
 
