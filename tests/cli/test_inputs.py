@@ -232,3 +232,10 @@ def test_two_codings_of_one_accent_are_one_file_on_a_mac(monkeypatch):
     assert one_name(composed) != one_name(apart)
     monkeypatch.setattr("sys.platform", "darwin")
     assert one_name(composed) == one_name(apart)
+
+
+def test_a_pipe_that_a_pattern_meets_is_not_waited_for(here):
+    os.mkfifo("pipe.wav")
+    result = plan(["*.wav"], "out")
+    assert [job.source for job in result.jobs] == ["talk.wav"]
+    assert "is a named pipe" in result.failures[0][1]

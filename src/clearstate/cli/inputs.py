@@ -126,7 +126,9 @@ def gather(inputs: list[str], output: str | None, tag: str, result: Plan) -> tup
             found.setdefault(Path(word), Path(Path(word).name))
         elif matches := sorted(glob.glob(word, recursive=True)):
             several = True
-            files = [Path(match) for match in matches if not os.path.isdir(match)]
+            reasons = {Path(match): why_no_file(match) for match in matches if not os.path.isdir(match)}
+            result.failures += [(str(file), reason) for file, reason in reasons.items() if reason]
+            files = [file for file, reason in reasons.items() if not reason]
             files = [file for file in files if file not in found and not (output and _inside(file, output))]
             found |= {file: Path(file.name) for file in files}
         else:

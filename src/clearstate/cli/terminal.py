@@ -22,7 +22,7 @@ REMEDIES = {
     errno.ENAMETOOLONG: "give it a shorter name",
 }
 # A path that begins with ~, by itself or behind `--option=`, `key=` or `NAME=`: shells expand only the first.
-HOME = re.compile(r"(-*[\w.-]+=)?(~.*)", re.DOTALL)
+HOME = re.compile(r"(-*[\w.-]+=)?(~[\w.-]*[/\\].*)", re.DOTALL)
 
 
 class CommandError(Exception):
