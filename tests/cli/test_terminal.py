@@ -144,3 +144,17 @@ def test_the_home_folder_is_found_behind_options_and_keys(monkeypatch, tmp_path)
     ]  # fmt: skip
     os.makedirs("~/x")
     assert home_expanded(["~/x"]) == ["~/x"]
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["score", "--clean", "a.wav", "--enhanced", "a.wav", "-s", "snr", "--json"],
+        ["plot", "a.wav", "a.wav", "--overwrite"],
+    ],
+)
+def test_a_pipe_or_device_is_not_replaced_by_a_result(sound, monkeypatch, args):
+    os.mkfifo("p.png")
+    code, _, err = run_in("utf-8", monkeypatch, *args, "p.png")
+    assert code == 2 and "is a named pipe" in err
+    assert not os.path.isfile("p.png")

@@ -175,7 +175,9 @@ def too_long(target: Path) -> str | None:
     """Why a file of this name cannot be made, if it is too long."""
     if (size := len(os.fsencode(target.name))) <= LONGEST_NAME:
         return None
-    return f"the name of the output, {target.name}, has {size} bytes, at most {LONGEST_NAME} can be: rename the input"
+    return (
+        f"the name of the output, {target.name}, has {size} bytes, at most {LONGEST_NAME} can be: give it a shorter one"
+    )
 
 
 def _clash(taker: Path, file: Path, target: Path) -> str | None:

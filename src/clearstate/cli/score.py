@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from clearstate.audio.paths import why_no_file
 from clearstate.cli.terminal import CommandError, UsageError, explain, note, shown
 
 if TYPE_CHECKING:
@@ -156,8 +157,8 @@ def _check_outputs(json_file: Path | None, csv_file: Path | None, report: Path |
     if report and report.suffix not in (".html", ".md"):
         raise UsageError(f"--report {report} ends in {report.suffix!r}; expected .html or .md")
     for path in (json_file, csv_file, report):
-        if path and path.is_dir():
-            raise UsageError(f"{path} is a folder; give a file to write")
+        if path and path.exists() and not path.is_file():  # a device would be replaced
+            raise UsageError(f"{path} {why_no_file(path)}")
 
 
 def _named_files(words: list[str]) -> dict[str, Path]:

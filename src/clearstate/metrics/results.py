@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from clearstate.audio.paths import why_no_file
 from clearstate.metrics.files import read_json
 from clearstate.metrics.scoring import FileScores
 from clearstate.metrics.summary import Summary, groups, summarise
@@ -117,6 +118,8 @@ def _number(value: float) -> float | None:
 
 def write(path: Path, text: str) -> None:
     """Write a whole file or none: to a temporary name beside it, then moved over."""
+    if path.exists() and not path.is_file():  # a device would be replaced
+        raise OSError(f"{path} {why_no_file(path)}")
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".clearstate-")
     try:
