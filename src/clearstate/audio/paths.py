@@ -80,19 +80,19 @@ def why_no_file(path: str | Path) -> str | None:
 
 
 def native_name(path: str | os.PathLike[str]) -> str | bytes:
-    """A path as soundfile needs it: it cannot encode names that are not valid in the file system's encoding.
+    r"""A path as soundfile needs it: it cannot encode names that are not valid in the file system's encoding.
 
-    >>> native_name("caf\\udce9.wav") if os.name == "posix" else b"caf\\xe9.wav"
-    b'caf\\xe9.wav'
+    >>> native_name("caf\udce9.wav") if os.name == "posix" else b"caf\xe9.wav"
+    b'caf\xe9.wav'
     """
     return os.fsencode(path) if os.name == "posix" else os.fspath(path)
 
 
 def shown(name: str) -> str:
-    """A name as it may be printed: control characters are spelled out.
+    r"""A name as it may be printed: control characters are spelled out.
 
-    >>> shown("a\\nb.wav")
-    'a\\\\nb.wav'
+    >>> shown("a\nb.wav")
+    'a\\nb.wav'
     """
     return CONTROL.sub(lambda found: escaped(found.group()), name)
 
@@ -103,10 +103,10 @@ def drawn(name: str) -> str:
 
 
 def escaped(character: str) -> str:
-    """A character by its number; a byte of a file name that is no text by its value.
+    r"""A character by its number; a byte of a file name that is no text by its value.
 
-    >>> escaped("\\n"), escaped("é"), escaped("\\udce9")
-    ('\\\\n', '\\\\xe9', '\\\\xe9')
+    >>> escaped("\n"), escaped("é"), escaped("\udce9")
+    ('\\n', '\\xe9', '\\xe9')
     """
     if "\udc80" <= character <= "\udcff":
         return f"\\x{ord(character) - 0xDC00:02x}"

@@ -91,7 +91,8 @@ def open_worker(model: str, to: int, steps: int | None, seed: int | None, overwr
             make_room(job.target)
         done = extender.extend_file(job.source, job.target, to=to, overwrite=overwrite, progress=progress)
         reach = f"up to {done.bandwidth_hz / 1000:.3g} kHz"
-        why_not = f"it holds {reach}" if done.bandwidth_hz else "it is silent"
+        silent = done.bandwidth_hz > 1.1 * done.from_rate / 2  # silence is measured as reaching to the top
+        why_not = "it is silent" if silent else f"it holds {reach}"
         return {
             "seconds": done.seconds, "from_rate": done.from_rate, "sample_rate": done.sample_rate,
             "channels": done.channels, "bandwidth_hz": done.bandwidth_hz, "extended": done.extended,

@@ -306,7 +306,8 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         AttributeError,
     ) as error:
         raise ValueError(
-            f"{path} is not a PyTorch checkpoint of plain tensors: {(str(error) or type(error).__name__).splitlines()[0]}"
+            f"{path} is not a PyTorch checkpoint of plain tensors: "
+            f"{(str(error) or type(error).__name__).splitlines()[0]}"
         ) from error
     if isinstance(content, dict) and isinstance(content.get("generator"), dict):
         content = content["generator"]

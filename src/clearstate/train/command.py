@@ -131,7 +131,8 @@ def start_from(model: "nn.Module", weights: dict[str, "Tensor"], origin: str) ->
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """`RECIPE [key=value ...]`; the exit code is 0 if finished, 1 for work that failed, 2 for a bad recipe, 128 + n
-    if signal n stopped it."""
+    if signal n stopped it.
+    """
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or given[0] in ("-h", "--help"):
         print("usage: python -m clearstate.train RECIPE [key=value ...]", file=sys.stderr)

@@ -212,9 +212,9 @@ def _line(error: BaseException) -> str:
 
 
 def set_dotted(tree: dict[str, Any], override: str) -> None:
-    """Put one `a.b=value` into a tree of plain values.
+    r"""Put one `a.b=value` into a tree of plain values.
 
-    Where the recipe wants text, such as a path, the value is taken as it is: `run=1e3`, `audio=C:\\x: y`. `null` is
+    Where the recipe wants text, such as a path, the value is taken as it is: `run=1e3`, `audio=C:\x: y`. `null` is
     still none, `[a, b]` a list and "quoted" unquoted, where they may be. Elsewhere it is YAML, with 1e-3 a number.
     """
     key, equals, text = override.partition("=")
