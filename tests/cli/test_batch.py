@@ -63,13 +63,17 @@ def test_a_process_that_dies_is_a_failure_with_a_remedy():
     assert all("fewer --jobs" in o.error for o in outcomes)
 
 
-def test_a_bug_shows_its_traceback_but_stays_one_failure(capsys):
+@pytest.mark.parametrize("wanted", [False, True])
+def test_a_bug_is_one_failure_in_one_line_and_shows_its_traceback_on_demand(capsys, monkeypatch, wanted):
     def broken():
         return lambda job, progress: {}["no such key"]
 
+    monkeypatch.delenv("CLEARSTATE_TRACEBACK", raising=False)
+    if wanted:
+        monkeypatch.setenv("CLEARSTATE_TRACEBACK", "1")
     [outcome] = run_batch(JOBS[:1], broken, lengths={})
     assert "KeyError" in outcome.error and "bug" in outcome.error
-    assert "Traceback" in capsys.readouterr().err
+    assert ("Traceback" in capsys.readouterr().err) == wanted
 
 
 def test_an_outcome_as_json_says_what_was_written_or_why_not():

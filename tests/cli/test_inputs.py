@@ -1,10 +1,12 @@
 """What the words on the command line come to: which files are read, and under which names results are written."""
 
+import glob
 import os
 
 import pytest
 
-from clearstate.cli.inputs import Job, plan
+from clearstate.cli.inputs import Job, one_name, plan
+from clearstate.cli.separate import places
 from clearstate.cli.terminal import UsageError
 
 
@@ -142,11 +144,17 @@ def test_a_command_line_that_contradicts_itself_begins_nothing(here, inputs, out
         plan(inputs, output)
 
 
-def test_two_inputs_that_would_share_an_output_are_refused(here):
+@pytest.mark.parametrize(
+    ("second", "output"), [("two/talk.wav", "out"), ("talk.m4a", "out"), ("talk.m4a", None)], ids=str
+)
+def test_of_two_inputs_that_would_share_an_output_the_second_fails_alone(here, second, output):
     (here / "two").mkdir()
-    (here / "two/talk.wav").touch()
-    with pytest.raises(UsageError, match=r"talk.wav and .*talk.wav would both be written"):
-        plan(["talk.wav", "two/talk.wav"], "out")
+    (here / second).touch()
+    result = plan(["talk.wav", second, "day/a.wav"], output)
+    assert [job.source for job in result.jobs] == ["talk.wav", "day/a.wav"]
+    [(source, reason)] = result.failures
+    assert source == second
+    assert "it and talk.wav would both be written to" in reason
 
 
 def test_the_formats_named_here_are_those_that_can_be_written(tmp_path):
@@ -156,3 +164,78 @@ def test_the_formats_named_here_are_those_that_can_be_written(tmp_path):
     like = AudioInfo(name="x.wav", sample_rate=48_000, channels=1, frames=100, seconds=0.1)
     for suffix in WRITABLE:
         assert choose_format(f"x{suffix}", like)
+
+
+LONG = "x" * 250 + ".wav"
+
+
+@pytest.mark.parametrize(
+    ("name", "word"),
+    [(LONG, "has 260 bytes"), ("é" * 125 + ".wav", "has 260 bytes"), ("dead.wav", "which does not exist")],
+)
+@pytest.mark.parametrize("inputs", [["."], ["*.wav"], None], ids=["folder", "pattern", "list"])
+def test_one_bad_entry_fails_alone(here, name, word, inputs):
+    if name == "dead.wav":
+        (here / name).symlink_to("/nowhere.wav")
+    else:
+        (here / name).touch()
+    result = plan(inputs or ["talk.wav", name], None)
+    assert "talk.wav" in [job.source for job in result.jobs]
+    [(source, reason)] = result.failures
+    assert source == name
+    assert word in reason
+
+
+def test_separate_names_the_input_whose_longest_output_has_no_name(here):
+    (here / ("y" * 243 + ".wav")).touch()  # + .speaker1.wav fits, + .timeline.json does not
+    jobs, [(source, reason)] = places(["."], None)
+    assert len(source) == 247 and "has 257 bytes" in reason
+    assert [job.source for job in jobs] == ["call.m4a", "day/a.wav", "day/two/b.flac", "talk.wav"]
+
+
+def test_separate_lets_the_second_of_a_clash_fail_alone(here):
+    (here / "talk.flac").touch()
+    jobs, [(source, reason)] = places(["talk.flac", "talk.wav", "day"], "voices")
+    assert [job.source for job in jobs] == ["talk.flac", "day/a.wav", "day/two/b.flac"]
+    assert source == "talk.wav" and "talk.flac" in reason
+
+
+@pytest.mark.parametrize("word", ["x" * 300, "\0", "", "none/x.wav", "talk.wav/x.wav"])
+def test_an_impossible_name_is_the_failure_of_that_input(here, word):
+    result = plan([word, "talk.wav"], "out")
+    assert [job.source for job in result.jobs] == ["talk.wav"]
+    assert [source for source, _ in result.failures] == [word]
+
+
+def test_in_a_batch_the_input_that_is_its_own_output_fails_alone(here):
+    result = plan(["day/a.wav", "talk.wav"], "day")
+    assert [job.source for job in result.jobs] == ["talk.wav"]
+    assert "is the input itself" in result.failures[0][1]
+
+
+@pytest.mark.parametrize("inputs", [["day"], ["day/*", "talk.wav"], ["day/**/*.wav", "talk.wav"]])
+def test_results_inside_the_input_are_not_done_again(here, inputs):
+    (here / "day/out").mkdir()
+    (here / "day/out/a.wav").touch()
+    by_shell = [match for word in inputs for match in ([word] if "**" in word else sorted(glob.glob(word)))]
+    result = plan(by_shell, "day/out/", overwrite=True)
+    assert not [job for job in result.jobs if job.source.startswith("day/out")]
+    assert "day/a.wav" in [job.source for job in result.jobs]
+
+
+def test_an_input_may_lie_inside_the_output_folder(here):
+    assert [source for source, _ in pairs(["day/two"], "day/")] == ["day/two/b.flac"]
+
+
+def test_two_codings_of_one_accent_are_one_file_on_a_mac(monkeypatch):
+    composed, apart = "caf\u00e9.wav", "cafe\u0301.wav"
+    assert one_name(composed) != one_name(apart)
+    monkeypatch.setattr("sys.platform", "darwin")
+    assert one_name(composed) == one_name(apart)
+
+
+def test_a_pipe_that_a_pattern_meets_is_not_waited_for(here):
+    os.mkfifo("pipe.wav")
+    result = plan(["*.wav"], "out")
+    assert [job.source for job in result.jobs] == ["talk.wav"]
+    assert "is a named pipe" in result.failures[0][1]

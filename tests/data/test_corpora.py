@@ -209,3 +209,33 @@ def test_the_shared_validation_pairs_are_read_as_they_are(shared_data):
     two = MixtureFolder(mixtures_of(valid / "separate/s1", valid / "separate/s2"), RATE)
     assert len(two) == 40
     np.testing.assert_array_equal(two[0]["mixture"], two[0]["sources"].sum(axis=0))
+
+
+@pytest.mark.parametrize("side", ["clean", "noisy"])
+@pytest.mark.parametrize("fault", ["dead link", "broken", "shorter"])
+def test_one_bad_pair_is_left_out_and_the_others_train(tmp_path, side, fault):
+    for name in ("a", "b"):
+        for folder in ("clean", "noisy"):
+            write(tmp_path / folder / f"{name}.wav", hiss(1.0))
+    bad = tmp_path / side / "b.wav"
+    bad.unlink()
+    if fault == "dead link":
+        bad.symlink_to("/nowhere.wav")
+    elif fault == "broken":
+        bad.write_bytes(b"RIFF")
+    else:
+        write(bad, hiss(0.5))
+    with pytest.warns(UserWarning, match="left out"):
+        crops = PairedCrops(PairedFolder(tmp_path / "noisy", tmp_path / "clean"), seconds=0.5)
+    assert [crops[i]["info"]["name"] for i in range(len(crops))] == ["a"]
+
+
+def test_a_pair_that_vanishes_during_a_run_gives_its_turn_to_the_next(tmp_path):
+    for folder in ("clean", "noisy"):
+        for name in ("a", "b"):
+            write(tmp_path / folder / f"{name}.wav", hiss(1.0))
+    crops = PairedCrops(PairedFolder(tmp_path / "noisy", tmp_path / "clean"), seconds=0.5)
+    (tmp_path / "clean/a.wav").unlink()
+    item = crops[0]
+    assert item["info"]["name"] == "b"
+    assert "a.wav" in item["info"]["skipped"][0]

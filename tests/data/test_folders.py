@@ -1,3 +1,4 @@
+import os
 import warnings
 
 import numpy as np
@@ -163,3 +164,23 @@ def test_noncommercial_audio_needs_a_word(tmp_path):
     with pytest.raises(ValueError, match="noncommercial: true"):
         open_sources({"speech": str(index)})
     assert len(open_sources({"speech": str(index), "noncommercial": True}).speech) == 1
+
+
+def test_one_bad_entry_is_reported_once_and_left_out(tmp_path):
+    write(tmp_path / "speech/anna/one.wav", voice(100, 2.0))
+    os.rename(
+        write(tmp_path / "speech/anna/x.wav", voice(100, 2.0)), os.fsencode(tmp_path) + b"/speech/anna/caf\xe9.wav"
+    )
+    (tmp_path / "speech/anna/dead.wav").symlink_to("/nowhere.wav")
+    (tmp_path / "speech/anna/loop").symlink_to("..")
+    os.mkfifo(tmp_path / "speech/anna/pipe.wav")
+    spec = {"speech": [str(tmp_path / "speech")], "cache": str(tmp_path / "cache"), "valid_share": 0.01, "split": "all"}
+    with pytest.warns(UserWarning, match=r"2 entries cannot be used and are left out: .*dead.wav is a link to") as told:
+        opened = open_sources(spec)
+    assert len(told) == 1
+    assert len(opened.speech) == 2
+    assert all(len(opened.speech.read(i)) == 2 * RATE for i in range(2))
+
+
+def test_a_file_that_vanishes_before_it_is_scanned_has_no_header(tmp_path):
+    assert scan([tmp_path / "gone.wav"], "x", tmp_path / "cache") == [(0, 1)]

@@ -138,3 +138,11 @@ def test_lists_about_files_are_matched_like_files():
     }
     assert for_pairs({"day/p3.flac": "x"}, ["day/p3"]) == {"day/p3": "x"}
     assert for_pairs({"000": "mixture"}, ["000/s1", "000/s2"]) == {"000/s1": "mixture", "000/s2": "mixture"}
+
+
+def test_two_codings_of_one_accent_are_one_name(tmp_path):
+    for folder, name in (("c", "caf\u00e9"), ("e", "cafe\u0301.clear"), ("c", "u\u0308"), ("e", "\u00fc")):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / f"{name}.wav").touch()
+    matches = match(tmp_path / "c", tmp_path / "e")
+    assert len(matches.pairs) == 2 and not matches.unmatched

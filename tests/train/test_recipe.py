@@ -1,11 +1,15 @@
 """A recipe is checked in full before anything starts, and says what to change."""
 
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from tiny import tiny_recipe
 
+from clearstate.data import MixtureConfig
 from clearstate.train.command import build_model, main
+from clearstate.train.doubts import doubts
 from clearstate.train.objective import check_model
 from clearstate.train.recipe import RecipeError, audio_path, load_recipe, recipe_from, set_dotted
 
@@ -145,3 +149,135 @@ def test_an_unknown_model_or_setting_of_it_names_the_nearest(recipe_file):
         build_model(load_recipe(recipe_file, ["model.name=life"]))
     with pytest.raises(RecipeError, match=r"model\.config\.block; did you mean blocks\?"):
         build_model(load_recipe(recipe_file, ["model.config.block=2"]))
+
+
+@pytest.mark.parametrize("text", ["1e3", "null", "yes", "2024-01-01", "0x10", "[a]b", r"C:\x: y", "{a", "3", "a #b"])
+def test_a_path_in_an_override_is_taken_as_it_is(recipe_file, text):
+    recipe = load_recipe(recipe_file, [f"run={text}", f"audio={text}", f"data.noisy={text}1", f"model.start=x{text}"])
+    assert (recipe.run, recipe.audio, recipe.data.noisy) == (text, text, f"{text}1")
+    assert recipe.model.start == f"x{text}"
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("valid.noisy=null", None),
+        ("valid.noisy=", None),
+        ("valid.noisy='null'", "null"),
+        ("valid.clean=[2024-01-01, 1e3]", ["2024-01-01", "1e3"]),
+        ("valid.clean=[a]b", "[a]b"),
+        ("data.sources.speech=[2024-01-01, ~/x]", ["2024-01-01", "~/x"]),
+        ("data.sources.noise=1e3", "1e3"),
+        ("data.sources.valid_share=1e-1", 0.1),
+        ("data.sources={speech: [2024-01-01]}", {"speech": ["2024-01-01"]}),
+        ("valid.items=null", None),
+        ("tensorboard=yes", True),
+    ],
+)
+def test_none_lists_and_numbers_are_still_read(override, value):
+    tree: dict = {}
+    set_dotted(tree, override)
+    for key in override.partition("=")[0].split("."):
+        tree = tree[key]
+    assert tree == value
+
+
+def test_home_folders_are_found_in_a_recipe(tmp_path, monkeypatch, recipe_file):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    recipe_file.write_text(MINIMAL.replace("runs/x", "~/x"))
+    recipe = load_recipe(recipe_file, ["model.start=~/w"])
+    assert (recipe.run, recipe.model.start) == (f"{tmp_path}/x", f"{tmp_path}/w")
+
+
+def test_a_date_in_a_recipe_is_a_name(recipe_file):
+    recipe_file.write_text(MINIMAL.replace("runs/x", "2024-01-01"))
+    assert load_recipe(recipe_file).run == "2024-01-01"
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["seed=-1", "seed=abc", "seed=1e30", "devices=0", "precision=float8", "data.batch=0", "accelerator=gpu",
+     "optimiser.lr=nan", "loss.magnitude=inf", "run=", "schedule.max_steps=[", "data=3"],
+)  # fmt: skip
+def test_a_wrong_value_is_one_line_that_names_the_key(recipe_file, override, capsys):
+    assert main([str(recipe_file), override]) == 2
+    err = capsys.readouterr().err
+    assert len(err.splitlines()) == 1
+    assert override.partition("=")[0] in err
+
+
+@pytest.mark.parametrize("content", [b"a: [", b"\xff\xfe", b"- 1", b"", b"{" * 3000])
+def test_a_damaged_recipe_is_one_line(tmp_path, content, capsys):
+    path = tmp_path / "r.yaml"
+    path.write_bytes(content)
+    assert main([str(path)]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("override", "word"),
+    [("accelerator=cuda", "finds no GPU"), ("devices=9999", "set devices="), ("model.start=/nowhere", "model.start")],
+)
+def test_what_this_machine_lacks_is_wrong_use(recipe_file, override, word, capsys, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    assert main([str(recipe_file), override]) == 2
+    err = capsys.readouterr().err
+    assert word in err and len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("run", ["recipe.yaml", "recipe.yaml/below"])
+def test_a_run_folder_that_cannot_be_is_refused_before_the_work(recipe_file, run, capsys):
+    assert main([str(recipe_file), f"run={recipe_file.parent / run}"]) == 2
+    assert "is not a folder" in capsys.readouterr().err
+
+
+def test_a_run_folder_that_may_not_be_written_into_names_the_remedy(recipe_file, monkeypatch, capsys):
+    monkeypatch.setattr("os.access", lambda *_: False)
+    assert main([str(recipe_file), f"run={recipe_file.parent / 'x'}"]) == 2
+    assert "run=FOLDER" in capsys.readouterr().err
+    assert not (recipe_file.parent / "x").exists()
+
+
+def test_a_missing_library_names_the_extra(recipe_file, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "lightning.fabric", None)
+    assert main([str(recipe_file)]) == 1
+    err = capsys.readouterr().err
+    assert "pip install 'clearstate[train]'" in err and len(err.splitlines()) == 1
+
+
+class Heard:
+    """A set of training items, as far as the doubts look at it."""
+
+    def __init__(self, noise=("n",), narrow=0):
+        clips = SimpleNamespace(clips=["a", "b"], narrow=narrow)
+        self.config = MixtureConfig()
+        self.sources = SimpleNamespace(noise=noise, speech=SimpleNamespace(sets=[clips]))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "heard", "words"),
+    [
+        ([], Heard(), []),
+        ([], Heard(noise=()), ["names no noise"]),
+        ([], Heard(narrow=1), []),
+        ([], Heard(narrow=2), ["all speech is below the 16000 Hz"]),
+        (["optimiser.lr=1"], Heard(), ["optimiser.lr=1"]),
+        (["optimiser.lr=1e-9"], Heard(), ["optimiser.lr=1e-09"]),
+        (["data.seconds=0.03"], Heard(), ["data.seconds=0.03 is 480 samples"]),
+        (["valid.noisy=null", "valid.clean=null"], Heard(), ["no validation set"]),
+        (["valid.noisy=speech/anna", "valid.clean=speech/anna"], Heard(), ["among the training files in speech"]),
+        (["valid.noisy=speech2", "valid.clean=speech2"], Heard(), []),
+    ],
+)
+def test_a_doubtful_recipe_is_questioned_in_one_line_each(tmp_path, overrides, heard, words):
+    tree = {
+        "run": "x", "audio": str(tmp_path), "model": {"name": "live"}, "data": {"sources": {"speech": ["speech"]}},
+        "loss": {"l1": 1}, "schedule": {"max_steps": 1}, "valid": {"noisy": "valid/noisy", "clean": "valid/clean"},
+    }  # fmt: skip
+    for override in overrides:
+        set_dotted(tree, override)
+    model = SimpleNamespace(sample_rate=16_000, config=SimpleNamespace(n_fft=512))
+    found = doubts(recipe_from(tree), model, heard)
+    assert len(found) == len(words)
+    assert all(word in line and "\n" not in line for word, line in zip(words, found, strict=True))

@@ -26,6 +26,7 @@ import soundfile
 from numpy.typing import NDArray
 
 from clearstate.audio import tags
+from clearstate.audio.paths import native_name
 
 Block = NDArray[np.float64]  # (channels, n)
 
@@ -115,7 +116,7 @@ class FileReader:
     """A file that libsndfile knows."""
 
     def __init__(self, name: str) -> None:
-        self._file = soundfile.SoundFile(name)
+        self._file = soundfile.SoundFile(native_name(name))
         file = self._file
         self.info = AudioInfo(
             name=name,
@@ -236,7 +237,8 @@ class FileWriter:
                 compression_level=0.2,
             )
         endian = like.endian if container == like.container else "FILE"
-        file = soundfile.SoundFile(self._temporary, "w", like.sample_rate, like.channels, subtype, endian, container)
+        name = native_name(self._temporary)
+        file = soundfile.SoundFile(name, "w", like.sample_rate, like.channels, subtype, endian, container)
         for key, text in like.tags.items():
             with suppress(soundfile.LibsndfileError):  # a format without tags, or without this one
                 setattr(file, key, text)

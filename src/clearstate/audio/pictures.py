@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clearstate.audio.io import open_reader
+from clearstate.audio.paths import drawn
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -100,10 +101,10 @@ def before_and_after(before: str | Path, after: str | Path, picture: str | Path)
         ImportError: if matplotlib is missing.
     """
     pair = (spectrogram(before), spectrogram(after))
-    figure = _draw(pair, (f"before: {Path(before).name}", f"after: {Path(after).name}"))
+    figure = _draw(pair, (f"before: {drawn(Path(before).name)}", f"after: {drawn(Path(after).name)}"))
     picture = Path(picture)
     picture.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(suffix=picture.suffix, prefix=f".{picture.stem}.", dir=picture.parent)
+    handle, partial = tempfile.mkstemp(suffix=picture.suffix, prefix=".clearstate-", dir=picture.parent)
     os.close(handle)
     try:
         figure.savefig(partial, dpi=130)
@@ -137,7 +138,7 @@ def _draw(pair: tuple[Spectrogram, Spectrogram], titles: tuple[str, str]) -> "Fi
             vmin=brightest - RANGE,
             vmax=brightest,
         )
-        axis.set_title(title, loc="left", fontsize=11)
+        axis.set_title(title, loc="left", fontsize=11, parse_math=False)
         axis.set_ylabel("frequency (kHz)")
     axes[0].set_xlim(0, max(one.seconds for one in pair))
     axes[0].set_ylim(0, max(one.rate for one in pair) / 2000)

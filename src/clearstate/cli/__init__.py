@@ -21,7 +21,7 @@ import typer
 from clearstate import __version__
 from clearstate.cli import convert, doctor, enhance, extend, leaderboard, models, plot, score, separate, stream, train
 from clearstate.cli.signals import unwind_when_terminated
-from clearstate.cli.terminal import CommandError, abandon_stdout, explain, fail
+from clearstate.cli.terminal import CommandError, abandon_stdout, explain, fail, home_expanded, print_anything
 
 VERBS: dict[str, Callable[..., None]] = {
     "enhance": enhance.run,
@@ -71,8 +71,9 @@ def _about(
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line and leave with its exit code: 0 done, 1 something failed, 2 wrong use, 130 interrupted."""
     unwind_when_terminated()
+    print_anything()
     try:
-        app(args=list(argv) if argv is not None else None, prog_name="clearstate")
+        app(args=home_expanded(sys.argv[1:] if argv is None else argv), prog_name="clearstate")
     except CommandError as error:
         fail(str(error), error.exit_code)
     except KeyboardInterrupt:
@@ -80,5 +81,5 @@ def main(argv: Sequence[str] | None = None) -> None:
     except BrokenPipeError:  # whoever read our stdout left, as `| head` does
         abandon_stdout()
         sys.exit(1)
-    except (ValueError, OSError, ImportError) as error:
+    except Exception as error:
         fail(explain(error), 1)

@@ -17,7 +17,7 @@ from typing import Any
 
 from clearstate.cli.inputs import STDIO, Job
 from clearstate.cli.signals import unwind_when_terminated
-from clearstate.cli.terminal import clock, explain, note
+from clearstate.cli.terminal import clock, explain, note, shown
 
 Progress = Callable[[float, float], None]  # seconds of audio done, seconds in all
 Worker = Callable[[Job, Progress], dict[str, Any]]  # returns what the report says of the file
@@ -35,8 +35,8 @@ class Outcome:
 
     @property
     def name(self) -> str:
-        """The input as people call it."""
-        return "stdin" if self.source == STDIO else self.source
+        """The input as people call it, fit to be printed."""
+        return "stdin" if self.source == STDIO else shown(self.source)
 
     @property
     def speed(self) -> float:
@@ -47,7 +47,7 @@ class Outcome:
         if self.error:
             return f"{self.name}: failed: {self.error}"
         length = clock(self.report.get("seconds", 0.0))
-        target = "stdout" if self.target == STDIO else self.target
+        target = "stdout" if self.target == STDIO else shown(self.target or "")
         done = f"{self.name} -> {target}  {length} of audio in {clock(self.wall)}, {self.speed:.3g} x real time"
         return done + (f"; {self.report['note']}" if "note" in self.report else "")
 
@@ -92,7 +92,7 @@ class Display:
         self.files, self.finished_files, self.finished_seconds = files, 0, 0.0
         self.running: dict[str, float] = {}  # seconds done of the files being worked on
         self.bar = Bar(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             TaskProgressColumn(),
             TextColumn("[dim]time left[/]"),
@@ -114,7 +114,7 @@ class Display:
     def advance(self, source: str, done: float, total: float) -> None:
         self.running[source] = done
         seconds = self.finished_seconds + sum(self.running.values())
-        names = " ".join(os.path.basename(name) for name in self.running)
+        names = " ".join(shown(os.path.basename(name)) for name in self.running)
         count = f"{self.finished_files + 1}/{self.files} " if self.files > 1 else ""
         now = time.perf_counter()
         since, before = self.start = self.start or (now, seconds)

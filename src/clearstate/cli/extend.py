@@ -90,11 +90,13 @@ def open_worker(model: str, to: int, steps: int | None, seed: int | None, overwr
         if job.target != STDIO:
             make_room(job.target)
         done = extender.extend_file(job.source, job.target, to=to, overwrite=overwrite, progress=progress)
-        reach = f"{done.bandwidth_hz / 1000:.3g} kHz"
+        reach = f"up to {done.bandwidth_hz / 1000:.3g} kHz"
+        silent = done.bandwidth_hz > 1.1 * done.from_rate / 2  # silence is measured as reaching to the top
+        why_not = "it is silent" if silent else f"it holds {reach}"
         return {
             "seconds": done.seconds, "from_rate": done.from_rate, "sample_rate": done.sample_rate,
             "channels": done.channels, "bandwidth_hz": done.bandwidth_hz, "extended": done.extended,
-            "note": f"it held up to {reach}" if done.extended else f"it holds up to {reach}: nothing was added",
+            "note": f"it held {reach}" if done.extended else f"{why_not}: nothing was added",
         }  # fmt: skip
 
     return work

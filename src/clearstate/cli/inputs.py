@@ -5,12 +5,16 @@ Every verb that turns audio files into audio files names its outputs by the rule
 
 import glob
 import os
+import sys
+import unicodedata
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from clearstate.audio.paths import walk, why_no_file
 from clearstate.cli.terminal import UsageError
 
 STDIO = "-"
+LONGEST_NAME = 255  # bytes of a file name; no common file system takes more
 
 # What soundfile writes; anything else that can be read (m4a, video) becomes WAV.
 WRITABLE = frozenset(
@@ -63,54 +67,76 @@ def plan(inputs: list[str], output: str | None, *, tag: str = "clear", overwrite
     Raises:
         UsageError: when the command line contradicts itself, so that nothing should be begun.
     """
-    if STDIO in inputs and len(inputs) > 1:
-        raise UsageError("'-' (stdin) came together with other inputs; give it alone")
-    if STDIO in inputs:
+    if inputs == [STDIO]:
         return _single(STDIO, output or STDIO, tag, overwrite)
-
     result = Plan()
-    found: list[tuple[Path, Path]] = []  # the file, and its place under an output folder
-    several = len(inputs) > 1
-    for word in inputs:
-        path = Path(word)
-        if path.is_dir():
-            several = True
-            inside = _audio_under(path, tag, skip=Path(output) if output else None)
-            found += [(file, file.relative_to(path)) for file in inside]
-            if not inside:
-                result.failures.append((word, f"no audio in this folder: looked for {_some(AUDIO)} and below it"))
-        elif path.exists():
-            found.append((path, Path(path.name)))
-        elif matches := sorted(glob.glob(word, recursive=True)):
-            several = True
-            found += [(Path(match), Path(Path(match).name)) for match in matches if Path(match).is_file()]
-        elif glob.has_magic(word):
-            result.failures.append((word, "no file matches this pattern"))
-        else:
-            result.failures.append((word, f"no such file or folder (looked in {path.absolute().parent})"))
-
+    found, several = gather(inputs, output, tag, result)
     if output and not several and not _means_folder(output):
         return _single(str(found[0][0]), output, tag, overwrite) if found else result
     if output == STDIO:
         raise UsageError("'-o -' (stdout) takes one input; give a folder for several")
-    if output and (Path(output).is_file() or Path(output).suffix.lower() in AUDIO):
+    if output and (os.path.isfile(output) or Path(output).suffix.lower() in AUDIO):
         raise UsageError(f"-o {output} names a file, but there are several inputs; give a folder")
 
     takers: dict[str, Path] = {}
+    itself: UsageError | None = None
     for file, place in found:
         target = Path(output) / _writable(place) if output else _beside(file, tag)
-        key = os.path.normcase(os.path.abspath(target))
-        if key in takers and takers[key] == file:
-            continue  # the same file named twice
-        if key in takers:
-            raise UsageError(f"{takers[key]} and {file} would both be written to {target}; enhance them apart")
-        takers[key] = file
+        taker = takers.setdefault(one_name(target), file)
+        if taker != file and _same(taker, file):
+            continue  # named twice
         job = Job(str(file), str(target))
-        if reason := _refusal(job, overwrite):
+        try:
+            reason = _clash(taker, file, target) or _refusal(job, overwrite)
+        except UsageError as error:
+            itself, reason = error, str(error)
+        if reason:
             result.failures.append((job.source, reason))
         else:
             result.jobs.append(job)
+    if itself and not result.jobs:
+        raise itself
     return result
+
+
+def gather(inputs: list[str], output: str | None, tag: str, result: Plan) -> tuple[list[tuple[Path, Path]], bool]:
+    """Each file that the inputs name, once, with its place under an output folder; and whether they mean several.
+
+    What is no file goes to the failures of `result`.
+
+    Raises:
+        UsageError: for "-" among others.
+    """
+    if STDIO in inputs:
+        raise UsageError("'-' (stdin) came together with other inputs; give it alone")
+    found: dict[Path, Path] = {}
+    several = len(inputs) > 1
+    for word in inputs:
+        if os.path.isdir(word):
+            if output and len(inputs) > 1 and _same(word, output):
+                continue  # the shell's * names the output folder, too, from the second run on
+            several = True
+            inside, unusable = walk(word, AUDIO, leave_out=output)
+            inside = [file for file in inside if not file.stem.endswith((".clear", ".residual", f".{tag}"))]
+            found |= {file: file.relative_to(word) for file in inside if file not in found}
+            result.failures += [(str(entry), reason) for entry, reason in unusable]
+            if not inside and not unusable:
+                result.failures.append((word, f"no audio in this folder: looked for {_some(AUDIO)} and below it"))
+        elif os.path.lexists(word):
+            found.setdefault(Path(word), Path(Path(word).name))
+        elif matches := sorted(glob.glob(word, recursive=True)):
+            several = True
+            reasons = {Path(match): why_no_file(match) for match in matches if not os.path.isdir(match)}
+            result.failures += [(str(file), reason) for file, reason in reasons.items() if reason]
+            files = [file for file, reason in reasons.items() if not reason]
+            files = [file for file in files if file not in found and not (output and _inside(file, output))]
+            found |= {file: Path(file.name) for file in files}
+        else:
+            magic = glob.has_magic(word)
+            result.failures.append((word, "no file matches this pattern" if magic else str(why_no_file(word))))
+    lost = [file for file in found if not os.path.exists(file)]  # links to nothing
+    result.failures += [(str(file), str(why_no_file(file))) for file in lost]
+    return [(file, place) for file, place in found.items() if file not in lost], several
 
 
 def make_room(target: str) -> None:
@@ -139,35 +165,56 @@ def _single(source: str, target: str, tag: str, overwrite: bool) -> Plan:
     return Plan(jobs=[job])
 
 
+def one_name(path: str | Path) -> str:
+    """The same text for all spellings of a path that name one file: upper case on Windows, accents on a Mac."""
+    name = os.path.normcase(os.path.abspath(path))
+    return unicodedata.normalize("NFC", name) if sys.platform == "darwin" else name
+
+
+def too_long(target: Path) -> str | None:
+    """Why a file of this name cannot be made, if it is too long."""
+    if (size := len(os.fsencode(target.name))) <= LONGEST_NAME:
+        return None
+    return (
+        f"the name of the output, {target.name}, has {size} bytes, at most {LONGEST_NAME} can be: give it a shorter one"
+    )
+
+
+def _clash(taker: Path, file: Path, target: Path) -> str | None:
+    if taker == file:
+        return None
+    return f"it and {taker} would both be written to {target}; do it by itself, with another -o"
+
+
 def _refusal(job: Job, overwrite: bool) -> str | None:
     """Why this output must not be written, if so. The input itself is wrong use; another file is a failure."""
     target = Path(job.target)
-    if job.target == STDIO or not target.exists():
+    if job.target == STDIO:
         return None
-    if job.source != STDIO and os.path.samefile(job.source, target):
+    if reason := too_long(target):
+        return reason
+    if not os.path.exists(target):
+        return None
+    if job.source != STDIO and _same(job.source, job.target):
         raise UsageError(f"the output {target} is the input itself; give another -o (the input is never overwritten)")
     if not target.is_file():
         return f"{target} is not a regular file; give another -o"
     return None if overwrite else f"{target} exists already; add --overwrite, or give another -o"
 
 
-def _audio_under(folder: Path, tag: str, skip: Path | None) -> list[Path]:
-    """Audio files in `folder` and below, sorted, without our own results of an earlier run."""
-    own = (".clear", ".residual", f".{tag}")
-    avoid = skip.resolve() if skip and skip.resolve() != folder.resolve() else None
-    return sorted(
-        file
-        for file in folder.rglob("*")
-        if file.suffix.lower() in AUDIO
-        and not file.name.startswith(".")
-        and not file.stem.endswith(own)
-        and file.is_file()
-        and not (avoid and avoid in file.resolve().parents)
-    )
+def _same(first: str | Path, second: str | Path) -> bool:
+    try:
+        return os.path.samefile(first, second)
+    except OSError:
+        return False  # one of them is not there
+
+
+def _inside(file: Path, folder: str) -> bool:
+    return os.path.isdir(folder) and Path(folder).resolve() in file.resolve().parents
 
 
 def _means_folder(output: str) -> bool:
-    return output.endswith(("/", os.sep)) or Path(output).is_dir()
+    return output.endswith(("/", os.sep)) or os.path.isdir(output)
 
 
 def _beside(file: Path, tag: str) -> Path:

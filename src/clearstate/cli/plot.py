@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from clearstate.audio.paths import why_no_file
 from clearstate.cli.terminal import UsageError, note
 
 
@@ -25,6 +26,8 @@ def run(
     """
     if picture.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise UsageError(f"PICTURE {picture} ends in {picture.suffix!r}; expected .png, .svg or .pdf")
+    if picture.exists() and not picture.is_file():  # a device would be replaced
+        raise UsageError(f"{picture} {why_no_file(picture)}")
     if picture.exists() and not overwrite:
         raise UsageError(f"{picture} exists already; add --overwrite, or give another name")
     from clearstate.audio.pictures import before_and_after

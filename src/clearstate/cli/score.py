@@ -1,14 +1,15 @@
 """clearstate score: how near the enhanced files come to the clean ones."""
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from clearstate.cli.terminal import CommandError, UsageError, note
+from clearstate.audio.paths import why_no_file
+from clearstate.cli.terminal import CommandError, UsageError, explain, note, shown
 
 if TYPE_CHECKING:
     from clearstate.metrics.files import Matches
@@ -87,7 +88,8 @@ def run(
     Exit code: 0 all scored, 1 some file could not be scored, 2 wrong use, 130 interrupted.
     """
     from clearstate.metrics.files import match
-    from clearstate.metrics.results import Results, read_records, to_json_text, write
+    from clearstate.metrics.results import Results, read_records
+    from clearstate.metrics.scoring import FileScores
     from clearstate.metrics.separation import is_separated, match_separated
 
     _check_outputs(json_file, csv_file, report)
@@ -95,8 +97,8 @@ def run(
     try:
         matches = (match_separated if is_separated(clean) else match)(clean, enhanced, noisy)
         records = read_records(meta, clean) if meta else {}
-    except ValueError as error:
-        raise UsageError(str(error)) from error
+    except (ValueError, OSError) as error:
+        raise UsageError(explain(error)) from error
     if not matches.pairs:
         raise CommandError(_no_pairs(matches, clean, enhanced))
     names = [pair.name for pair in matches.pairs]
@@ -106,7 +108,10 @@ def run(
         records = _belonging(records, names, f"--meta {meta}")
 
     results = Results(
-        files=_score(matches, options, jobs or os.cpu_count() or 1),
+        files=[
+            *_score(matches, options, jobs or os.cpu_count() or 1),
+            *(FileScores(str(path), error=reason) for path, reason in matches.unusable),
+        ],
         name=name,
         test_set=test_set,
         unmatched=matches.unmatched,
@@ -115,28 +120,45 @@ def run(
         by=[field.strip() for field in by.split(",")] if records else (),
         settings=_settings(clean, enhanced, noisy, options),
     )
+    written, lost = _write(results, matches, json_file, csv_file, report)
     _show(results)
-    if json_file:
-        write(json_file, to_json_text(results))
-    if csv_file:
-        write(csv_file, results.as_csv())
-    if report:
-        from clearstate.metrics.report import write_report
-
-        write_report(report, results, matches.pairs)
-    for written in (json_file, csv_file, report):
-        if written:
-            note(f"wrote {written}")
+    for line in written:
+        note(f"wrote {line}")
+    if lost:
+        raise CommandError("; ".join(lost))
     if results.failed:
         raise CommandError(f"{len(results.failed)} of {len(results.files)} files could not be scored (listed above)")
+
+
+def _write(
+    results: "Results", matches: "Matches", json_file: Path | None, csv_file: Path | None, report: Path | None
+) -> tuple[list[Path], list[str]]:
+    """Write what was asked for; the files, and why others could not be written: the table must come all the same."""
+    from clearstate.metrics.report import write_report
+    from clearstate.metrics.results import to_json_text, write
+
+    wanted: list[tuple[Path | None, Callable[[Path], None]]] = [
+        (json_file, lambda path: write(path, to_json_text(results))),
+        (csv_file, lambda path: write(path, results.as_csv())),
+        (report, lambda path: write_report(path, results, matches.pairs)),
+    ]
+    written, lost = [], []
+    for path, produce in wanted:
+        if path:
+            try:
+                produce(path)
+                written.append(path)
+            except (ValueError, OSError, ImportError) as error:
+                lost.append(f"{path} is not written: {explain(error)}")
+    return written, lost
 
 
 def _check_outputs(json_file: Path | None, csv_file: Path | None, report: Path | None) -> None:
     if report and report.suffix not in (".html", ".md"):
         raise UsageError(f"--report {report} ends in {report.suffix!r}; expected .html or .md")
     for path in (json_file, csv_file, report):
-        if path and path.is_dir():
-            raise UsageError(f"{path} is a folder; give a file to write")
+        if path and path.exists() and not path.is_file():  # a device would be replaced
+            raise UsageError(f"{path} {why_no_file(path)}")
 
 
 def _named_files(words: list[str]) -> dict[str, Path]:
@@ -173,8 +195,8 @@ def _options(
         spoken = read_transcripts(text) if text else {}
         if asr:
             check_recogniser(asr)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
+    except (ValueError, OSError) as error:
+        raise UsageError(explain(error)) from error
     have, weights, missing = available(keys, named)
     return Options(tuple(have), high_band, weights, asr, spoken), missing
 
@@ -191,13 +213,14 @@ def _belonging(entries: Mapping[str, Entry], names: list[str], what: str) -> dic
 
 
 def _first(names: Iterable[str]) -> str:
-    shown = list(names)
-    return ", ".join(map(repr, shown[:3])) + (", …" if len(shown) > 3 else "") if shown else "none"
+    listed = list(names)
+    return ", ".join(map(repr, listed[:3])) + (", …" if len(listed) > 3 else "") if listed else "none"
 
 
 def _no_pairs(matches: "Matches", clean: Path, enhanced: Path) -> str:
-    shown = "\n  ".join(matches.unmatched[:WARNINGS_SHOWN])
-    return f"no file of {enhanced} has a partner in {clean}; names must agree but for extension and suffix\n  {shown}"
+    lines = [f"{path} {reason}" for path, reason in matches.unusable] + matches.unmatched
+    listed = "\n  ".join(map(shown, lines[:WARNINGS_SHOWN]))
+    return f"no file of {enhanced} has a partner in {clean}; names must agree but for extension and suffix\n  {listed}"
 
 
 def _score(matches: "Matches", options: "Options", jobs: int) -> list["FileScores"]:
@@ -234,6 +257,7 @@ def _show(results: "Results") -> None:
     """Tables to stdout, warnings to stderr."""
     from rich import box
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from clearstate.metrics.report import headlines
@@ -250,7 +274,7 @@ def _show(results: "Results") -> None:
         for i, heading in enumerate(rows[0]):
             table.add_column(heading, justify="right" if i and heading else "left")
         for row in rows[1:]:
-            table.add_row(*row)
+            table.add_row(*map(escape, map(shown, row)))
         console.print(table)
 
     silent = [file.name for file in results.scored if file.silent]
@@ -265,6 +289,6 @@ def _warn(title: str, lines: list[str]) -> None:
     if lines:
         note(f"{title}:")
         for line in lines[:WARNINGS_SHOWN]:
-            note(f"  {line}")
+            note(f"  {shown(line)}")
         if len(lines) > WARNINGS_SHOWN:
             note(f"  … and {len(lines) - WARNINGS_SHOWN} more (all of them are in the JSON and the report)")

@@ -1,6 +1,7 @@
 """clearstate separate: several voices in one recording in, one recording a voice out."""
 
 import functools
+import os
 import re
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from clearstate.cli.batch import Outcome, Progress, Worker, run_batch
-from clearstate.cli.inputs import STDIO, Job, plan
+from clearstate.cli.inputs import STDIO, Job, Plan, gather, one_name, too_long
 from clearstate.cli.terminal import UsageError, explain, note
 from clearstate.cli.verbs import AsJson, Inputs, Jobs, Overwrite, check_model, close, lengths
 
@@ -92,28 +93,27 @@ def places(inputs: list[str], output: str | None) -> tuple[list[Job], list[tuple
     """What to read, and into which folder each goes; and the inputs that cannot be, with the reason.
 
     Raises:
-        UsageError: for an output that is a file, or two inputs whose outputs would have the same names.
+        UsageError: for an output that is a file.
     """
-    if output is not None and (output == STDIO or Path(output).is_file()):
+    if output is not None and (output == STDIO or os.path.isfile(output)):
         raise UsageError(f"-o {output}: there is a file for each speaker; name a folder")
     if inputs == [STDIO]:
         return [Job(STDIO, output or ".")], []
-    found = plan(inputs, None, tag="speaker", overwrite=True)
+    found = Plan()
     named = {Path(word) for word in inputs}  # what was found in a folder may be ours
-    jobs = [
-        Job(job.source, output if output is not None else str(Path(job.source).parent))
-        for job in found.jobs
-        if not OURS.search(Path(job.source).stem) or Path(job.source) in named
-    ]
-    taken: dict[tuple[str, str], str] = {}
-    for job in jobs:
-        key = (job.target, Path(job.source).stem)
-        if key in taken:
-            raise UsageError(
-                f"{taken[key]} and {job.source} would both become {Path(job.target) / key[1]}.speaker1...; "
-                "separate them apart, into different folders"
-            )
-        taken[key] = job.source
+    jobs: list[Job] = []
+    taken: dict[str, Path] = {}
+    for source, _ in gather(inputs, output, "speaker", found)[0]:
+        if OURS.search(source.stem) and source not in named:
+            continue
+        folder = Path(output) if output is not None else source.parent
+        name = folder / f"{source.stem}.timeline.json"  # the longest of its outputs
+        taker = taken.setdefault(one_name(name), source)
+        clash = f"it and {taker} would both become {folder / source.stem}.speaker1...; separate it into another folder"
+        if reason := too_long(name) or (clash if taker != source else None):
+            found.failures.append((str(source), reason))
+        else:
+            jobs.append(Job(str(source), str(folder)))
     if not jobs and not found.failures:
         note("clearstate: nothing to separate: only results of an earlier run")
     return jobs, found.failures

@@ -1,9 +1,28 @@
 """What every verb says and how: errors in one line, notes on stderr, never a surprise on stdout."""
 
+import codecs
+import errno
 import os
+import re
 import sys
 import traceback
+import warnings
+from collections.abc import Sequence
 from typing import NoReturn
+
+from clearstate.audio.paths import escaped, shown
+
+LIKENESS = {"–": "-", "…": "...", "→": "->", "×": "x", "’": "'"}  # in our own texts, for a terminal that lacks them
+REMEDIES = {
+    errno.EACCES: "check its permissions and those of its folder, or choose another place",
+    errno.EPERM: "check its permissions and those of its folder, or choose another place",
+    errno.EROFS: "choose another place",
+    errno.ENOSPC: "free some space, or choose another place",
+    errno.EDQUOT: "free some space, or choose another place",
+    errno.ENAMETOOLONG: "give it a shorter name",
+}
+# A path that begins with ~, by itself or behind `--option=`, `key=` or `NAME=`: shells expand only the first.
+HOME = re.compile(r"(-*[\w.-]+=)?(~[\w.-]*[/\\].*)", re.DOTALL)
 
 
 class CommandError(Exception):
@@ -20,7 +39,37 @@ class UsageError(CommandError):
 
 def note(message: str) -> None:
     """Print a line on stderr."""
-    print(message, file=sys.stderr, flush=True)
+    print("\n".join(map(shown, message.split("\n"))), file=sys.stderr, flush=True)
+
+
+def print_anything() -> None:
+    """From now on stdout and stderr take every text: what their encoding lacks is spelled out instead of failing.
+
+    Terminals and pipes may be ASCII, Latin-1 or a Windows code page, and file names need not be valid text at all.
+    Warnings become one line each.
+    """
+    codecs.register_error("clearstate", _spelled_out)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="clearstate")
+    warnings.formatwarning = lambda message, *_, **__: f"clearstate: {shown(' '.join(str(message).split()))}\n"
+
+
+def _spelled_out(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end]
+    return "".join(LIKENESS.get(c) or escaped(c) for c in text), error.end
+
+
+def home_expanded(words: Sequence[str]) -> list[str]:
+    """The words of the command line with `~` in paths replaced by the home folder, unless a file is called so."""
+
+    def expanded(word: str) -> str:
+        found = HOME.fullmatch(word)
+        return (found[1] or "") + os.path.expanduser(found[2]) if found and not os.path.lexists(word) else word
+
+    return [expanded(word) for word in words]
 
 
 def fail(message: str, exit_code: int) -> NoReturn:
@@ -41,23 +90,33 @@ def abandon_stdout() -> None:
 
 
 def explain(error: BaseException) -> str:
-    """One line for an exception. A kind that nobody raises on purpose is our bug: its traceback is printed as well.
+    """One line for an exception. A kind that nobody raises on purpose is our bug, and is called one.
+
+    With CLEARSTATE_TRACEBACK=1 in the environment the traceback is printed as well.
 
     >>> explain(ValueError("strength is -3 dB, expected 0 or more"))
     'strength is -3 dB, expected 0 or more'
     >>> explain(PermissionError(13, "Permission denied", "out.wav"))
-    'out.wav: Permission denied'
+    'out.wav: Permission denied; check its permissions and those of its folder, or choose another place'
     """
     if isinstance(error, OSError) and error.strerror:
-        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+        name = os.fsdecode(error.filename) if isinstance(error.filename, (bytes, str)) else ""
+        text = f"{name}: {error.strerror}" if name else error.strerror
+        text += f"; {REMEDIES[error.errno]}" if error.errno in REMEDIES else ""
     elif isinstance(error, MemoryError):
         text = "out of memory: use fewer --jobs, or close other programs"
     else:
         text = str(error) or type(error).__name__
     if not isinstance(error, (ValueError, OSError, ImportError, MemoryError, RuntimeError)):
+        text = f"{type(error).__name__}: {text} (a bug; please report it with what CLEARSTATE_TRACEBACK=1 shows)"
+    if os.environ.get("CLEARSTATE_TRACEBACK"):
         traceback.print_exception(error, file=sys.stderr)
-        text = f"{type(error).__name__}: {text} (this is a bug in clearstate; please report the lines above)"
-    return " ".join(text.split())
+    return shortened(shown(" ".join(text.split())))
+
+
+def shortened(text: str, most: int = 600) -> str:
+    """At most `most` characters of a text: some libraries put whole listings into their errors."""
+    return text if len(text) <= most else text[: most - 2] + " …"
 
 
 def clock(seconds: float) -> str:

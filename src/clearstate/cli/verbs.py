@@ -1,6 +1,7 @@
 """What the verbs that work on files (enhance, separate, extend) have in common besides inputs and batches."""
 
 import json
+import os
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Annotated
 import typer
 
 from clearstate import __version__
+from clearstate.audio.paths import native_name
 from clearstate.cli.batch import Outcome
 from clearstate.cli.inputs import STDIO, Job
 from clearstate.cli.terminal import UsageError, abandon_stdout, note
@@ -61,8 +63,8 @@ def lengths(jobs: list[Job]) -> dict[str, float]:
     seconds = {}
     for job in jobs:
         with suppress(Exception):
-            if job.source != STDIO:  # to libsndfile "-" is stdin, which it would close
-                seconds[job.source] = soundfile.info(job.source).duration
+            if os.path.isfile(job.source):  # "-" and a named pipe would lose what is read here
+                seconds[job.source] = soundfile.info(native_name(job.source)).duration
     return seconds
 
 

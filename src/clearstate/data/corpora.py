@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from clearstate.data.folders import AudioFile, audio_files, group_of, speaker_of
+from clearstate.data.folders import AudioFile, audio_files, group_of, search, speaker_of
 
 # Of VoiceBank: its published test set, and the two training speakers kept for validation. Both also appear in other
 # corpora made from VCTK.
@@ -247,8 +247,10 @@ def match(noisy: Path, clean: Path) -> list[tuple[Path, Path]]:
         found = re.search(r"fileid_\d+$", path.stem)
         return found.group() if found else path.relative_to(base).with_suffix("").as_posix()
 
-    partners = {key(path, clean): path for path in audio_files(clean)}
-    noisy_files = audio_files(noisy)
+    listed, unusable = search(clean)
+    partners = {key(path, clean): path for path in listed}
+    lost = {key(path, clean) for path, _ in unusable}
+    noisy_files = [path for path in audio_files(noisy) if key(path, noisy) not in lost]
     if lonely := [path.name for path in noisy_files if key(path, noisy) not in partners]:
         raise ValueError(
             f"{len(lonely)} files of {noisy} have no partner in {clean}, the first {lonely[0]!r}: "

@@ -12,6 +12,7 @@ import soundfile
 import soxr
 from scipy import fft
 
+from clearstate.audio.paths import native_name
 from clearstate.data.effects import decibels
 from clearstate.data.folders import audio_files
 from clearstate.data.mixing import MixtureConfig, redrawn, speech_crop
@@ -102,7 +103,7 @@ class NarrowedFolder:
     def __getitem__(self, index: int) -> dict[str, Any]:
         number, turn = divmod(index, len(self.rates))
         path, rate = self.files[number], self.rates[turn]
-        wide, file_rate = soundfile.read(path, dtype="float32", always_2d=True)
+        wide, file_rate = soundfile.read(native_name(path), dtype="float32", always_2d=True)
         if file_rate != self.rate:
             raise ValueError(f"{path} is at {file_rate} Hz: expected wide files at {self.rate} Hz")
         mono = wide[:, 0]

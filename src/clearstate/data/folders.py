@@ -7,6 +7,7 @@ import json
 import os
 import re
 import tempfile
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +18,7 @@ import soundfile
 import soxr
 
 from clearstate.audio.mono import to_mono
+from clearstate.audio.paths import Found, native_name, walk
 from clearstate.audio.rates import whole_rate
 from clearstate.data.shards import BrokenClipError, Clip, Progress, default_cache
 
@@ -93,7 +95,7 @@ def read_channels(path: Path, native: int, rate: int, start: int, length: int) -
     """
     margin = int(MARGIN * native) if native != rate else 0
     try:
-        with soundfile.SoundFile(path) as file:
+        with soundfile.SoundFile(native_name(path)) as file:
             before = max(margin, MP3_PREROLL) if file.format == "MP3" else margin
             first = max(0, start * native // rate - before)
             file.seek(min(first, file.frames))
@@ -113,15 +115,24 @@ def read_channels(path: Path, native: int, rate: int, start: int, length: int) -
 
 
 def audio_files(folder: str | Path) -> list[Path]:
-    """Audio files under a folder, hidden ones left out, sorted. FileNotFoundError if the folder is missing."""
+    """Audio files under a folder, see `search`."""
+    return search(folder).files
+
+
+def search(folder: str | Path) -> Found:
+    """Audio files under a folder by the rule of `clearstate.audio.paths.walk`; what cannot be used is warned of.
+
+    Raises:
+        FileNotFoundError: if the folder is missing.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder")
-    found = []
-    for base, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith((".", "__MACOSX"))]
-        found += [Path(base, name) for name in names if Path(name).suffix.lower() in AUDIO_SUFFIXES and name[0] != "."]
-    return sorted(found)
+    found = walk(folder, AUDIO_SUFFIXES)
+    if found.unusable:
+        first = "; ".join(f"{path} {reason}" for path, reason in found.unusable[:3])
+        warnings.warn(f"{folder}: {len(found.unusable)} entries cannot be used and are left out: {first}")
+    return found
 
 
 def speaker_of(relative: Path) -> str:
@@ -154,8 +165,12 @@ def scan(
     """(frames, rate) of each file, (0, 1) where the header cannot be read; remembered in the cache folder."""
     digest = hashlib.sha256()
     for path in paths:
-        stat = path.stat()
-        digest.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+        try:
+            stat = path.stat()
+            state = f"{stat.st_size}\0{stat.st_mtime_ns}"
+        except OSError:  # it vanished: it is left out below
+            state = "gone"
+        digest.update(os.fsencode(path) + f"\0{state}\n".encode())
     folder = Path(cache).expanduser() if cache is not None else default_cache()
     kept = folder / f"scan-{digest.hexdigest()[:16]}.json"
     if kept.is_file():
@@ -163,7 +178,7 @@ def scan(
 
     def header(path: Path) -> tuple[int, int]:
         try:
-            info = soundfile.info(path)
+            info = soundfile.info(native_name(path))
         except (soundfile.LibsndfileError, RuntimeError, OSError):
             return 0, 1
         # A stream without a length (some Ogg files) reports the largest number there is.

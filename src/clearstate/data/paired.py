@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import soundfile
 import soxr
 
 from clearstate.audio.mono import find_mix, to_mono
+from clearstate.audio.paths import native_name
 from clearstate.audio.rates import whole_rate
 from clearstate.data.corpora import VALID_SPEAKERS, is_test_set, match, recognise, refuse_test_set
 from clearstate.data.folders import read_channels, scan, speaker_of
@@ -110,30 +112,38 @@ class PairedCrops:
         self.pairs, self.rate, self.seed = pairs, pairs.rate, seed
         self.samples = round(seconds * self.rate)
         headers = scan([path for pair in pairs.paths for path in pair], "pairs")
-        self._headers = list(zip(headers[::2], headers[1::2], strict=True))
-        for (noisy, clean), (a, b) in zip(pairs.paths, self._headers, strict=True):
-            if a != b or a[0] == 0:
-                raise ValueError(f"{noisy} has {a[0]} samples at {a[1]} Hz, {clean} {b[0]} at {b[1]}: not a pair")
+        self._kept: list[tuple[int, int, int]] = []  # number of a pair, its samples and its rate
+        bad = []
+        for i, ((noisy, clean), a, b) in enumerate(zip(pairs.paths, headers[::2], headers[1::2], strict=True)):
+            if a == b and a[0] > 0:
+                self._kept.append((i, *a))
+            else:
+                bad.append(f"{noisy} has {a[0]} samples at {a[1]} Hz, {clean} {b[0]} at {b[1]}: not a pair")
+        if not self._kept:
+            raise ValueError(bad[0])
+        if bad:
+            warnings.warn(f"{len(bad)} of {len(pairs)} pairs are left out: {'; '.join(bad[:3])}")
 
     def __len__(self) -> int:
-        return len(self.pairs)
+        return len(self._kept)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return (self[i] for i in range(len(self)))
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         epoch, item = divmod(index, len(self))
+        turns = iter(range(item, item + 10))  # a pair that can no longer be read gives its turn to the next one
 
         def draw(rng: np.random.Generator) -> dict[str, Any]:
-            frames, native = self._headers[item][0]
+            number, frames, native = self._kept[next(turns) % len(self)]
             length = frames * self.rate // native
             start = int(rng.integers(max(0, length - self.samples) + 1))
             take = min(self.samples, length)
             noisy, clean = as_mono(
-                *(read_channels(path, native, self.rate, start, take) for path in self.pairs.paths[item])
+                *(read_channels(path, native, self.rate, start, take) for path in self.pairs.paths[number])
             )
             fill = (0, self.samples - take)
-            info = {"name": self.pairs.names[item], "start": start}
+            info = {"name": self.pairs.names[number], "start": start}
             return {"noisy": np.pad(noisy, fill), "clean": np.pad(clean, fill), "info": info}
 
         return redrawn(draw, self.seed, epoch, item)
@@ -147,5 +157,5 @@ def as_mono(noisy: np.ndarray, clean: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 def read_file(path: str | Path, rate: int | None) -> np.ndarray:
     """A whole file at `rate` Hz: float32 (channels, samples)."""
-    audio, native = soundfile.read(path, dtype="float32", always_2d=True)
+    audio, native = soundfile.read(native_name(path), dtype="float32", always_2d=True)
     return audio.T if rate in (None, native) else soxr.resample(audio, native, rate).T

@@ -10,6 +10,8 @@ from typing import Any, Protocol
 import numpy as np
 import soundfile
 
+from clearstate.audio.paths import native_name
+
 
 class Items(Protocol):
     """A dataset whose items are dicts of signals, all at one rate."""
@@ -44,7 +46,7 @@ def preview(dataset: Items, n: int, folder: str | Path, start: int = 0) -> list[
             names: dict[str, str] = {}
             for key, signal in _signals(item).items():
                 names[key] = f"{i:04d}-{key}.wav"
-                soundfile.write(Path(making, names[key]), signal, dataset.rate, subtype="FLOAT")
+                soundfile.write(native_name(Path(making, names[key])), signal, dataset.rate, subtype="FLOAT")
                 written.append(Path(making, names[key]).replace(folder / names[key]))
             lines.append(json.dumps({"files": names, "info": item["info"]}))
         Path(making, "preview.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from clearstate.audio.paths import why_no_file
 from clearstate.data.corpora import Mixture
 from clearstate.data.effects import apply_sections, decibels, random_equaliser
 from clearstate.data.folders import audio_files, read_crop, scan
@@ -172,10 +175,12 @@ class MixtureFolder:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         epoch, item = divmod(index, len(self))
-        mixture = self.mixtures[item]
+        # In training, a mixture that cannot be read gives its turn to the next one.
+        turns = iter(range(item, item + 10) if self.samples is not None else [item] * 10)
 
         def draw(rng: np.random.Generator) -> dict[str, Any]:
-            frames, native = self._headers[item]
+            number = next(turns) % len(self)
+            mixture, (frames, native) = self.mixtures[number], self._headers[number]
             length = frames * self.rate // native
             take = length if self.samples is None else min(self.samples, length)
             start = int(rng.integers(length - take + 1))
@@ -201,9 +206,12 @@ def mixtures_of(*folders: str | Path) -> list[Mixture]:
     for path in audio_files(first):
         sources = (path, *(folder / path.relative_to(first) for folder in rest))
         for source in sources:
-            if not source.is_file():
+            if not os.path.lexists(source):
                 raise FileNotFoundError(f"{source} is missing: every folder of voices must have the same file names")
-        listed.append(Mixture(None, sources))
+        if unusable := [f"{source} {reason}" for source in sources if (reason := why_no_file(source))]:
+            warnings.warn(f"a mixture is left out: {'; '.join(unusable)}")
+        else:
+            listed.append(Mixture(None, sources))
     return listed
 
 

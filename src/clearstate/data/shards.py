@@ -142,14 +142,32 @@ def open_shards(
 
 
 def read_index(index: Path) -> list[dict[str, Any]]:
-    """The rows of a shard index; FileNotFoundError if it or a shard it names is missing."""
+    """The rows of a shard index.
+
+    Raises:
+        FileNotFoundError: if it or a shard it names is missing.   ValueError: for a line that is no row.
+    """
     if not index.is_file():
         raise FileNotFoundError(f"{index} is not there: a shard set is <name>.jsonl with <name>-00.tar, ... beside it")
-    rows = [json.loads(line) for line in index.read_text(encoding="utf-8").splitlines() if line.strip()]
+    rows = [
+        _row(index, number, line)
+        for number, line in enumerate(index.read_bytes().splitlines(), start=1)
+        if line.strip()
+    ]
     missing = sorted({row["shard"] for row in rows if not (index.parent / row["shard"]).is_file()})
     if missing:
         raise FileNotFoundError(f"{index} names {', '.join(missing)}, not found in {index.parent}: put them beside it")
     return rows
+
+
+def _row(index: Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"{index}, line {number} is not JSON ({error}): fetch the index again") from None
+    if not isinstance(row, dict) or not {"shard", "file"} <= set(row):
+        raise ValueError(f"{index}, line {number}: expected an object with 'shard' and 'file', got {row!r:.100}")
+    return row
 
 
 def read_tar_audio(
@@ -242,11 +260,14 @@ def describe(row: dict[str, Any], audio: np.ndarray, rate: int) -> Clip:
 
 
 def _members(shard: Path) -> dict[str, tuple[int, int]]:
-    """Offset and size in bytes of every file of an uncompressed tar."""
+    """Offset and size in bytes of every file of an uncompressed tar; ValueError if it is none."""
     import tarfile
 
-    with tarfile.open(shard, "r:") as tar:
-        return {member.name: (member.offset_data, member.size) for member in tar if member.isfile()}
+    try:
+        with tarfile.open(shard, "r:") as tar:
+            return {member.name: (member.offset_data, member.size) for member in tar if member.isfile()}
+    except tarfile.TarError as error:
+        raise ValueError(f"{shard} is no whole uncompressed tar ({error}): fetch it again") from error
 
 
 def _digest(index: Path, rows: list[dict[str, Any]], rate: int) -> str:

@@ -21,6 +21,7 @@ import numpy as np
 import soundfile
 import soxr
 
+from clearstate.audio.paths import native_name
 from clearstate.audio.rates import whole_rate
 from clearstate.data.corpora import TEST_SPEAKERS, VALID_SPEAKERS, expected_layouts, recognise
 from clearstate.data.folders import AudioFile, FileSet, plain_files
@@ -208,7 +209,7 @@ def vctk_speaker(owner: str) -> str:
 
 def in_validation(owner: str, share: float) -> bool:
     """Whether a speaker or noise group falls into the validation `share`: by a hash of its name, alike everywhere."""
-    return int.from_bytes(hashlib.sha256(owner.encode()).digest()[:4], "big") < share * 2**32
+    return int.from_bytes(hashlib.sha256(owner.encode(errors="surrogateescape")).digest()[:4], "big") < share * 2**32
 
 
 def expand(path: str | Path) -> Path:
@@ -278,7 +279,7 @@ def _open_rooms(path: str, spec: SourceSpec) -> list[tuple[str, np.ndarray]]:
     for file in files[:: -(-len(files) // MAX_ROOMS)]:
         try:
             # Channels of an array are not averaged, as `FileSet` would: their delays differ.
-            audio, native = soundfile.read(file.path, dtype="float32", always_2d=True)
+            audio, native = soundfile.read(native_name(file.path), dtype="float32", always_2d=True)
         except (soundfile.LibsndfileError, OSError) as error:
             warnings.warn(f"{file.path}: {error}; left out")
             continue

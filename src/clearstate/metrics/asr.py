@@ -5,7 +5,6 @@ Recognisers never download: pocketsphinx carries its US English model in the whe
 
 from __future__ import annotations
 
-import json
 import re
 from functools import lru_cache
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from clearstate.metrics.extras import need
-from clearstate.metrics.files import Loaded, resample
+from clearstate.metrics.files import Loaded, read_json, read_text, resample
 
 RATE = 16_000  # Hz, of both recognisers
 
@@ -75,21 +74,20 @@ def read_transcripts(path: Path) -> dict[str, str]:
     Raises:
         ValueError: naming the line that is none of these.
     """
-    content = path.read_text(encoding="utf-8")
     if path.suffix == ".json":
-        data = json.loads(content)
+        data = read_json(path)
         if not isinstance(data, dict):
             raise ValueError(f"{path} holds a {type(data).__name__}, expected an object of file name: text")
         return {str(name): str(text) for name, text in data.items()}
     result = {}
-    for number, line in enumerate(content.splitlines(), start=1):
-        if not line.strip():
-            continue
-        if path.suffix == ".jsonl":
-            record = json.loads(line)
-            if not {"file", "text"} <= set(record):
-                raise ValueError(f"{path}, line {number}: expected the keys 'file' and 'text', got {sorted(record)}")
+    if path.suffix == ".jsonl":
+        for number, record in enumerate(read_json(path), start=1):
+            if not isinstance(record, dict) or not {"file", "text"} <= set(record):
+                raise ValueError(f"{path}, object {number}: expected the keys 'file' and 'text', got {record!r:.100}")
             result[str(record["file"])] = str(record["text"])
+        return result
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
+        if not line.strip():
             continue
         name, _, text = line.strip().partition("\t" if "\t" in line else " ")
         if not text.strip():

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from clearstate.audio.mono import Mix, find_mix
+from clearstate.audio.paths import native_name, walk, why_no_file
 from clearstate.audio.rates import whole_rate
 
 Entry = TypeVar("Entry")
@@ -41,30 +44,33 @@ class Pair:
 
 @dataclass
 class Matches:
-    """Pairs in the order of their names, and what stayed alone, each with the reason."""
+    """Pairs in the order of their names, and what stayed alone or is no file, each with the reason."""
 
     pairs: list[Pair] = field(default_factory=list)
     unmatched: list[str] = field(default_factory=list)
+    unusable: list[tuple[Path, str]] = field(default_factory=list)
 
 
 def match(clean: Path, enhanced: Path, noisy: Path | None = None) -> Matches:
     """Pair the files of two or three folders by name; three single files are a pair whatever their names.
 
-    Names agree if they are equal but for the extension; failing that, but for what tools add (`x.clear.wav`,
-    `x_enhanced.flac`, `noisy_x.wav`); failing that, if they carry the same `fileid_N`, as the DNS-Challenge names its
-    files. A file of either side is used once; one that could go to several is left alone and listed.
+    Names agree if they are equal but for the extension; failing that, but for how accents are coded (a Mac takes é
+    apart); failing that, but for what tools add (`x.clear.wav`, `x_enhanced.flac`, `noisy_x.wav`); failing that, if
+    they carry the same `fileid_N`, as the DNS-Challenge names its files. A file of either side is used once; one that
+    could go to several is left alone and listed.
 
     Raises:
         ValueError: if a folder does not exist or holds no audio.
     """
     if clean.is_file() and enhanced.is_file():
         return Matches([Pair(clean.stem, clean, enhanced, noisy)])
-    references, estimates = _audio_under(clean, "clean"), _audio_under(enhanced, "enhanced")
-    found, alone = _pair_up(references, clean, estimates, enhanced)
-    result = Matches(unmatched=alone)
+    result = Matches()
+    references = audio_under(clean, "clean", result)
+    found, alone = _pair_up(references, clean, audio_under(enhanced, "enhanced", result), enhanced)
+    result.unmatched += alone
     inputs: dict[Path, Path] = {}
     if noisy:
-        inputs, lonely = _pair_up(references, clean, _audio_under(noisy, "noisy"), noisy)
+        inputs, lonely = _pair_up(references, clean, audio_under(noisy, "noisy", result), noisy)
         result.unmatched += lonely
     for reference in references:
         if reference in found and (not noisy or reference in inputs):
@@ -73,13 +79,15 @@ def match(clean: Path, enhanced: Path, noisy: Path | None = None) -> Matches:
     return result
 
 
-def _audio_under(folder: Path, what: str) -> list[Path]:
+def audio_under(folder: Path, what: str, result: Matches) -> list[Path]:
+    """The audio files of one side; what cannot be used goes to `result`."""
     if not folder.exists():
         raise ValueError(f"--{what} {folder} does not exist (looked in {folder.absolute().parent})")
     if folder.is_file():
         raise ValueError(f"--{what} {folder} is a file: give folders on both sides, or files on both sides")
-    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in AUDIO and not file.name.startswith("."))
-    if not files:
+    files, unusable = walk(folder, AUDIO)
+    result.unusable += unusable
+    if not files and not unusable:
         raise ValueError(f"--{what} {folder} holds no audio: looked for {' '.join(sorted(AUDIO))} in it and below it")
     return files
 
@@ -90,7 +98,7 @@ def _pair_up(
     """Pairs left -> right, and a line for every file that found no partner."""
     pairs: dict[Path, Path] = {}
     reasons: dict[Path, str] = {}
-    for key in (_place, _bare_place, _bare_name, _file_id):
+    for key in (_place, _composed_place, _bare_place, _bare_name, _file_id):
         groups: dict[str, tuple[list[Path], list[Path]]] = defaultdict(lambda: ([], []))
         used = set(pairs.values())
         for side, (files, root, taken) in enumerate(((left, left_root, pairs.keys()), (right, right_root, used))):
@@ -113,8 +121,12 @@ def _place(path: Path) -> str:
     return path.with_suffix("").as_posix()
 
 
+def _composed_place(path: Path) -> str:
+    return unicodedata.normalize("NFC", _place(path))
+
+
 def _bare_place(path: Path) -> str:
-    return (path.parent / bare(path.stem)).as_posix()
+    return unicodedata.normalize("NFC", (path.parent / bare(path.stem)).as_posix())
 
 
 def _bare_name(path: Path) -> str:
@@ -127,12 +139,12 @@ def _file_id(path: Path) -> str:
 
 
 def bare(stem: str) -> str:
-    """A file's stem without what tools add to it, in lower case.
+    """A file's stem without what tools add to it, in lower case, accents and their letters in one character.
 
     >>> bare("p232_001.clear"), bare("noisy_talk_enhanced"), bare("clean")
     ('p232_001', 'talk', 'clean')
     """
-    stem, before = stem.lower(), ""
+    stem, before = unicodedata.normalize("NFC", stem).lower(), ""
     strip: tuple[Callable[[str], str], ...] = (lambda s: _SUFFIX.sub("", s), lambda s: _PREFIX.sub("", s))
     while stem != before:
         before = stem
@@ -151,6 +163,37 @@ def for_pairs(entries: Mapping[str, Entry], names: Sequence[str]) -> dict[str, E
     known = {loose(name): entry for name, entry in entries.items()}
     found = {name: entries[name] if name in entries else known.get(loose(name)) for name in names}
     return {name: entry for name, entry in found.items() if entry is not None}
+
+
+def read_text(path: Path) -> str:
+    """A text file in UTF-8.
+
+    Raises:
+        ValueError: naming the file if it is in another coding.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text ({error}): save it as UTF-8") from None
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds; of a .jsonl file the list of its lines.
+
+    Raises:
+        ValueError: naming the file and the place where it is no JSON.
+    """
+    if path.suffix != ".jsonl":
+        return _parsed(read_text(path), path, "")
+    lines = enumerate(read_text(path).splitlines(), start=1)
+    return [_parsed(line, path, f", line {number}") for number, line in lines if line.strip()]
+
+
+def _parsed(text: str, path: Path, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{path}{where}: not JSON ({error}); write it again") from None
 
 
 @dataclass(frozen=True)
@@ -196,8 +239,10 @@ def _read(path: Path) -> tuple[npt.NDArray[np.float64], int]:
     """(channels, samples) and the rate."""
     import soundfile
 
+    if reason := why_no_file(path):
+        raise ValueError(f"{path} {reason}")
     try:
-        x, rate = soundfile.read(path, always_2d=True)  # (samples, channels)
+        x, rate = soundfile.read(native_name(path), always_2d=True)  # (samples, channels)
     except soundfile.SoundFileError as error:
         raise ValueError(f"{path}: cannot be read as audio ({error})") from error
     if not len(x):

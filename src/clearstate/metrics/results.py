@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from clearstate.audio.paths import why_no_file
+from clearstate.metrics.files import read_json
 from clearstate.metrics.scoring import FileScores
 from clearstate.metrics.summary import Summary, groups, summarise
 from clearstate.metrics.table import SCORES
@@ -116,10 +118,13 @@ def _number(value: float) -> float | None:
 
 def write(path: Path, text: str) -> None:
     """Write a whole file or none: to a temporary name beside it, then moved over."""
+    if path.exists() and not path.is_file():  # a device would be replaced
+        raise OSError(f"{path} {why_no_file(path)}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".clearstate-")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
+        # A file name that is no text gets in as \udcXX: so written, JSON gives it back, and the rest can be read.
+        with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text)
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
@@ -169,12 +174,7 @@ def read_records(path: Path, clean: Path) -> dict[str, dict[str, object]]:
     Raises:
         ValueError: if the list has another form, or a name stays ambiguous.
     """
-    text = path.read_text(encoding="utf-8")
-    data = (
-        [json.loads(line) for line in text.splitlines() if line.strip()]
-        if path.suffix == ".jsonl"
-        else json.loads(text)
-    )
+    data = read_json(path)
     if not isinstance(data, list) or not all(isinstance(item, dict) for item in data):
         raise ValueError(f"{path}: expected a list of objects, each with a 'file'")
     folders = set(clean.absolute().parts)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from clearstate.metrics.files import AUDIO, Matches, Pair, bare, load
+from clearstate.metrics.files import Matches, Pair, audio_under, bare, load
 from clearstate.metrics.intrusive import si_sdr
 
 SPEAKERS_AT_MOST = 6  # 720 orders
@@ -52,9 +52,10 @@ def match_separated(clean: Path, enhanced: Path, mixtures: Path | None = None) -
     References lie in clean/s1, clean/s2, ...; outputs in enhanced/s1, ..., or as NAME.s1.wav, NAME_s2.wav, ... A pair
     is called NAME/s1 after its reference. Mixtures, if given, are matched by name.
     """
-    references, outputs = _by_mixture(clean), _by_mixture(enhanced)
-    inputs = {bare(file.stem): file for file in _audio(mixtures)} if mixtures else {}
     result = Matches()
+    references = _by_mixture(clean, audio_under(clean, "clean", result))
+    outputs = _by_mixture(enhanced, audio_under(enhanced, "enhanced", result))
+    inputs = {bare(file.stem): file for file in audio_under(mixtures, "noisy", result)} if mixtures else {}
     for name, speakers in sorted(references.items()):
         found = outputs.pop(name, {})
         if len(found) != len(speakers) or (mixtures and name not in inputs):
@@ -82,10 +83,10 @@ def _order_of_files(references: Sequence[Path], estimates: Sequence[Path]) -> tu
     return best_order(clean, [loaded[j].enhanced[:shortest] for j in range(count)])
 
 
-def _by_mixture(folder: Path) -> dict[str, dict[int, Path]]:
+def _by_mixture(folder: Path, files: Sequence[Path]) -> dict[str, dict[int, Path]]:
     """Mixture name -> speaker number -> file."""
     found: dict[str, dict[int, Path]] = defaultdict(dict)
-    for file in _audio(folder):
+    for file in files:
         inside = re.fullmatch(r"s(\d)", file.parent.name)
         beside = _SPEAKER.search(file.stem)
         if inside and file.parent.parent == folder:
@@ -93,7 +94,3 @@ def _by_mixture(folder: Path) -> dict[str, dict[int, Path]]:
         elif beside:
             found[bare(file.stem[: beside.start()])][int(beside[1])] = file
     return found
-
-
-def _audio(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in AUDIO and not file.name.startswith("."))

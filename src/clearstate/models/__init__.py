@@ -231,6 +231,7 @@ def tell_licence(name: str) -> None:
 
 
 def _load_folder(folder: Path) -> "nn.Module":
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     for name in ("config.json", "model.safetensors"):
@@ -238,12 +239,28 @@ def _load_folder(folder: Path) -> "nn.Module":
             raise FileNotFoundError(
                 f"{folder} holds no {name}: expected a folder with config.json and model.safetensors"
             )
-    described = json.loads((folder / "config.json").read_text())
-    model = build(described["preset"], **described["config"])
     try:
-        model.load_state_dict(load_file(folder / "model.safetensors"))
+        described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        preset, config = str(described["preset"]), dict(described["config"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{folder / 'config.json'} is damaged ({type(error).__name__}: {error}); expected an object with preset "
+            "and config: fetch the folder again, or export the model again"
+        ) from error
+    try:
+        model = build(preset, **config)
+    except (TypeError, ArithmeticError, RuntimeError) as error:  # values that no model can have
+        raise ValueError(f"{folder / 'config.json'} describes no {preset} model: {error}") from error
+    try:
+        weights = load_file(folder / "model.safetensors")
+    except SafetensorError as error:
+        raise ValueError(
+            f"{folder / 'model.safetensors'} is damaged ({error}): fetch the folder again, or export the model again"
+        ) from error
+    try:
+        model.load_state_dict(weights)
     except RuntimeError as error:
-        raise ValueError(f"the weights in {folder} do not fit a {described['preset']} model: {error}") from error
+        raise ValueError(f"the weights in {folder} do not fit a {preset} model: {error}") from error
     return model.eval()
 
 

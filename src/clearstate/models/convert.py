@@ -296,9 +296,18 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except (
+        pickle.UnpicklingError,
+        RuntimeError,
+        EOFError,
+        LookupError,
+        ValueError,
+        TypeError,
+        AttributeError,
+    ) as error:
         raise ValueError(
-            f"{path} is not a PyTorch checkpoint of plain tensors: {str(error).splitlines()[0]}"
+            f"{path} is not a PyTorch checkpoint of plain tensors: "
+            f"{(str(error) or type(error).__name__).splitlines()[0]}"
         ) from error
     if isinstance(content, dict) and isinstance(content.get("generator"), dict):
         content = content["generator"]

@@ -39,8 +39,13 @@ def load(folder: Path) -> dict[str, Any] | None:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise ValueError(
-            f"{path} cannot be read ({error}): restore it from a copy, or remove it to start this run afresh"
+            f"{path} cannot be read ({_first_line(error)}): restore it from a copy, "
+            "or remove it to start this run afresh"
         ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def random_state() -> dict[str, Any]:

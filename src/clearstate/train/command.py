@@ -1,6 +1,8 @@
 """The verb `train`: from a recipe to a finished run."""
 
+import os
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,15 +16,26 @@ if TYPE_CHECKING:
 
 
 def run_recipe(recipe: Recipe, *, quiet: bool = False) -> "Outcome":
-    """Build the model, open the audio, train."""
+    """Build the model, open the audio, train.
+
+    Raises:
+        RecipeError: for a recipe that cannot be run here.   MissingExtra: for a library that training needs.
+    """
+    from clearstate.metrics.extras import need
+
+    for library in ("lightning.fabric", "scipy", "matplotlib"):
+        need(library, "train", "training")
     import torch
 
+    check_machine(recipe)
+    check_folder(Path(recipe.run))
     torch.manual_seed(recipe.seed)
     from clearstate import models
 
     model = build_model(recipe)
 
     from clearstate.train.batches import Items
+    from clearstate.train.doubts import doubts
     from clearstate.train.items import Stretched, open_items, open_pairs
     from clearstate.train.loop import Run
 
@@ -30,7 +43,38 @@ def run_recipe(recipe: Recipe, *, quiet: bool = False) -> "Outcome":
     task = models.find(recipe.model.name).task
     drawn = open_items(recipe, task, rate)
     items: Items = drawn if recipe.data.pcs is None else Stretched(drawn, recipe.data.pcs, task, rate)
-    return Run(recipe, model, items, open_pairs(recipe, task, rate), quiet=quiet).run()
+    pairs = open_pairs(recipe, task, rate)
+    for doubt in doubts(recipe, model, drawn.dataset):
+        warnings.warn(doubt)
+    return Run(recipe, model, items, pairs, quiet=quiet).run()
+
+
+def check_machine(recipe: Recipe) -> None:
+    """Raise RecipeError for devices that are not here; under torchrun the processes were counted by it."""
+    import torch
+
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if recipe.accelerator == "cuda" and not gpus:
+        raise RecipeError(
+            f"accelerator=cuda, but torch {torch.__version__} finds no GPU here: set accelerator=auto or cpu, "
+            "or install the driver and a torch with CUDA"
+        )
+    on_gpu = gpus and recipe.accelerator != "cpu"
+    most, what = (gpus, "GPUs") if on_gpu else (max(2, os.cpu_count() or 1), "processes at most on this processor")
+    if recipe.devices > most and "LOCAL_WORLD_SIZE" not in os.environ:
+        raise RecipeError(f"devices={recipe.devices}, but there are {most} {what}: set devices={most} or fewer")
+
+
+def check_folder(folder: Path) -> None:
+    """Raise RecipeError for a run folder that cannot be made or written into, before hours are spent on the rest."""
+    nearest_there = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
+    if not nearest_there.is_dir():
+        raise RecipeError(f"run={folder}: {nearest_there} is not a folder; give another one with run=FOLDER")
+    if not os.access(nearest_there, os.W_OK | os.X_OK):
+        raise RecipeError(
+            f"run={folder}: nothing can be written into {nearest_there}; check its permissions, or give another one "
+            "with run=FOLDER"
+        )
 
 
 def write_preview(recipe: Recipe, count: int) -> list[Path]:
@@ -61,7 +105,11 @@ def build_model(recipe: Recipe) -> "nn.Module":
             raise RecipeError(f"unknown key model.config.{key}" + nearest(key, list(known)))
     model = models.build(name, **config)
     if recipe.model.start is not None:
-        start_from(model, models.load_model(recipe.model.start).state_dict(), recipe.model.start)
+        try:
+            weights = models.load_model(recipe.model.start).state_dict()
+        except (ValueError, OSError) as error:
+            raise RecipeError(f"model.start={recipe.model.start}: {error}") from error
+        start_from(model, weights, recipe.model.start)
     return model
 
 
@@ -82,7 +130,9 @@ def start_from(model: "nn.Module", weights: dict[str, "Tensor"], origin: str) ->
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """`RECIPE [key=value ...]`; the exit code is 0 if finished, 2 for a bad recipe, 128 + n if signal n stopped it."""
+    """`RECIPE [key=value ...]`; the exit code is 0 if finished, 1 for work that failed, 2 for a bad recipe, 128 + n
+    if signal n stopped it.
+    """
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or given[0] in ("-h", "--help"):
         print("usage: python -m clearstate.train RECIPE [key=value ...]", file=sys.stderr)
@@ -92,4 +142,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RecipeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except (ValueError, OSError, ImportError, ArithmeticError, RuntimeError) as error:
+        if os.environ.get("CLEARSTATE_TRACEBACK"):
+            raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
     return 0 if outcome.finished else 128 + outcome.signal

@@ -112,7 +112,8 @@ def open_items(recipe: Recipe, task: str, sample_rate: int) -> Drawn:
             spec = checked({"sample_rate": sample_rate} | data.sources, SourceSpec, "data.sources")
             for role in ("speech", "noise", "rooms"):
                 paths = spec.get(role, ())
-                spec[role] = tuple(str(audio_path(recipe, p)) for p in ([paths] if isinstance(paths, str) else paths))
+                listed = paths if isinstance(paths, (list, tuple)) else [paths]
+                spec[role] = tuple(str(audio_path(recipe, str(path))) for path in listed)
             sources = open_sources(SourceSpec(**spec))
             return Drawn(dataset_class(sources, config_class(**config), recipe.seed, data.items))
         if task == "separate":

@@ -373,10 +373,14 @@ class Run:
         draw_curves(read_log(self.folder / "log.jsonl"), self.folder / "curves.png")
         examples = []
         for i in spread(len(self.chosen), 3):
-            noisy, clean = self.pairs.pair(self.chosen[i])
+            try:
+                noisy, clean = self.pairs.pair(self.chosen[i])
+            except (ValueError, OSError, RuntimeError):  # validation has named it
+                continue
             enhanced = self.ema.model(noisy[None].to(self.fabric.device))[0].float().cpu()
             examples.append(Example(f"item {self.chosen[i]}", noisy, enhanced, clean))
-        draw_examples(examples, self.sample_rate, self.folder / "examples" / f"step-{self.at.step:07d}.png")
+        if examples:
+            draw_examples(examples, self.sample_rate, self.folder / "examples" / f"step-{self.at.step:07d}.png")
 
     def finish(self) -> None:
         """At the end of the schedule: a last validation, or without one the last weights as the result."""
@@ -421,6 +425,16 @@ class Run:
         state = checkpoint.load(self.folder)
         if state is None:
             return
+        try:
+            self._restore(state)
+        except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+            raise ValueError(
+                f"{self.folder / checkpoint.NAME} is no checkpoint of this program, or of another version "
+                f"({type(error).__name__}: {error}): remove it to start this run afresh, or give another run=FOLDER"
+            ) from error
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        """Take everything from a checkpoint, in place."""
         before, now = state["recipe"], as_tree(self.recipe)
         for what, old, new in (
             ("model", before["model"], now["model"]),

@@ -9,7 +9,9 @@ import dataclasses
 import difflib
 import os
 import re
+import types
 import typing
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,14 +19,24 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
-Above0 = Annotated[float, Field(gt=0)]
+Above0 = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(gt=0)]
-Weight = Annotated[float, Field(ge=0)]
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class RecipeError(ValueError):
     """A recipe that cannot be run; the message says which line to change."""
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which 2024-01-01 is a word, such as the name of a folder, and not a date."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in kinds if tag != "tag:yaml.org,2002:timestamp"]
+    for first, kinds in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +150,7 @@ class Recipe:
     optimiser: OptimiserRecipe = field(default_factory=OptimiserRecipe)
     schedule: ScheduleRecipe = field(default_factory=ScheduleRecipe)
     valid: ValidRecipe = field(default_factory=ValidRecipe)
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     precision: Literal["float32", "bfloat16"] = "float32"  # bfloat16: autocast; losses and recurrences stay float32
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
     devices: Count = 1  # per machine; under torchrun its process count is taken
@@ -149,18 +161,22 @@ class Recipe:
 
 
 def load_recipe(path: str | Path, overrides: typing.Sequence[str] = ()) -> Recipe:
-    """Read a recipe and apply `key=value` overrides (dotted keys, YAML values).
+    """Read a recipe and apply `key=value` overrides (dotted keys; YAML values, but for keys that hold text).
 
     Raises:
         RecipeError: naming the file or override, the key, and what would be right.
     """
     path = Path(path)
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError:
         raise RecipeError(f"no recipe at {path}: give the path of a YAML file such as recipes/live.yaml") from None
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{path} is not YAML: {error}") from error
+    except OSError as error:
+        raise RecipeError(
+            f"{path} cannot be read ({error.strerror}): give a YAML file such as recipes/live.yaml"
+        ) from None
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise RecipeError(f"{path} is not YAML in UTF-8: {_line(error)}") from error
     if not isinstance(tree, dict):
         raise RecipeError(
             f"{path} must hold keys and values (run:, model:, data:, loss: ...), found {type(tree).__name__}"
@@ -176,23 +192,36 @@ def recipe_from(tree: dict[str, Any], origin: str = "recipe") -> Recipe:
     try:
         recipe = TypeAdapter(Recipe).validate_python(tree)
     except ValidationError as error:
-        lines = [f"  {'.'.join(map(str, e['loc']))}: {e['msg']}, got {e['input']!r}" for e in error.errors()]
-        raise RecipeError(f"{origin} does not check:\n" + "\n".join(lines)) from None
+        lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}, got {e['input']!r:.100}" for e in error.errors()]
+        raise RecipeError(f"{origin} does not check: {'; '.join(lines[:5])}") from None
     check_sense(recipe, origin)
-    return recipe
+    return dataclasses.replace(
+        recipe,
+        run=os.path.expanduser(recipe.run),
+        model=dataclasses.replace(recipe.model, start=_at_home(recipe.model.start)),
+        loss=dataclasses.replace(recipe.loss, teacher=_at_home(recipe.loss.teacher)),
+    )
+
+
+def _at_home(path: str | None) -> str | None:
+    return path and os.path.expanduser(path)
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())
 
 
 def set_dotted(tree: dict[str, Any], override: str) -> None:
-    """Put one `a.b=value` into a tree of plain values; the value is read as YAML, with 1e-3 a number."""
+    r"""Put one `a.b=value` into a tree of plain values.
+
+    Where the recipe wants text, such as a path, the value is taken as it is: `run=1e3`, `audio=C:\x: y`. `null` is
+    still none, `[a, b]` a list and "quoted" unquoted, where they may be. Elsewhere it is YAML, with 1e-3 a number.
+    """
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise RecipeError(f"override {override!r} is not of the form key=value, for instance optimiser.lr=1e-3")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"override {override!r}: the value is not YAML ({error})") from None
-    if isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value):
-        value = float(value)  # YAML 1.1 takes 1e-3 for a word
+    kinds = declared(key)
+    value = as_text(text, kinds) if str in kinds else as_yaml(text, override)
     *sections, last = key.split(".")
     for section in sections:
         inner = tree.setdefault(section, {})
@@ -202,6 +231,45 @@ def set_dotted(tree: dict[str, Any], override: str) -> None:
             raise RecipeError(f"override {override!r}: {section} is a value ({inner!r}), not a section")
         tree = inner
     tree[last] = value
+
+
+def declared(key: str) -> tuple[Any, ...]:
+    """The types that the value of a dotted key may have; none where the recipe leaves that open."""
+    kind: Any = Recipe
+    for part in key.split("."):
+        if kind == dict[str, Any] and key.startswith("data.sources."):
+            from clearstate.data import SourceSpec
+
+            kind = SourceSpec
+        if not dataclasses.is_dataclass(kind):
+            return ()
+        kind = typing.get_type_hints(kind).get(part)
+    if kind == tuple[str, ...]:
+        return str, list[str]
+    is_union = typing.get_origin(kind) in (typing.Union, types.UnionType)
+    return typing.get_args(kind) if is_union else (kind,)
+
+
+def as_text(text: str, kinds: tuple[Any, ...]) -> str | list[str] | None:
+    """The value of a key that holds text: see `set_dotted`."""
+    if not text or (text in ("null", "~") and type(None) in kinds):
+        return None
+    if text[0] in "'\"" or (text[0] == "[" and list[str] in kinds):
+        with suppress(yaml.YAMLError):
+            value = yaml.load(text, yaml.BaseLoader)  # in which every scalar is text
+            if isinstance(value, (str, list)):
+                return value
+    return text
+
+
+def as_yaml(text: str, override: str) -> Any:
+    """A value as YAML, with 1e-3 a number, which YAML 1.1 takes for a word."""
+    try:
+        value = yaml.load(text, _Loader)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise RecipeError(f"override {override!r}: the value is not YAML ({_line(error)})") from None
+    is_number = isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value)
+    return float(value) if is_number else value
 
 
 def check_keys(tree: dict[str, Any], cls: type, origin: str, where: str = "") -> None:

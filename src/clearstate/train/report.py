@@ -4,11 +4,14 @@ import json
 import math
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+from clearstate.train.checkpoint import write_atomically
 
 PLAIN_SECONDS = 30.0  # between lines when the output is no terminal
 
@@ -19,9 +22,10 @@ class Report:
     def __init__(self, folder: Path, after_step: int, tensorboard: bool = False, quiet: bool = False):
         """Open the log; lines beyond `after_step`, of steps that a kill undid, are dropped."""
         self.path = folder / "log.jsonl"
-        kept = [line for line in read_log(self.path) if line["step"] <= after_step]
-        text = "".join(json.dumps(line) + "\n" for line in kept)
-        self.path.write_text(text, encoding="utf-8")
+        lines = read_log(self.path)
+        kept = "".join(json.dumps(line) + "\n" for line in lines if line["step"] <= after_step).encode()
+        if not self.path.is_file() or self.path.read_bytes() != kept:
+            write_atomically(self.path, lambda file: file.write(kept))
         self._file = self.path.open("a", encoding="utf-8")
         self._board = tensorboard_writer(folder, after_step) if tensorboard else None
         self._console = Console(file=sys.stderr, quiet=quiet)
@@ -67,14 +71,14 @@ class Report:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The lines of a log.jsonl; a last line that a kill cut short is left out."""
+    """The lines of a log.jsonl; one that a kill cut short or a disk spoilt is left out."""
     lines = []
     if path.is_file():
-        for text in path.read_text(encoding="utf-8").splitlines():
-            try:
-                lines.append(json.loads(text))
-            except json.JSONDecodeError:
-                continue
+        for text in path.read_bytes().splitlines():
+            with suppress(ValueError):
+                line = json.loads(text)
+                if isinstance(line, dict) and isinstance(line.get("step"), int):
+                    lines.append(line)
     return lines
 
 

@@ -1,6 +1,7 @@
 """Scores of held-out pairs, with the averaged weights and in full length."""
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -42,15 +43,21 @@ def validate(
         The means, `items` (how many pairs) and `unscored` (pairs for which some metric is undefined or failed; they
         are left out of that metric's mean). None if it was stopped.
     """
-    futures = []
+    futures, unreadable = [], 0
     for i in chosen[fabric.global_rank :: fabric.world_size]:
         if stopped():
             break
-        noisy, clean = pairs.pair(i)
+        try:
+            noisy, clean = pairs.pair(i)
+        except (ValueError, OSError, RuntimeError) as error:  # it vanished, or is broken
+            warnings.warn(f"a validation item is left out: {error}")
+            unreadable += 1
+            continue
         estimate = model(noisy[None].to(fabric.device))[0].float().cpu()
         futures += pool.submit([clean], [estimate], sample_rate)
     missing = dict.fromkeys(metrics, math.nan)
-    table = torch.tensor([[row[m] for m in metrics] for row in (r or missing for r in pool.collect(futures))])
+    rows = [row or missing for row in pool.collect(futures)] + [missing] * unreadable
+    table = torch.tensor([[row[m] for m in metrics] for row in rows])
     table = table.reshape(-1, len(metrics)).double()
     defined = table.isfinite()
     sums = torch.stack([table.nan_to_num(0.0, 0.0, 0.0).sum(0), defined.sum(0).double()])  # (2, metrics)
