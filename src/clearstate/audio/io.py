@@ -110,10 +110,18 @@ class BrokenOffError(AudioError):
 
 
 def until_broken(blocks: Iterator[Block], broken: list[BrokenOffError]) -> Iterator[Block]:
-    """The blocks of a reader; where the file is broken they end, and the error is put into `broken`."""
+    """The blocks of a reader; where the file is broken they end, and the error is put into `broken`.
+
+    A file of which nothing could be read raises it.
+    """
+    some = False
     try:
-        yield from blocks
+        for block in blocks:
+            some = True
+            yield block
     except BrokenOffError as error:
+        if not some:
+            raise
         broken.append(error)
 
 

@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 
 from clearstate.audio.bandwidth import HOP, N_FFT, power_spectrum, upper_edge
-from clearstate.audio.io import STDIO, check_target, open_reader, open_writer
+from clearstate.audio.io import STDIO, BrokenOffError, check_target, open_reader, open_writer, until_broken
 from clearstate.ssm.s4 import fft_size
 from clearstate.tasks.chain import device_of
 from clearstate.tasks.enhance import as_floats, as_type
@@ -125,6 +125,7 @@ class Extender:
         out_path: AnyPath,
         *,
         to: int = MODEL_RATE,
+        track: int | None = None,
         overwrite: bool = False,
         progress: Progress | None = None,
     ) -> Extension:
@@ -135,24 +136,27 @@ class Extender:
             out_path: its extension chooses the format; "-" for a WAV stream on stdout. Written under a temporary name
                 and moved when complete.
             to: the rate of the output, in Hz, 48000 at most.
+            track: of a video with several sound tracks, counted from 1; None takes the default track.
             overwrite: replace `out_path` if it exists; never the input itself.
             progress: called after every block, and by diffusion models after every step, with the seconds done and in
                 all (0 while the length is not known); an exception from it stops the work and leaves no output.
         Raises:
             ValueError, OSError: one line with what arrived, what was expected and the remedy; no output is left then.
+            BrokenOffError: for a file that is cut off or damaged; what could be read of it has been written.
         """
         started = time.perf_counter()
         if os.fspath(out_path) != STDIO:  # before anything is read: hours of work must not end in a refusal
             check_target(os.fspath(out_path), os.fspath(in_path), overwrite)
         reach = None
         if os.path.isfile(in_path):  # what is no file cannot be read twice
-            with open_reader(in_path) as source:
+            with open_reader(in_path, track) as source:
                 check_rates(source.info.sample_rate, to, source.info.name)
-                reach = measure(source.blocks(), source.info.sample_rate, source.info.channels)
-        with open_reader(in_path) as source:
+                reach = measure(until_broken(source.blocks(), []), source.info.sample_rate, source.info.channels)
+        broken: list[BrokenOffError] = []
+        with open_reader(in_path, track) as source:
             info = source.info
             check_rates(info.sample_rate, to, info.name)
-            blocks = source.blocks()
+            blocks = until_broken(source.blocks(), broken)
             if reach is None:
                 first = next(blocks)
                 reach = measure([first], info.sample_rate, info.channels)
@@ -174,6 +178,8 @@ class Extender:
                     done += y.shape[1]
                     if progress:
                         progress(done / to, info.seconds or 0.0)
+        if broken:
+            raise broken[0].saved(out_path)
         return Extension(
             os.fspath(in_path), os.fspath(out_path), done / to, info.sample_rate, to, info.channels, round(reach, 0),
             not is_whole(reach, to), time.perf_counter() - started,
@@ -224,12 +230,13 @@ def extend(
     model: AnyPath = DEFAULT_MODEL,
     steps: int | None = None,
     seed: int | None = None,
+    track: int | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Extension:
     """Extend the bandwidth of one file; `Extender.extend_file` explains the arguments."""
     extender = load_extender(model, steps=steps, seed=seed)
-    return extender.extend_file(in_path, out_path, to=to, overwrite=overwrite, progress=progress)
+    return extender.extend_file(in_path, out_path, to=to, track=track, overwrite=overwrite, progress=progress)
 
 
 def load_extender(model: AnyPath = DEFAULT_MODEL, *, steps: int | None = None, seed: int | None = None) -> Extender:

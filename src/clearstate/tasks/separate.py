@@ -19,7 +19,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from clearstate.audio.io import CONTAINERS, STDIO, check_target, open_reader, open_writer
+from clearstate.audio.io import (
+    CONTAINERS,
+    STDIO,
+    BrokenOffError,
+    check_target,
+    open_reader,
+    open_writer,
+    until_broken,
+)
 from clearstate.tasks.chain import Chain
 from clearstate.tasks.enhance import Enhancer, as_floats, as_type
 from clearstate.tasks.voices import Voices
@@ -105,7 +113,13 @@ class Separator:
         return as_type(voices[:, 0] if x.ndim == 1 else voices, signal.dtype)
 
     def separate_file(
-        self, in_path: AnyPath, out_dir: AnyPath, *, overwrite: bool = False, progress: Progress | None = None
+        self,
+        in_path: AnyPath,
+        out_dir: AnyPath,
+        *,
+        track: int | None = None,
+        overwrite: bool = False,
+        progress: Progress | None = None,
     ) -> Separation:
         """Separate a file of any length in bounded memory.
 
@@ -115,15 +129,18 @@ class Separator:
         Args:
             in_path: an audio file, or "-" for a WAV stream on stdin.
             out_dir: made if it does not exist. Files are written under temporary names and moved when complete.
+            track: of a video with several sound tracks, counted from 1; None takes the default track.
             overwrite: replace outputs that exist; never the input itself.
             progress: called after every block with the seconds done and in all (0 while the length is not known); an
                 exception from it stops the work and leaves no output.
         Raises:
             ValueError, OSError: one line with what arrived, what was expected and the remedy; no output is left then.
+            BrokenOffError: for a file that is cut off or damaged; what could be read of it has been written.
         """
         started = time.perf_counter()
         in_name = os.fspath(in_path)
-        with open_reader(in_path) as source:
+        broken: list[BrokenOffError] = []
+        with open_reader(in_path, track) as source:
             info = source.info
             targets, timeline = output_names(in_name, out_dir, int(self.model.speakers))  # type: ignore[arg-type]
             make_folder(out_dir)
@@ -133,7 +150,7 @@ class Separator:
             with ExitStack() as stack:
                 sinks = [stack.enter_context(open_writer(name, info, overwrite=overwrite)) for name in targets]
                 frames = 0
-                for voices in self._stream(source.blocks(), info.sample_rate, info.channels):
+                for voices in self._stream(until_broken(source.blocks(), broken), info.sample_rate, info.channels):
                     for sink, voice in zip(sinks, voices, strict=True):
                         sink.write(voice)
                     activity.push(voices)
@@ -146,6 +163,8 @@ class Separator:
             time.perf_counter() - started,
         )  # fmt: skip
         write_timeline(done)
+        if broken:
+            raise broken[0].saved(out_dir)
         return done
 
     def _stream(self, blocks: Iterable[Any], sample_rate: int, channels: int) -> Iterator[NDArray[Any]]:
@@ -165,6 +184,7 @@ def separate(
     *,
     model: AnyPath = DEFAULT_MODEL,
     enhance: AnyPath | None = None,
+    track: int | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Separation:
@@ -175,7 +195,7 @@ def separate(
         enhance: an enhancement model that removes noise first, such as "live"; None leaves the noise in.
     """
     separator = load_separator(model, enhance)
-    return separator.separate_file(in_path, out_dir, overwrite=overwrite, progress=progress)
+    return separator.separate_file(in_path, out_dir, track=track, overwrite=overwrite, progress=progress)
 
 
 def load_separator(model: AnyPath = DEFAULT_MODEL, enhance: AnyPath | None = None) -> Separator:
