@@ -37,6 +37,7 @@ BLOCK_SECONDS = 2.0
 MOST_SAMPLES = 2**23  # of all channels in a block: 64 MB
 MOST_HERTZ = 1_000_000  # a header that says more is damaged
 UNKNOWN_FRAMES = 2**40  # libsndfile has the largest number there is for "not known"
+MOST_SECONDS = UNKNOWN_FRAMES / MOST_HERTZ
 WAV_LIMIT = 2**32 - 2**20  # bytes: sizes in a WAV header have 32 bits
 OPUS_RATES = (8_000, 12_000, 16_000, 24_000, 48_000)
 CONTAINERS = {  # by extension, where the extension is not the name of the container itself
@@ -215,7 +216,7 @@ class FileReader:
             sample_rate=file.samplerate,
             channels=file.channels,
             frames=frames if known else None,
-            seconds=seconds if seconds < UNKNOWN_FRAMES / MOST_HERTZ else None,
+            seconds=seconds if seconds < MOST_SECONDS else None,
             container=file.format,
             subtype=file.subtype,
             endian=file.endian,

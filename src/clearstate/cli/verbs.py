@@ -1,6 +1,7 @@
 """What the verbs that work on files (enhance, separate, extend) have in common besides inputs and batches."""
 
 import json
+import os
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +20,10 @@ Inputs = Annotated[
 ]
 Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, help="Files at a time, each in a process of its own.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace output files that exist.")]
+Track = Annotated[
+    int | None,
+    typer.Option("--track", min=1, metavar="N", help="Which sound track of a video to read. Without it: the default."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print a report of every file to stdout.")]
 
 
@@ -58,11 +63,15 @@ def lengths(jobs: list[Job]) -> dict[str, float]:
     """Seconds of audio in each file that says so; what cannot be read fails later, where it is reported."""
     import soundfile
 
+    from clearstate.audio.io import MOST_SECONDS
+    from clearstate.audio.quiet import quiet
+
     seconds = {}
     for job in jobs:
-        with suppress(Exception):
-            if job.source != STDIO:  # to libsndfile "-" is stdin, which it would close
-                seconds[job.source] = soundfile.info(job.source).duration
+        with suppress(Exception), quiet():
+            # To libsndfile "-" is stdin, which it would close; a pipe can be read only once.
+            if os.path.isfile(job.source) and (length := soundfile.info(job.source).duration) < MOST_SECONDS:
+                seconds[job.source] = length
     return seconds
 
 
