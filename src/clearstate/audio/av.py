@@ -32,6 +32,7 @@ TAGS = ("title", "artist", "album", "comment", "date", "genre", "copyright")
 
 JITTER = 0.05  # s by which a time stamp may be off before the sound is moved
 STEP = 0.01  # s from the end of a frame to the next that is a hole; less is rounding, or two clocks that drift apart
+PIP = "pip install 'clearstate[av]'"
 SILENT_BLOCK = 2**16  # samples
 LONGEST_HOLE = 4 * 3600.0  # s; a greater step is a clock that was set, not silence
 
@@ -83,19 +84,22 @@ def open_with_av(
     try:
         # "file:" keeps FFmpeg from taking a colon in a name for a protocol, and the list from what a playlist names.
         container = av.open(f"file:{name}", metadata_errors="replace", options={"protocol_whitelist": "file"})
-    except TROUBLE as error:
+    except _trouble() as error:
         raise AudioError(_refusal(name, reason, f"{error}")) from None
     try:
         return AvReader(name, container, _chosen(name, container, track), extent, like)
     except BaseException as error:
         container.close()
-        if isinstance(error, AudioError) or not isinstance(error, TROUBLE):
+        if not isinstance(error, _trouble()) or (isinstance(error, AudioError) and _vague(reason)):
             raise
         raise AudioError(_refusal(name, reason, f"{error}")) from None
 
 
-PIP = "pip install 'clearstate[av]'"
-TROUBLE = (OSError, ValueError, OverflowError, MemoryError, RuntimeError, EOFError, LookupError, NotImplementedError)
+def _trouble() -> tuple[type[Exception], ...]:
+    """What PyAV raises at a damaged file."""
+    import av
+
+    return av.error.FFmpegError, OSError, ValueError, OverflowError, MemoryError, RuntimeError, EOFError, LookupError
 
 
 def rest_of(info: AudioInfo, done: int) -> Iterator[Block]:
@@ -115,12 +119,15 @@ def _chosen(name: str, container: Any, track: int | None) -> Any:
         what = "is a video without sound" if container.streams.video else "holds no sound"
         raise AudioError(f"{name}: {what}; expected an audio file, or a video with sound")
     if track is not None and not 1 <= track <= len(streams):
-        raise AudioError(f"{name}: has {len(streams)} sound track(s), no number {track}; choose from 1 to {len(streams)}")
+        raise AudioError(
+            f"{name}: has {len(streams)} sound track(s), no number {track}; choose from 1 to {len(streams)}"
+        )
     default = next((i for i, one in enumerate(streams, 1) if "default" in str(one.disposition).lower()), 1)
     number = track or default
     if track is None and len(streams) > 1:
         others = ", ".join(f"{i} ({_track(one)})" for i, one in enumerate(streams, 1) if i != number)
-        tell(f"{name}: sound track {number} of {len(streams)} is read ({_track(streams[number - 1])}); --track N takes another: {others}")
+        taken = f"sound track {number} of {len(streams)} is read ({_track(streams[number - 1])})"
+        tell(f"{name}: {taken}; --track N takes another: {others}")
     return streams[number - 1]
 
 
@@ -177,7 +184,11 @@ class AvReader:
         first = self._first = next(self._decoded, None)
         if first is None:
             locked = stream.codec_context.codec_tag in ("drms", "enca") or "encrypt" in str(stream.metadata).lower()
-            why = "is protected against copying" if locked else f"its sound ({stream.codec_context.name}) cannot be decoded"
+            why = (
+                "is protected against copying"
+                if locked
+                else f"its sound ({stream.codec_context.name}) cannot be decoded"
+            )
             raise AudioError(f"{name}: {why}; expected an audio file that holds samples")
         if not (0 < first.sample_rate <= MOST_HERTZ and first.layout.nb_channels > 0):
             raise AudioError(f"{name}: its header is broken ({first.sample_rate} Hz); export or convert the file again")
@@ -207,12 +218,12 @@ class AvReader:
                 packet = next(packets)
             except StopIteration:
                 return
-            except TROUBLE:  # the container itself is damaged
+            except _trouble():  # the container itself is damaged
                 self._undecoded += 1
                 return
             try:
                 frames = self._stream.decode(packet)
-            except TROUBLE:
+            except _trouble():
                 self._undecoded += 1
                 continue
             yield from frames
@@ -288,6 +299,11 @@ def _samples(frame: Any) -> Block:
     return x / 2.0 ** (8 * x.dtype.itemsize - 1)
 
 
+def _vague(reason: str) -> bool:
+    """Whether libsndfile did not recognise the format, rather than found a fault in it."""
+    return not reason or any(word in reason.lower() for word in VAGUE)
+
+
 def _refusal(name: str, libsndfile: str, ffmpeg: str, remedy: str = "") -> str:
     """One line for a file that nothing here reads."""
     with open(name, "rb") as file:
@@ -298,7 +314,7 @@ def _refusal(name: str, libsndfile: str, ffmpeg: str, remedy: str = "") -> str:
             return f"{name}: {what} ({shown}); {hint}"
     if not any(begin):
         return f"{name}: begins with zeros, as after a crash or a failed download; fetch it again"
-    if libsndfile and not any(word in libsndfile.lower() for word in VAGUE):
+    if not _vague(libsndfile):
         return f"{name}: its header is broken ({libsndfile}); export or convert the file again"
     if remedy:
         return f"{name}: {shown}, which soundfile does not know; expected WAV, FLAC, OGG, Opus or MP3, or {remedy}"

@@ -6,8 +6,8 @@ files that were joined (`cat a.flac b.flac`) begin with the header of the first 
     extent.share       less than 1 where the file ends before the header says
     extent.doubtful    whether only decoding to the end tells the length
 
-Formats: Microsoft and IBM, RIFF (1991); EBU Tech 3306 (RF64); Apple, AIFF (1989) and CAF 1.0; Sonic Foundry, Wave64; RFC 9639
-(FLAC), RFC 3533 (Ogg), ISO 11172-3 (MPEG audio) with the Xing header; ISO 14496-12 (MP4); RFC 8794 (EBML, for Matroska).
+Formats: Microsoft and IBM, RIFF (1991); EBU Tech 3306 (RF64); Apple, AIFF (1989) and CAF 1.0; Sonic Foundry, Wave64;
+RFC 9639 (FLAC); RFC 3533 (Ogg); ISO 11172-3 (MPEG audio) with the Xing header; ISO 14496-12 (MP4); RFC 8794 (EBML).
 """
 
 import io
@@ -319,7 +319,9 @@ def _mpeg(data: Bytes, begin: int) -> Extent | None:
         return None
     rest = data[at : at + 16]
     # The last frame may be cut, and padding may follow.
-    ends = rest.startswith(AFTER_MPEG) or (len(data) - at < 2000 and mpeg_frame(rest[:4])) or not any(data[at : at + 4096])
+    ends = (
+        rest.startswith(AFTER_MPEG) or (len(data) - at < 2000 and mpeg_frame(rest[:4])) or not any(data[at : at + 4096])
+    )
     share = min(1.0, (len(data) - begin) / promised_bytes) if promised_bytes and ends else 1.0
     doubtful = not ends or promised_frames != count
     return Extent((Part(0, len(data)),), share if share < 0.999 else 1.0, doubtful, count * samples)

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soundfile
 import soxr
 
+from clearstate.audio.io import read_audio
 from clearstate.data.corpora import VALID_SPEAKERS, is_test_set, match, recognise, refuse_test_set
 from clearstate.data.folders import read_crop, scan, speaker_of
 from clearstate.data.mixing import redrawn
@@ -137,6 +137,6 @@ class PairedCrops:
 
 def read_mono(path: str | Path, rate: int | None) -> np.ndarray:
     """A whole file, channels averaged, at `rate` Hz: float32 (samples,)."""
-    audio, native = soundfile.read(path, dtype="float32", always_2d=True)
-    mono = audio.mean(axis=1)
+    audio, native = read_audio(path)
+    mono = audio.mean(axis=0).astype(np.float32)
     return mono if rate in (None, native) else soxr.resample(mono, native, rate)

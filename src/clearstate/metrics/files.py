@@ -187,19 +187,12 @@ def load(pair: Pair) -> Loaded:
 
 
 def _read(path: Path, what: str, notes: list[str]) -> tuple[npt.NDArray[np.float64], int]:
-    import soundfile
+    from clearstate.audio.io import read_audio
 
-    try:
-        x, rate = soundfile.read(path, always_2d=True)  # (samples, channels)
-    except soundfile.SoundFileError as error:
-        raise ValueError(f"{path}: cannot be read as audio ({error})") from error
-    if not len(x):
-        raise ValueError(f"{path}: holds no samples")
-    if not np.isfinite(x).all():
-        raise ValueError(f"{path}: holds samples that are NaN or infinite")
-    if x.shape[1] > 1:
-        notes.append(f"{what} has {x.shape[1]} channels, mixed down")
-    return x.mean(1), rate
+    x, rate = read_audio(path)  # (channels, samples)
+    if len(x) > 1:
+        notes.append(f"{what} has {len(x)} channels, mixed down")
+    return x.mean(0), rate
 
 
 def resample(x: npt.NDArray[np.float64], rate: int, to: int) -> npt.NDArray[np.float64]:
