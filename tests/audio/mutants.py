@@ -1,6 +1,7 @@
 """Sound files of many formats, and damage to them that is the same for the same seed."""
 
 import io
+from contextlib import suppress
 
 import numpy as np
 import soundfile
@@ -35,19 +36,22 @@ def sound(seconds=0.4, channels=1):
     return 0.4 * np.sin(2 * np.pi * 440 * np.arange(n) / RATE) + noise
 
 
-def contained(parts, kind, *, rate=RATE, video=0.0, tracks=1, options=None, **settings):
-    """A file made by PyAV: parts are (start in s, samples (channels, n)), after `video` seconds of picture if any."""
+def contained(parts, kind, *, rate=RATE, video=0.0, tracks=1, options=None, file=None, **settings):
+    """A file made by PyAV, its bytes without `file`: parts are (start in s, samples (channels, n)).
+
+    `video` is the length of a picture beside them in s; `settings` are those of the sound's streams.
+    """
     import av
 
     form, codec, sample = CONTAINERS.get(kind, kind)
     memory = io.BytesIO()
-    with av.open(memory, "w", format=form, options=options or {}) as container:
+    with av.open(str(file) if file else memory, "w", format=form, options=options or {}) as container:
         picture = None
         if video:
             picture = container.add_stream("mpeg4", rate=25)
             picture.width, picture.height, picture.pix_fmt = 32, 32, "yuv420p"
         layout = "mono" if len(parts[0][1]) == 1 else "stereo"
-        streams = [container.add_stream(codec, rate=rate, layout=layout, **settings) for _ in range(tracks)]
+        streams = [container.add_stream(codec, rate=rate, **({"layout": layout} | settings)) for _ in range(tracks)]
         for i in range(int(video * 25)):
             frame = av.VideoFrame(32, 32, "yuv420p")
             frame.pts = i
@@ -74,10 +78,8 @@ def originals():
         memory = io.BytesIO()
         soundfile.write(memory, sound().T, RATE, **how)
         files[ending] = memory.getvalue()
-    try:
+    with suppress(ImportError):
         files |= {ending: contained([(0, sound())], ending) for ending in CONTAINERS}
-    except ImportError:
-        pass
     return files
 
 

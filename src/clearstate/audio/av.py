@@ -13,6 +13,7 @@ import numpy as np
 
 from clearstate.audio.io import (
     BLOCK_SECONDS,
+    LEAST_HERTZ,
     MOST_HERTZ,
     AudioError,
     AudioInfo,
@@ -30,6 +31,9 @@ SUBTYPES = {"s16": "PCM_16", "s32": "PCM_32", "flt": "FLOAT", "dbl": "DOUBLE", "
 LOSSLESS = ("alac", "flac", "pcm_s16le", "pcm_s24le", "pcm_s32le", "wavpack", "ape")
 TAGS = ("title", "artist", "album", "comment", "date", "genre", "copyright")
 
+DEFAULT, COVER = 1, 0x400  # AV_DISPOSITION_DEFAULT, AV_DISPOSITION_ATTACHED_PIC
+# Containers whose time stamps were written; those of bare streams are counted by FFmpeg.
+TIMED = frozenset(["mov", "matroska", "flv", "mpegts", "mpeg", "asf", "ogg", "nut", "mxf", "wtv", "rm"])
 JITTER = 0.05  # s by which a time stamp may be off before the sound is moved
 STEP = 0.01  # s from the end of a frame to the next that is a hole; less is rounding, or two clocks that drift apart
 PIP = "pip install 'clearstate[av]'"
@@ -75,24 +79,27 @@ def open_with_av(
     Raises:
         AudioError: where PyAV is missing or finds no sound either.
     """
+    if what := _odd_beginning(name):
+        raise AudioError(f"{name}: {what}")
     if not installed():
-        raise AudioError(_refusal(name, reason, "", f"for m4a, video and the like: {PIP}"))
+        raise AudioError(_refusal(name, extent, reason, "", f"for m4a, video and the like: {PIP}"))
     import av
 
-    if not verbose():
-        av.logging.set_level(av.logging.PANIC)
+    # PyAV's own way of logging calls Python from FFmpeg's threads, which can wait for each other for ever.
+    av.logging.restore_default_callback()
+    av.logging.set_libav_level(av.logging.INFO if verbose() else av.logging.PANIC)
     try:
         # "file:" keeps FFmpeg from taking a colon in a name for a protocol, and the list from what a playlist names.
         container = av.open(f"file:{name}", metadata_errors="replace", options={"protocol_whitelist": "file"})
     except _trouble() as error:
-        raise AudioError(_refusal(name, reason, f"{error}")) from None
+        raise AudioError(_refusal(name, extent, reason, f"{error}")) from None
     try:
         return AvReader(name, container, _chosen(name, container, track), extent, like)
     except BaseException as error:
         container.close()
         if not isinstance(error, _trouble()) or (isinstance(error, AudioError) and _vague(reason)):
             raise
-        raise AudioError(_refusal(name, reason, f"{error}")) from None
+        raise AudioError(_refusal(name, extent, reason, f"{error}")) from None
 
 
 def _trouble() -> tuple[type[Exception], ...]:
@@ -122,7 +129,7 @@ def _chosen(name: str, container: Any, track: int | None) -> Any:
         raise AudioError(
             f"{name}: has {len(streams)} sound track(s), no number {track}; choose from 1 to {len(streams)}"
         )
-    default = next((i for i, one in enumerate(streams, 1) if "default" in str(one.disposition).lower()), 1)
+    default = next((i for i, one in enumerate(streams, 1) if _disposed(one) & DEFAULT), 1)
     number = track or default
     if track is None and len(streams) > 1:
         others = ", ".join(f"{i} ({_track(one)})" for i, one in enumerate(streams, 1) if i != number)
@@ -175,11 +182,12 @@ class AvReader:
 
     def __init__(self, name: str, container: Any, stream: Any, extent: Extent, like: AudioInfo | None) -> None:
         self._container, self._stream, self._extent, self._undecoded = container, stream, extent, 0
+        self._timed_container = not TIMED.isdisjoint(container.format.name.split(","))
         if stream.codec_context is None:
             raise AudioError(
                 f"{name}: the codec of its sound is not known; convert it to WAV with the program that made it"
             )
-        stream.thread_type = "AUTO"
+        stream.thread_type = "NONE"  # sound gains nothing by threads
         self._decoded = self._decode()
         first = self._first = next(self._decoded, None)
         if first is None:
@@ -190,7 +198,7 @@ class AvReader:
                 else f"its sound ({stream.codec_context.name}) cannot be decoded"
             )
             raise AudioError(f"{name}: {why}; expected an audio file that holds samples")
-        if not (0 < first.sample_rate <= MOST_HERTZ and first.layout.nb_channels > 0):
+        if not (LEAST_HERTZ <= first.sample_rate <= MOST_HERTZ and first.layout.nb_channels > 0):
             raise AudioError(f"{name}: its header is broken ({first.sample_rate} Hz); export or convert the file again")
         seconds = stream.duration * stream.time_base if stream.duration else None
         if seconds is None and container.duration:
@@ -232,7 +240,8 @@ class AvReader:
         """Samples of frames of one rate, with silence where the track has holes."""
         for frame in frames:
             x = _samples(frame)
-            hole = round(timeline.silence(frame.time, x.shape[1] / frame.sample_rate) * frame.sample_rate)
+            at = frame.time if self._timed_container else None
+            hole = round(timeline.silence(at, x.shape[1] / frame.sample_rate) * frame.sample_rate)
             for start in range(0, hole, SILENT_BLOCK):
                 yield np.zeros((len(x), min(SILENT_BLOCK, hole - start)))
             yield x
@@ -278,13 +287,18 @@ def _kind(frame: Any) -> tuple[int, int]:
     return frame.sample_rate, frame.layout.nb_channels
 
 
+def _disposed(stream: Any) -> int:
+    """What a container says of a stream, as FFmpeg's flags."""
+    return int(getattr(stream, "disposition", 0))  # PyAV before 13 does not tell
+
+
 def _origin(container: Any, stream: Any) -> float:
     """When the recording begins: the earliest of its sound and pictures (not of its cover)."""
     parts = [*container.streams.audio, *container.streams.video]
     starts = [
         float(one.start_time * one.time_base)
         for one in parts
-        if one.start_time is not None and "attached" not in str(one.disposition).lower()
+        if one.start_time is not None and not _disposed(one) & COVER
     ]
     return min(starts, default=0.0)
 
@@ -299,21 +313,31 @@ def _samples(frame: Any) -> Block:
     return x / 2.0 ** (8 * x.dtype.itemsize - 1)
 
 
+def _odd_beginning(name: str) -> str:
+    """What a file is instead of sound, as far as its first bytes tell, and what to do about it; "" otherwise."""
+    with open(name, "rb") as file:
+        begin = file.read(64)
+    for magic, what, hint in BEGINNINGS:
+        if begin.lstrip(b"\xef\xbb\xbf \r\n\t").lower().startswith(magic.lower()):
+            return f"{what} (begins with {begin[:16]!r}); {hint}"
+    return ""
+
+
 def _vague(reason: str) -> bool:
     """Whether libsndfile did not recognise the format, rather than found a fault in it."""
     return not reason or any(word in reason.lower() for word in VAGUE)
 
 
-def _refusal(name: str, libsndfile: str, ffmpeg: str, remedy: str = "") -> str:
+def _refusal(name: str, extent: Extent, libsndfile: str, ffmpeg: str, remedy: str = "") -> str:
     """One line for a file that nothing here reads."""
     with open(name, "rb") as file:
         begin = file.read(64)
     shown = f"begins with {begin[:16]!r}"
-    for magic, what, hint in BEGINNINGS:
-        if begin.lstrip(b"\xef\xbb\xbf \r\n\t").lower().startswith(magic.lower()):
-            return f"{name}: {what} ({shown}); {hint}"
     if not any(begin):
         return f"{name}: begins with zeros, as after a crash or a failed download; fetch it again"
+    if extent.share < 1:
+        there = f" ({extent.share:.0%} of it is there)" if extent.share else ""
+        return f"{name}: is cut off{there}, nothing of it can be read; fetch it again"
     if not _vague(libsndfile):
         return f"{name}: its header is broken ({libsndfile}); export or convert the file again"
     if remedy:

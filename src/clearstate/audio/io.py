@@ -35,7 +35,7 @@ Block = NDArray[np.float64]  # (channels, n)
 STDIO = "-"
 BLOCK_SECONDS = 2.0
 MOST_SAMPLES = 2**23  # of all channels in a block: 64 MB
-MOST_HERTZ = 1_000_000  # a header that says more is damaged
+LEAST_HERTZ, MOST_HERTZ = 1_000, 1_000_000  # a header that says anything else is damaged
 UNKNOWN_FRAMES = 2**40  # libsndfile has the largest number there is for "not known"
 MOST_SECONDS = UNKNOWN_FRAMES / MOST_HERTZ
 WAV_LIMIT = 2**32 - 2**20  # bytes: sizes in a WAV header have 32 bits
@@ -157,7 +157,7 @@ def open_reader(path: str | os.PathLike[str], track: int | None = None) -> Reade
         return av.open_with_av(name, track, extent, reason=getattr(error, "error_string", str(error)).rstrip("."))
     if track not in (None, 1):
         reader.close()
-        return av.open_with_av(name, track, extent, reason=f"it has no track {track}")
+        return av.open_with_av(name, track, extent)
     if not extent.doubtful:
         return reader
     if av.installed():
@@ -191,10 +191,10 @@ class FileReader:
         whole = not part.patches and part.start == 0 and len(self._extent.parts) == 1
         with quiet():
             file = soundfile.SoundFile(name if whole else View(name, part))
-        if not 0 < file.samplerate <= MOST_HERTZ:
+        if not LEAST_HERTZ <= file.samplerate <= MOST_HERTZ:
             rate = file.samplerate
             file.close()
-            raise Unusable(f"the header says {rate} Hz, expected 1 to {MOST_HERTZ}")
+            raise Unusable(f"the header says {rate} Hz, expected {LEAST_HERTZ} to {MOST_HERTZ}")
         return file
 
     def _describe(self, name: str) -> AudioInfo:
@@ -225,8 +225,7 @@ class FileReader:
 
     def check_rest(self) -> None:
         """Without PyAV: refuse what libsndfile would cut short."""
-        file, counted = self._files[0], self._extent.samples
-        if counted and counted - file.frames > 4 * 1152:
+        if self._extent.joined or self._extent.samples - self._files[0].frames > 4 * 1152:
             raise AudioError(
                 f"{self.info.name}: is longer than its header says, or joined from several files; "
                 "reading all of it needs PyAV: pip install 'clearstate[av]'"

@@ -43,7 +43,8 @@ class Extent:
     parts: tuple[Part, ...]
     share: float = 1.0  # of the promised data that is there; 0 where it is cut off, and nothing says how long it was
     doubtful: bool = False  # the header gives no length, or a wrong one
-    samples: int | None = None  # per channel, counted in the frames of MPEG audio
+    samples: int = 0  # per channel, counted in the frames of MPEG audio
+    joined: bool = False  # MPEG audio that another file was joined to
 
     @property
     def plain(self) -> bool:
@@ -270,6 +271,7 @@ KBITS = {  # of MPEG audio, by (version 1, layer): index 1 to 14
     (False, 2): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
     (False, 3): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 }
+XING = (b"Xing", b"Info")
 AFTER_MPEG = (b"TAG", b"APETAGEX", b"LYRICSBEGIN")  # tags that may follow the sound
 
 
@@ -311,25 +313,30 @@ def _mpeg(data: Bytes, begin: int) -> Extent | None:
         if kind is None:
             kind, samples = frame.kind, frame.samples
             promised_frames, promised_bytes = _xing(data[at + frame.side : at + frame.size])
-            count = -1 if data[at + frame.side : at + frame.side + 4] in (b"Xing", b"Info") else 0
-        elif data[at + frame.side : at + frame.side + 4] in (b"Xing", b"Info"):
-            break  # another file was joined to this one
+            count = -1 if data[at + frame.side : at + frame.side + 4] in XING else 0
+        elif data[at + frame.side : at + frame.side + 4] in XING:
+            break
         count, at = count + 1, at + frame.size
     if count < 2:
         return None
     rest = data[at : at + 16]
+    joined = len(data) - at > 4_000 and (rest.startswith(b"ID3") or mpeg_frame(rest[:4]) is not None)
     # The last frame may be cut, and padding may follow.
-    ends = (
-        rest.startswith(AFTER_MPEG) or (len(data) - at < 2000 and mpeg_frame(rest[:4])) or not any(data[at : at + 4096])
-    )
+    short = len(data) - at < 2_000 and mpeg_frame(rest[:4]) is not None
+    ends = not joined and (short or rest.startswith(AFTER_MPEG) or not any(data[at : at + 4096]))
     share = min(1.0, (len(data) - begin) / promised_bytes) if promised_bytes and ends else 1.0
-    doubtful = not ends or promised_frames != count
-    return Extent((Part(0, len(data)),), share if share < 0.999 else 1.0, doubtful, count * samples)
+    return Extent(
+        parts=(Part(0, len(data)),),
+        share=share if share < 0.999 else 1.0,
+        doubtful=not ends or promised_frames != count,
+        samples=count * samples,
+        joined=joined,
+    )
 
 
 def _xing(body: bytes) -> tuple[int | None, int | None]:
     """Frames and bytes that a Xing header promises."""
-    if body[:4] not in (b"Xing", b"Info") or len(body) < 16:
+    if body[:4] not in XING or len(body) < 16:
         return None, None
     flags, first, second = struct.unpack(">III", body[4:16])
     return (first if flags & 1 else None), (second if flags & 2 and flags & 1 else None)
