@@ -7,9 +7,7 @@ import pytest
 
 from clearstate.audio.quiet import quiet, tell
 
-MPG123 = (
-    b"[src/libmpg123/parse.c:do_readahead():1099] warning: Cannot read next header\nNote: Illegal header\n"
-)
+MPG123 = b"[src/libmpg123/parse.c:do_readahead():1099] warning: Cannot read next header\nNote: Illegal header\n"
 
 
 @pytest.fixture(autouse=True)
