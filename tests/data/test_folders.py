@@ -163,3 +163,34 @@ def test_noncommercial_audio_needs_a_word(tmp_path):
     with pytest.raises(ValueError, match="noncommercial: true"):
         open_sources({"speech": str(index)})
     assert len(open_sources({"speech": str(index), "noncommercial": True}).speech) == 1
+
+
+@pytest.mark.parametrize("name", ["crashed.wav", "joined.wav", "joined.flac", "joined.ogg", "endless.flac"])
+@pytest.mark.parametrize("rate", [RATE, 8_000])
+def test_files_with_a_wrong_length_in_their_header_are_read_to_their_end(tmp_path, name, rate):
+    path = write(tmp_path / name, sine(2.0, RATE))
+    data = bytearray(path.read_bytes())
+    if name == "crashed.wav":
+        data[40:44] = bytes(4)
+    elif name == "endless.flac":
+        data[21] &= 0xF0
+        data[22:42] = bytes(20)
+    else:
+        data = data * 2
+    path.write_bytes(data)
+    opened = FileSet("plain", plain_files(tmp_path, "speech"), rate)
+    seconds = 4.0 if "joined" in name else 2.0
+    assert opened.clips[0].samples == seconds * rate
+    start = int((seconds - 0.5) * rate)
+    crop = opened.read(0, start, rate // 4)
+    at = start % (2 * rate)
+    np.testing.assert_allclose(crop, sine(2.0, rate)[at : at + rate // 4], atol=0.05)
+
+
+def test_a_file_that_was_cut_after_the_scan_is_broken_at_its_end_only(tmp_path):
+    path = write(tmp_path / "a.flac", hiss(4.0))
+    opened = FileSet("plain", plain_files(tmp_path, "speech"), RATE)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert len(opened.read(0, 0, RATE)) == RATE
+    with pytest.raises(BrokenClipError, match="broken after"):
+        opened.read(0, 3 * RATE, RATE // 2)

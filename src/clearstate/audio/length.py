@@ -114,14 +114,17 @@ class View(io.RawIOBase):
         self._part, self._at = part, 0
 
     def seek(self, position: int, whence: int = io.SEEK_SET) -> int:
+        """Move to a position in the part."""
         start = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._part.end - self._part.start}[whence]
         self._at = max(0, start + position)
         return self._at
 
     def tell(self) -> int:
+        """Position in the part."""
         return self._at
 
     def readinto(self, buffer: Any) -> int:
+        """Fill the buffer as far as the part goes."""
         place = self._part.start + self._at
         room = max(0, min(len(buffer), self._part.end - place))
         self._file.seek(place)
@@ -135,12 +138,15 @@ class View(io.RawIOBase):
         return len(data)
 
     def readable(self) -> bool:
+        """Yes."""
         return True
 
     def seekable(self) -> bool:
+        """Yes."""
         return True
 
     def close(self) -> None:
+        """Close the file."""
         self._file.close()
         super().close()
 
@@ -276,6 +282,8 @@ AFTER_MPEG = (b"TAG", b"APETAGEX", b"LYRICSBEGIN")  # tags that may follow the s
 
 
 class Frame(NamedTuple):
+    """A frame of MPEG audio."""
+
     size: int  # bytes
     samples: int  # per channel
     side: int  # bytes of header and side information, behind which a Xing header would be

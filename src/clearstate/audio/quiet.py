@@ -26,6 +26,7 @@ _log = logging.getLogger("clearstate")
 
 
 def verbose() -> bool:
+    """Whether the chatter is wanted."""
     return os.environ.get("CLEARSTATE_VERBOSE", "0") not in ("", "0")
 
 
