@@ -36,7 +36,7 @@ def sound(seconds=0.4, channels=1):
     return 0.4 * np.sin(2 * np.pi * 440 * np.arange(n) / RATE) + noise
 
 
-def contained(parts, kind, *, rate=RATE, video=0.0, tracks=1, options=None, file=None, **settings):
+def contained(parts, kind, *, rate=RATE, video=0.0, tracks=1, options=None, codec_options=None, file=None, **settings):
     """A file made by PyAV, its bytes without `file`: parts are (start in s, samples (channels, n)).
 
     `video` is the length of a picture beside them in s; `settings` are those of the sound's streams.
@@ -51,7 +51,10 @@ def contained(parts, kind, *, rate=RATE, video=0.0, tracks=1, options=None, file
             picture = container.add_stream("mpeg4", rate=25)
             picture.width, picture.height, picture.pix_fmt = 32, 32, "yuv420p"
         layout = "mono" if len(parts[0][1]) == 1 else "stereo"
-        streams = [container.add_stream(codec, rate=rate, **({"layout": layout} | settings)) for _ in range(tracks)]
+        streams = [
+            container.add_stream(codec, rate=rate, options=codec_options, **({"layout": layout} | settings))
+            for _ in range(tracks)
+        ]
         for i in range(int(video * 25)):
             frame = av.VideoFrame(32, 32, "yuv420p")
             frame.pts = i

@@ -34,6 +34,7 @@ TAGS = ("title", "artist", "album", "comment", "date", "genre", "copyright")
 DEFAULT, COVER = 1, 0x400  # AV_DISPOSITION_DEFAULT, AV_DISPOSITION_ATTACHED_PIC
 # Containers whose time stamps were written; those of bare streams are counted by FFmpeg.
 TIMED = frozenset(["mov", "matroska", "flv", "mpegts", "mpeg", "asf", "ogg", "nut", "mxf", "wtv", "rm"])
+MOST_DELAY = 0.15  # s between the time stamp of a track and that of the first frame it decodes to
 JITTER = 0.05  # s by which a time stamp may be off before the sound is moved
 STEP = 0.01  # s from the end of a frame to the next that is a hole; less is rounding, or two clocks that drift apart
 PIP = "pip install 'clearstate[av]'"
@@ -200,6 +201,10 @@ class AvReader:
             raise AudioError(f"{name}: {why}; expected an audio file that holds samples")
         if not (LEAST_HERTZ <= first.sample_rate <= MOST_HERTZ and first.layout.nb_channels > 0):
             raise AudioError(f"{name}: its header is broken ({first.sample_rate} Hz); export or convert the file again")
+        # Some decoders swallow their first frames, which is no hole.
+        begin = None if stream.start_time is None else float(stream.start_time * stream.time_base)
+        swallowed = 0.0 if begin is None or first.time is None else first.time - begin
+        self._delay = swallowed if 0 < swallowed < MOST_DELAY else 0.0
         seconds = stream.duration * stream.time_base if stream.duration else None
         if seconds is None and container.duration:
             seconds = container.duration / 1e6
@@ -232,7 +237,7 @@ class AvReader:
             try:
                 frames = self._stream.decode(packet)
             except _trouble():
-                self._undecoded += 1
+                self._undecoded += bytes(packet)[:3] not in (b"ID3", b"TAG", b"APE")  # tags where files were joined
                 continue
             yield from frames
 
@@ -240,7 +245,7 @@ class AvReader:
         """Samples of frames of one rate, with silence where the track has holes."""
         for frame in frames:
             x = _samples(frame)
-            at = frame.time if self._timed_container else None
+            at = None if frame.time is None or not self._timed_container else frame.time - self._delay
             hole = round(timeline.silence(at, x.shape[1] / frame.sample_rate) * frame.sample_rate)
             for start in range(0, hole, SILENT_BLOCK):
                 yield np.zeros((len(x), min(SILENT_BLOCK, hole - start)))
@@ -270,7 +275,7 @@ class AvReader:
                 held = []
         if held:
             yield np.concatenate(held, axis=1)
-        if self._undecoded:
+        if self._undecoded and self._extent.share == 1 and self._extent.parts:  # otherwise it is an error already
             tell(f"{name}: damaged: {self._undecoded} packets could not be decoded and are missing or silent")
         if self._extent.share < 1:
             of = done / rate / self._extent.share if self._extent.share else None
