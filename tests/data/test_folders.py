@@ -6,7 +6,7 @@ import pytest
 import soundfile
 from corpora_in_miniature import RATE, hiss, voice, write
 
-from clearstate.data import MixtureConfig, MixtureDataset, open_sources
+from clearstate.data import MixtureConfig, MixtureDataset, folders, open_sources
 from clearstate.data.folders import FileSet, group_of, plain_files, read_crop, scan
 from clearstate.data.shards import BrokenClipError
 from clearstate.data.sources import Path, in_validation
@@ -129,7 +129,7 @@ def test_nan_in_a_file_is_found(tmp_path):
 def test_headers_are_scanned_once(tmp_path, monkeypatch):
     path = write(tmp_path / "a.wav", voice(100, 0.5))
     assert scan([path], "x") == [(8000, RATE)]
-    monkeypatch.setattr(soundfile, "info", lambda _: pytest.fail("the header was read again"))
+    monkeypatch.setattr(folders, "open_reader", lambda _: pytest.fail("the file was opened again"))
     assert scan([path], "x") == [(8000, RATE)]
 
 
@@ -184,3 +184,34 @@ def test_one_bad_entry_is_reported_once_and_left_out(tmp_path):
 
 def test_a_file_that_vanishes_before_it_is_scanned_has_no_header(tmp_path):
     assert scan([tmp_path / "gone.wav"], "x", tmp_path / "cache") == [(0, 1)]
+
+
+@pytest.mark.parametrize("name", ["crashed.wav", "joined.wav", "joined.flac", "joined.ogg", "endless.flac"])
+@pytest.mark.parametrize("rate", [RATE, 8_000])
+def test_files_with_a_wrong_length_in_their_header_are_read_to_their_end(tmp_path, name, rate):
+    path = write(tmp_path / name, sine(2.0, RATE))
+    data = bytearray(path.read_bytes())
+    if name == "crashed.wav":
+        data[40:44] = bytes(4)
+    elif name == "endless.flac":
+        data[21] &= 0xF0
+        data[22:42] = bytes(20)
+    else:
+        data = data * 2
+    path.write_bytes(data)
+    opened = FileSet("plain", plain_files(tmp_path, "speech"), rate)
+    seconds = 4.0 if "joined" in name else 2.0
+    assert opened.clips[0].samples == seconds * rate
+    start = int((seconds - 0.5) * rate)
+    crop = opened.read(0, start, rate // 4)
+    at = start % (2 * rate)
+    np.testing.assert_allclose(crop, sine(2.0, rate)[at : at + rate // 4], atol=0.05)
+
+
+def test_a_file_that_was_cut_after_the_scan_is_broken_at_its_end_only(tmp_path):
+    path = write(tmp_path / "a.flac", hiss(4.0))
+    opened = FileSet("plain", plain_files(tmp_path, "speech"), RATE)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert len(opened.read(0, 0, RATE)) == RATE
+    with pytest.raises(BrokenClipError, match="broken after"):
+        opened.read(0, 3 * RATE, RATE // 2)

@@ -1,89 +1,285 @@
-"""What libsndfile cannot read, through PyAV (the libraries of FFmpeg): m4a, wma, the sound of a video.
+"""What libsndfile cannot read, or cannot read to its end, through PyAV (the libraries of FFmpeg): m4a, wma, video.
 
 PyAV is an extra, `pip install 'clearstate[av]'`; its wheels bring their own libraries.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import replace
+from itertools import chain, groupby
 from typing import Any
 
 import numpy as np
 
-from clearstate.audio.io import BLOCK_SECONDS, AudioError, AudioInfo, Block, Reader, checked
+from clearstate.audio.io import (
+    BLOCK_SECONDS,
+    LEAST_HERTZ,
+    MOST_HERTZ,
+    AudioError,
+    AudioInfo,
+    Block,
+    BrokenOffError,
+    Reader,
+    Shortfall,
+    checked,
+    converted,
+)
+from clearstate.audio.length import Extent
+from clearstate.audio.quiet import tell, verbose
 
 SUBTYPES = {"s16": "PCM_16", "s32": "PCM_32", "flt": "FLOAT", "dbl": "DOUBLE", "u8": "PCM_U8"}
 LOSSLESS = ("alac", "flac", "pcm_s16le", "pcm_s24le", "pcm_s32le", "wavpack", "ape")
 TAGS = ("title", "artist", "album", "comment", "date", "genre", "copyright")
 
+DEFAULT, COVER = 1, 0x400  # AV_DISPOSITION_DEFAULT, AV_DISPOSITION_ATTACHED_PIC
+# Containers whose time stamps were written; those of bare streams are counted by FFmpeg.
+TIMED = frozenset(["mov", "matroska", "flv", "mpegts", "mpeg", "asf", "ogg", "nut", "mxf", "wtv", "rm"])
+MOST_DELAY = 0.15  # s between the time stamp of a track and that of the first frame it decodes to
+JITTER = 0.05  # s by which a time stamp may be off before the sound is moved
+STEP = 0.01  # s from the end of a frame to the next that is a hole; less is rounding, or two clocks that drift apart
+PIP = "pip install 'clearstate[av]'"
+SILENT_BLOCK = 2**16  # samples
+LONGEST_HOLE = 4 * 3600.0  # s; a greater step is a clock that was set, not silence
 
-def open_with_av(name: str) -> Reader:
-    """Open the first sound track of a file.
+BEGINNINGS = (  # what is often saved under the name of a sound file, and what to do about it
+    (b"<!doctype", "is a web page", "download the sound itself"),
+    (b"<html", "is a web page", "download the sound itself"),
+    (b"<?xml", "is an XML document", "expected an audio file"),
+    (b"PK\x03\x04", "is a ZIP archive", "unpack it first"),
+    (b"Rar!", "is a RAR archive", "unpack it first"),
+    (b"7z\xbc\xaf", "is a 7-Zip archive", "unpack it first"),
+    (b"\x1f\x8b", "is compressed by gzip", "unpack it first"),
+    (b"%PDF", "is a PDF document", "expected an audio file"),
+    (b"\x89PNG", "is a picture", "expected an audio file"),
+    (b"\xff\xd8\xff", "is a picture", "expected an audio file"),
+    (b"version https://git-lfs", "is a pointer of Git LFS", "fetch the file itself with `git lfs pull`"),
+    (b"#EXTM3U", "is a playlist", "name the files that it lists"),
+)
+VAGUE = ("not recognised", "unimplemented", "does not exist", "system error", "supported")  # what libsndfile says
 
+
+def installed() -> bool:
+    """Whether PyAV can be imported."""
+    try:
+        import av  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def open_with_av(
+    name: str, track: int | None, extent: Extent, *, reason: str = "", like: AudioInfo | None = None
+) -> Reader:
+    """Open one sound track of a file.
+
+    Args:
+        track: counted from 1; None takes the one that the container calls its default, or the first.
+        extent: what `inspect` said of the file.
+        reason: why libsndfile does not read it.
+        like: what libsndfile said of it: rate, channels and format stay as they are there.
     Raises:
         AudioError: where PyAV is missing or finds no sound either.
     """
+    if what := _odd_beginning(name):
+        raise AudioError(f"{name}: {what}")
+    if not installed():
+        raise AudioError(_refusal(name, extent, reason, "", f"for m4a, video and the like: {PIP}"))
+    import av
+
+    # PyAV's own way of logging calls Python from FFmpeg's threads, which can wait for each other for ever.
+    av.logging.restore_default_callback()
+    av.logging.set_libav_level(av.logging.INFO if verbose() else av.logging.PANIC)
     try:
-        import av
-    except ImportError:
+        # "file:" keeps FFmpeg from taking a colon in a name for a protocol, and the list from what a playlist names.
+        container = av.open(f"file:{name}", metadata_errors="replace", options={"protocol_whitelist": "file"})
+    except _trouble() as error:
+        raise AudioError(_refusal(name, extent, reason, f"{error}")) from None
+    try:
+        return AvReader(name, container, _chosen(name, container, track), extent, like)
+    except BaseException as error:
+        container.close()
+        if not isinstance(error, _trouble()) or (isinstance(error, AudioError) and _vague(reason)):
+            raise
+        raise AudioError(_refusal(name, extent, reason, f"{error}")) from None
+
+
+def _trouble() -> tuple[type[Exception], ...]:
+    """What PyAV raises at a damaged file."""
+    import av
+
+    return av.error.FFmpegError, OSError, ValueError, OverflowError, MemoryError, RuntimeError, EOFError, LookupError
+
+
+def rest_of(info: AudioInfo, done: int) -> Iterator[Block]:
+    """What PyAV reads of a file behind its first `done` samples; nothing where it cannot."""
+    with suppress(AudioError), open_with_av(info.name, None, Extent(()), like=info) as reader:
+        for block in reader.blocks():
+            skip = min(done, block.shape[1])
+            done -= skip
+            if skip < block.shape[1]:
+                yield block[:, skip:]
+
+
+def _chosen(name: str, container: Any, track: int | None) -> Any:
+    """The stream to read; says which it is where there are others."""
+    streams = list(container.streams.audio)
+    if not streams:
+        what = "is a video without sound" if container.streams.video else "holds no sound"
+        raise AudioError(f"{name}: {what}; expected an audio file, or a video with sound")
+    if track is not None and not 1 <= track <= len(streams):
         raise AudioError(
-            f"{name}: {_beginning(name)}, which soundfile does not know; expected WAV, FLAC, OGG, Opus or MP3, "
-            "or for m4a, video and the like: pip install 'clearstate[av]'"
-        ) from None
-    try:
-        container = av.open(name)
-    except (av.error.FFmpegError, OSError):
-        container = None
-    if container is None or not container.streams.audio:
-        if container is not None:
-            container.close()
-        raise AudioError(f"{name}: {_beginning(name)}; expected an audio file, or a video with sound")
-    return AvReader(name, container)
+            f"{name}: has {len(streams)} sound track(s), no number {track}; choose from 1 to {len(streams)}"
+        )
+    default = next((i for i, one in enumerate(streams, 1) if _disposed(one) & DEFAULT), 1)
+    number = track or default
+    if track is None and len(streams) > 1:
+        others = ", ".join(f"{i} ({_track(one)})" for i, one in enumerate(streams, 1) if i != number)
+        taken = f"sound track {number} of {len(streams)} is read ({_track(streams[number - 1])})"
+        tell(f"{name}: {taken}; --track N takes another: {others}")
+    return streams[number - 1]
+
+
+def _track(stream: Any) -> str:
+    """A sound track in words: codec, channels, language, title."""
+    codec = stream.codec_context
+    words = [codec.name, f"{codec.channels} channel{'s' * (codec.channels != 1)}"] if codec else ["unknown codec"]
+    words += [stream.metadata.get("language", ""), stream.metadata.get("title", "")]
+    return ", ".join(word for word in words if word and word != "und")
+
+
+class Timeline:
+    """Where the frames of a track belong, by their time stamps.
+
+    A hole between two frames, or a start behind that of the picture, becomes silence. Frames are never left out: where
+    the time goes back, what follows is moved.
+
+    >>> timeline = Timeline(origin=0.0)
+    >>> [round(timeline.silence(at, 0.1), 3) for at in (0.5, 0.6, 0.702, 2.0)]
+    [0.5, 0.0, 0.0, 1.2]
+    """
+
+    def __init__(self, origin: float) -> None:
+        self.origin = origin  # time stamp of the first sample
+        self.done = 0.0  # s so far, silence included
+        self._end = origin  # time stamp of the end of the frame before
+
+    def silence(self, at: float | None, seconds: float) -> float:
+        """Seconds of silence before a frame of so many seconds that is stamped `at`."""
+        filled = 0.0
+        if at is not None:
+            off = at - self.origin - self.done
+            if abs(at - self._end) > STEP and abs(off) > JITTER:
+                if 0 < off <= LONGEST_HOLE:
+                    filled = off
+                else:
+                    self.origin += off
+            self._end = at + seconds
+        self.done += filled + seconds
+        return filled
 
 
 class AvReader:
-    """The first sound track of an open PyAV container."""
+    """One sound track of an open PyAV container."""
 
-    def __init__(self, name: str, container: Any) -> None:
-        self._container = container
-        stream = self._stream = container.streams.audio[0]
-        stream.thread_type = "AUTO"
+    def __init__(self, name: str, container: Any, stream: Any, extent: Extent, like: AudioInfo | None) -> None:
+        self._container, self._stream, self._extent, self._undecoded = container, stream, extent, 0
+        self._timed_container = not TIMED.isdisjoint(container.format.name.split(","))
+        if stream.codec_context is None:
+            raise AudioError(
+                f"{name}: the codec of its sound is not known; convert it to WAV with the program that made it"
+            )
+        stream.thread_type = "NONE"  # sound gains nothing by threads
+        self._decoded = self._decode()
+        first = self._first = next(self._decoded, None)
+        if first is None:
+            locked = stream.codec_context.codec_tag in ("drms", "enca") or "encrypt" in str(stream.metadata).lower()
+            why = (
+                "is protected against copying"
+                if locked
+                else f"its sound ({stream.codec_context.name}) cannot be decoded"
+            )
+            raise AudioError(f"{name}: {why}; expected an audio file that holds samples")
+        if not (LEAST_HERTZ <= first.sample_rate <= MOST_HERTZ and first.layout.nb_channels > 0):
+            raise AudioError(f"{name}: its header is broken ({first.sample_rate} Hz); export or convert the file again")
+        # Some decoders swallow their first frames, which is no hole.
+        begin = None if stream.start_time is None else float(stream.start_time * stream.time_base)
+        swallowed = 0.0 if begin is None or first.time is None else first.time - begin
+        self._delay = swallowed if 0 < swallowed < MOST_DELAY else 0.0
         seconds = stream.duration * stream.time_base if stream.duration else None
         if seconds is None and container.duration:
             seconds = container.duration / 1e6
-        lossless = stream.codec_context.name in LOSSLESS
-        sample = stream.format.name.removesuffix("p")
-        self.info = AudioInfo(
-            name=name,
-            sample_rate=stream.rate,
-            channels=stream.channels,
-            frames=None,
-            seconds=float(seconds) if seconds else None,
-            container="AV",
-            subtype=SUBTYPES.get(sample, "PCM_16") if lossless else "PCM_16",
-            tags={key: text for key, text in container.metadata.items() if key in TAGS},
-        )
+        sample = first.format.name.removesuffix("p")
+        if like:
+            self.info = replace(like, frames=None, seconds=float(seconds) if seconds else None)
+        else:
+            self.info = AudioInfo(
+                name=name,
+                sample_rate=first.sample_rate,
+                channels=first.layout.nb_channels,
+                frames=None,
+                seconds=float(seconds) if seconds else None,
+                container="AV",
+                subtype=SUBTYPES.get(sample, "PCM_16") if stream.codec_context.name in LOSSLESS else "PCM_16",
+                tags={key: text for key, text in container.metadata.items() if key in TAGS},
+            )
+
+    def _decode(self) -> Iterator[Any]:
+        """Frames in order; packets that cannot be decoded are counted and passed over."""
+        packets = self._container.demux(self._stream)
+        while True:
+            try:
+                packet = next(packets)
+            except StopIteration:
+                return
+            except _trouble():  # the container itself is damaged
+                self._undecoded += 1
+                return
+            try:
+                frames = self._stream.decode(packet)
+            except _trouble():
+                self._undecoded += bytes(packet)[:3] not in (b"ID3", b"TAG", b"APE")  # tags where files were joined
+                continue
+            yield from frames
+
+    def _timed(self, frames: Iterable[Any], timeline: Timeline) -> Iterator[Block]:
+        """Samples of frames of one rate, with silence where the track has holes."""
+        for frame in frames:
+            x = _samples(frame)
+            at = None if frame.time is None or not self._timed_container else frame.time - self._delay
+            hole = round(timeline.silence(at, x.shape[1] / frame.sample_rate) * frame.sample_rate)
+            for start in range(0, hole, SILENT_BLOCK):
+                yield np.zeros((len(x), min(SILENT_BLOCK, hole - start)))
+            yield x
+
+    def _pieces(self) -> Iterator[Block]:
+        """The track in small pieces; where its rate or channels change, they are made like the first."""
+        timeline = Timeline(_origin(self._container, self._stream))
+        for (rate, _), frames in groupby(chain([self._first], self._decoded), key=_kind):
+            yield from converted(self._timed(frames, timeline), rate, self.info.sample_rate, self.info.channels)
 
     def blocks(self) -> Iterator[Block]:
-        """Blocks of about BLOCK_SECONDS: (channels, n) float64."""
-        import av
+        """Blocks of about BLOCK_SECONDS: (channels, n) float64.
 
-        size, done = int(BLOCK_SECONDS * self.info.sample_rate), 0
+        Raises:
+            BrokenOffError: behind the last block, when the file ends before its header says.
+            AudioError: at a NaN or infinite sample.
+        """
+        rate, name = self.info.sample_rate, self.info.name
+        size, done = int(BLOCK_SECONDS * rate), 0
         held: list[Block] = []  # a frame is some 20 ms: gathered, so that the model gets something to work on
-        try:
-            for frame in self._container.decode(self._stream):
-                held.append(checked(_samples(frame, self.info.channels), self.info, done))
-                done += held[-1].shape[1]
-                if sum(block.shape[1] for block in held) >= size:
-                    yield np.concatenate(held, axis=1)
-                    held = []
-        except av.error.FFmpegError as error:
-            at = f"{done / self.info.sample_rate:.3f} s"
-            raise AudioError(
-                f"{self.info.name}: broken after {at} ({error.strerror}); fetch it again, or convert it to WAV"
-            ) from None
+        for piece in self._pieces():
+            held.append(checked(piece, self.info, done))
+            done += piece.shape[1]
+            if sum(block.shape[1] for block in held) >= size:
+                yield np.concatenate(held, axis=1)
+                held = []
         if held:
             yield np.concatenate(held, axis=1)
-        if not done:
-            raise AudioError(f"{self.info.name}: holds no samples; expected at least one")
+        if self._undecoded and self._extent.share == 1 and self._extent.parts:  # otherwise it is an error already
+            tell(f"{name}: damaged: {self._undecoded} packets could not be decoded and are missing or silent")
+        if self._extent.share < 1:
+            of = done / rate / self._extent.share if self._extent.share else None
+            raise BrokenOffError(name, Shortfall(done / rate, of, "the data ends there"))
 
     def __enter__(self) -> "AvReader":
         return self
@@ -92,9 +288,29 @@ class AvReader:
         self._container.close()
 
 
-def _samples(frame: Any, channels: int) -> Block:
+def _kind(frame: Any) -> tuple[int, int]:
+    return frame.sample_rate, frame.layout.nb_channels
+
+
+def _disposed(stream: Any) -> int:
+    """What a container says of a stream, as FFmpeg's flags."""
+    return int(getattr(stream, "disposition", 0))  # PyAV before 13 does not tell
+
+
+def _origin(container: Any, stream: Any) -> float:
+    """When the recording begins: the earliest of its sound and pictures (not of its cover)."""
+    parts = [*container.streams.audio, *container.streams.video]
+    starts = [
+        float(one.start_time * one.time_base)
+        for one in parts
+        if one.start_time is not None and not _disposed(one) & COVER
+    ]
+    return min(starts, default=0.0)
+
+
+def _samples(frame: Any) -> Block:
     raw = frame.to_ndarray()  # planar (channels, n); packed (1, n channels)
-    x = raw if frame.format.is_planar else raw.reshape(-1, channels).T
+    x = raw if frame.format.is_planar else raw.reshape(-1, frame.layout.nb_channels).T
     if x.dtype.kind == "f":
         return x.astype(np.float64)
     if x.dtype == np.uint8:
@@ -102,6 +318,34 @@ def _samples(frame: Any, channels: int) -> Block:
     return x / 2.0 ** (8 * x.dtype.itemsize - 1)
 
 
-def _beginning(name: str) -> str:
+def _odd_beginning(name: str) -> str:
+    """What a file is instead of sound, as far as its first bytes tell, and what to do about it; "" otherwise."""
     with open(name, "rb") as file:
-        return f"begins with {file.read(16)!r}"
+        begin = file.read(64)
+    for magic, what, hint in BEGINNINGS:
+        if begin.lstrip(b"\xef\xbb\xbf \r\n\t").lower().startswith(magic.lower()):
+            return f"{what} (begins with {begin[:16]!r}); {hint}"
+    return ""
+
+
+def _vague(reason: str) -> bool:
+    """Whether libsndfile did not recognise the format, rather than found a fault in it."""
+    return not reason or any(word in reason.lower() for word in VAGUE)
+
+
+def _refusal(name: str, extent: Extent, libsndfile: str, ffmpeg: str, remedy: str = "") -> str:
+    """One line for a file that nothing here reads."""
+    with open(name, "rb") as file:
+        begin = file.read(64)
+    shown = f"begins with {begin[:16]!r}"
+    if not any(begin):
+        return f"{name}: begins with zeros, as after a crash or a failed download; fetch it again"
+    if extent.share < 1:
+        there = f" ({extent.share:.0%} of it is there)" if extent.share else ""
+        return f"{name}: is cut off{there}, nothing of it can be read; fetch it again"
+    if not _vague(libsndfile):
+        return f"{name}: its header is broken ({libsndfile}); export or convert the file again"
+    if remedy:
+        return f"{name}: {shown}, which soundfile does not know; expected WAV, FLAC, OGG, Opus or MP3, or {remedy}"
+    reason = f" ({ffmpeg.split(':')[0]})" if ffmpeg and "Invalid data" not in ffmpeg else ""
+    return f"{name}: {shown}{reason}; expected an audio file, or a video with sound"

@@ -16,22 +16,29 @@ import os
 import stat
 import tempfile
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import soundfile
+import soxr
 from numpy.typing import NDArray
 
 from clearstate.audio import tags
+from clearstate.audio.length import Extent, Part, View, inspect
 from clearstate.audio.paths import native_name
+from clearstate.audio.quiet import quiet, tell
 
 Block = NDArray[np.float64]  # (channels, n)
 
 STDIO = "-"
 BLOCK_SECONDS = 2.0
+MOST_SAMPLES = 2**23  # of all channels in a block: 64 MB
+LEAST_HERTZ, MOST_HERTZ = 1_000, 1_000_000  # a header that says anything else is damaged
+UNKNOWN_FRAMES = 2**40  # libsndfile has the largest number there is for "not known"
+MOST_SECONDS = UNKNOWN_FRAMES / MOST_HERTZ
 WAV_LIMIT = 2**32 - 2**20  # bytes: sizes in a WAV header have 32 bits
 OPUS_RATES = (8_000, 12_000, 16_000, 24_000, 48_000)
 CONTAINERS = {  # by extension, where the extension is not the name of the container itself
@@ -81,9 +88,50 @@ class Writer(Protocol):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None: ...
 
 
-def open_reader(path: str | os.PathLike[str]) -> Reader:
+@dataclass(frozen=True)
+class Shortfall:
+    """Where the sound of a damaged file ends."""
+
+    done: float  # seconds that could be read
+    of: float | None  # seconds that the file promises, None where it does not say
+    reason: str
+
+
+class BrokenOffError(AudioError):
+    """A file that ends early or is damaged: raised behind the last block that could be read."""
+
+    def __init__(self, name: str, lost: Shortfall, saved: str = "") -> None:
+        self.name, self.lost = name, lost
+        of = f" of {lost.of:.3f} s" if lost.of else ""
+        kept = f"what could be read is in {saved}; fetch it again for the rest" if saved else "fetch it again"
+        super().__init__(f"{name}: broken after {lost.done:.3f} s{of} ({lost.reason}); {kept}")
+
+    def saved(self, target: str | os.PathLike[str]) -> "BrokenOffError":
+        """The same, saying where the part that could be read was written to."""
+        return BrokenOffError(self.name, self.lost, "stdout" if target == STDIO else os.fspath(target))
+
+
+def until_broken(blocks: Iterator[Block], broken: list[BrokenOffError]) -> Iterator[Block]:
+    """The blocks of a reader; where the file is broken they end, and the error is put into `broken`.
+
+    A file of which nothing could be read raises it.
+    """
+    some = False
+    try:
+        for block in blocks:
+            some = True
+            yield block
+    except BrokenOffError as error:
+        if not some:
+            raise
+        broken.append(error)
+
+
+def open_reader(path: str | os.PathLike[str], track: int | None = None) -> Reader:
     """Open any audio file, a WAV pipe, or "-" (stdin).
 
+    Args:
+        track: of a video with several sound tracks, counted from 1; None takes the container's default.
     Raises:
         FileNotFoundError, IsADirectoryError, PermissionError: from the file system, with the path.
         AudioError: for what is not audio, is empty or broken, or needs the PyAV extra.
@@ -101,67 +149,190 @@ def open_reader(path: str | os.PathLike[str]) -> Reader:
         raise PermissionError(f"{name}: may not be read; check its permissions")
     if os.path.getsize(name) == 0:
         raise AudioError(f"{name}: is empty (0 bytes); expected an audio file")
-    try:
-        return FileReader(name)
-    except soundfile.LibsndfileError as error:
-        if "not recognised" not in error.error_string and "unimplemented" not in error.error_string.lower():
-            reason = error.error_string.rstrip(".")
-            raise AudioError(f"{name}: its header is broken ({reason}); export or convert the file again") from None
-    from clearstate.audio.av import open_with_av
+    from clearstate.audio import av
 
-    return open_with_av(name)
+    extent = inspect(name)
+    try:
+        reader = FileReader(name, extent)
+    except (soundfile.LibsndfileError, Unusable) as error:
+        return av.open_with_av(name, track, extent, reason=getattr(error, "error_string", str(error)).rstrip("."))
+    if track not in (None, 1):
+        reader.close()
+        return av.open_with_av(name, track, extent)
+    if not extent.doubtful:
+        return reader
+    if av.installed():
+        with suppress(AudioError):
+            better = av.open_with_av(name, track, extent, like=reader.info)
+            reader.close()
+            return better
+    reader.check_rest()
+    return reader
+
+
+class Unusable(ValueError):  # noqa: N818 - never seen outside
+    """What libsndfile opened cannot be right."""
 
 
 class FileReader:
-    """A file that libsndfile knows."""
+    """A file that libsndfile knows, or several that were joined to one."""
 
-    def __init__(self, name: str) -> None:
-        self._file = soundfile.SoundFile(native_name(name))
-        file = self._file
-        self.info = AudioInfo(
+    def __init__(self, name: str, extent: Extent | None = None) -> None:
+        self._extent = extent or inspect(name)
+        self._files: list[soundfile.SoundFile] = []
+        try:
+            for part in self._extent.parts:
+                self._files.append(self._open(name, part))
+            self.info = self._describe(name)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, name: str, part: Part) -> soundfile.SoundFile:
+        whole = not part.patches and part.start == 0 and len(self._extent.parts) == 1
+        with quiet():
+            file = soundfile.SoundFile(native_name(name) if whole else View(name, part))
+        if not LEAST_HERTZ <= file.samplerate <= MOST_HERTZ:
+            rate = file.samplerate
+            file.close()
+            raise Unusable(f"the header says {rate} Hz, expected {LEAST_HERTZ} to {MOST_HERTZ}")
+        return file
+
+    def _describe(self, name: str) -> AudioInfo:
+        file = self._files[0]
+        if len({(one.samplerate, one.channels) for one in self._files}) > 1:
+            tell(
+                f"{name}: joined from recordings of different rate or channels; all of it is read as "
+                f"{file.samplerate} Hz with {file.channels} channels"
+            )
+            frames = None
+        else:
+            frames = sum(one.frames for one in self._files)
+        if frames == 0:
+            raise AudioError(f"{name}: holds no samples (empty or cut off); expected at least one")
+        known = frames is not None and frames < UNKNOWN_FRAMES and not self._extent.doubtful
+        seconds = sum(one.frames / one.samplerate for one in self._files)
+        return AudioInfo(
             name=name,
             sample_rate=file.samplerate,
             channels=file.channels,
-            frames=file.frames,
-            seconds=file.frames / file.samplerate,
+            frames=frames if known else None,
+            seconds=seconds if seconds < MOST_SECONDS else None,
             container=file.format,
             subtype=file.subtype,
             endian=file.endian,
             tags={key: clean_tag(text) for key, text in file.copy_metadata().items()},
         )
-        if file.frames == 0:
-            file.close()
-            raise AudioError(f"{name}: holds no samples (empty or cut off); expected at least one")
+
+    def check_rest(self) -> None:
+        """Without PyAV: refuse what libsndfile would cut short."""
+        if self._extent.joined or self._extent.samples - self._files[0].frames > 4 * 1152:
+            raise AudioError(
+                f"{self.info.name}: is longer than its header says, or joined from several files; "
+                "reading all of it needs PyAV: pip install 'clearstate[av]'"
+            )
 
     def blocks(self) -> Iterator[Block]:
-        """Blocks of BLOCK_SECONDS, (channels, n) float64, to the end.
+        """Blocks of at most BLOCK_SECONDS, (channels, n) float64, to the end.
 
         Raises:
-            AudioError: at a NaN or infinite sample, and when the data ends before the length in the header.
+            BrokenOffError: behind the last block, when the data ends before the length in the header.
+            AudioError: at a NaN or infinite sample.
         """
-        size, done, total = max(1, int(BLOCK_SECONDS * self.info.sample_rate)), 0, self.info.frames or 0
-        while done < total:
-            try:
-                block = self._file.read(size, dtype="float64", always_2d=True)
-            except soundfile.LibsndfileError as error:
-                raise self._broken(done, error.error_string.rstrip(".")) from None
-            if not len(block):
-                raise self._broken(done, "the data ends there")
-            yield checked(block.T, self.info, done)
-            done += len(block)
+        done = 0
+        for file in self._files:
+            pieces: Iterator[Block] = self._part(file)
+            if (file.samplerate, file.channels) != (self.info.sample_rate, self.info.channels):
+                pieces = converted(pieces, file.samplerate, self.info.sample_rate, self.info.channels)
+            for block in pieces:
+                yield checked(block, self.info, done)
+                done += block.shape[1]
+        if self._extent.share < 1:
+            seconds = done / self.info.sample_rate
+            of = seconds / self._extent.share if self._extent.share else None
+            raise BrokenOffError(self.info.name, Shortfall(seconds, of, "the data ends there"))
+        if not done:
+            raise AudioError(f"{self.info.name}: holds no samples; expected at least one")
 
-    def _broken(self, done: int, reason: str) -> AudioError:
-        at, all_ = (f"{samples / self.info.sample_rate:.3f} s" for samples in (done, self.info.frames or 0))
-        return AudioError(
-            f"{self.info.name}: broken after {at} of {all_} ({reason}); fetch it again, "
-            "or save what is left of it with `ffmpeg -i BROKEN RESCUED.wav`"
-        )
+    def _part(self, file: soundfile.SoundFile) -> Iterator[Block]:
+        done, size = 0, block_size(file.samplerate, file.channels)
+        while done < file.frames:
+            block, reason = self._read(file, size)
+            if block.shape[1]:
+                yield block
+                done += block.shape[1]
+            if reason or not block.shape[1]:
+                yield from self._after(file, done, reason or "the data ends there")
+                return
+
+    def _read(self, file: soundfile.SoundFile, size: int) -> tuple[Block, str]:
+        """The next samples, and what went wrong behind them."""
+        # soundfile does not say how many samples came before an error, but it leaves them in the array.
+        out = np.full((size, file.channels), np.nan)
+        try:
+            with quiet() if file.format == "MP3" else nullcontext():
+                return file.read(out=out).T, ""
+        except soundfile.LibsndfileError as error:
+            came = np.flatnonzero(~np.isnan(out).all(axis=1))
+            return out[: came[-1] + 1 if len(came) else 0].T, error.error_string.rstrip(".") or "the data ends there"
+
+    def _after(self, file: soundfile.SoundFile, done: int, reason: str) -> Iterator[Block]:
+        """What PyAV makes of the rest where libsndfile fails."""
+        from clearstate.audio import av
+
+        if self._extent.doubtful and reason:  # nobody had said how long it is
+            return
+        rest = 0
+        if len(self._files) == 1:
+            for block in av.rest_of(self.info, done):
+                yield block
+                rest += block.shape[1]
+        at, of = done / file.samplerate, file.frames / file.samplerate if file.frames < UNKNOWN_FRAMES else None
+        if rest:
+            reason = f"{reason} there, {rest / file.samplerate:.3f} s more were read behind it"
+        raise BrokenOffError(self.info.name, Shortfall(at, of, reason))
+
+    def close(self) -> None:
+        for file in self._files:
+            file.close()
 
     def __enter__(self) -> "FileReader":
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self._file.close()
+        self.close()
+
+
+def block_size(rate: int, channels: int) -> int:
+    """Samples per channel in a block of BLOCK_SECONDS, fewer where a header claims a great many channels."""
+    return max(1, min(int(BLOCK_SECONDS * rate), MOST_SAMPLES // channels))
+
+
+def converted(blocks: Iterator[Block], rate: int, to: int, channels: int) -> Iterator[Block]:
+    """Blocks at another rate, with another number of channels."""
+    stream = soxr.ResampleStream(rate, to, channels, dtype="float64", quality="VHQ") if rate != to else None
+    for block in blocks:
+        x = with_channels(block, channels)
+        yield x if stream is None else stream.resample_chunk(np.ascontiguousarray(x.T)).T
+    if stream is not None:
+        yield stream.resample_chunk(np.zeros((0, channels)), last=True).T
+
+
+def with_channels(x: Block, channels: int) -> Block:
+    """One channel goes to all, all are averaged to one; otherwise the first ones are taken, and silence added."""
+    if len(x) == channels:
+        return x
+    if channels == 1:
+        return x.mean(axis=0, keepdims=True)
+    if len(x) == 1:
+        return np.repeat(x, channels, axis=0)
+    return np.concatenate([x[:channels], np.zeros((max(0, channels - len(x)), x.shape[1]))])
+
+
+def read_audio(path: str | os.PathLike[str], track: int | None = None) -> tuple[Block, int]:
+    """A whole file as (channels, n) float64, and its rate; see `open_reader`."""
+    with open_reader(path, track) as source:
+        return np.concatenate(list(source.blocks()), axis=1), source.info.sample_rate
 
 
 def open_writer(path: str | os.PathLike[str], like: AudioInfo, *, overwrite: bool = False) -> Writer:

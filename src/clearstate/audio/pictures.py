@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from clearstate.audio.io import open_reader
+from clearstate.audio.io import BrokenOffError, open_reader, until_broken
 from clearstate.audio.paths import drawn
 
 if TYPE_CHECKING:
@@ -35,11 +35,12 @@ class Spectrogram(NamedTuple):
     rate: int  # Hz
 
 
-def spectrogram(path: str | Path, *, columns: int = COLUMNS) -> Spectrogram:
+def spectrogram(path: str | Path, *, columns: int = COLUMNS, broken: list[BrokenOffError] | None = None) -> Spectrogram:
     """The levels of a recording of any length, read in pieces; channels are averaged in power.
 
     Args:
         columns: at most so many columns come back: neighbouring frames are averaged (in power) until they fit.
+        broken: where a file is cut off, the error is put here and the rest is shown; None raises it.
     Raises:
         ValueError: if the file is not audio, is broken, or holds no samples or samples that are not numbers.
     """
@@ -48,7 +49,8 @@ def spectrogram(path: str | Path, *, columns: int = COLUMNS) -> Spectrogram:
         n_fft, hop = max(2, round(WINDOW * rate)), max(1, round(HOP * rate))
         done = rest = np.zeros((0, n_fft // 2 + 1))  # columns, and frames that do not fill one yet
         together = 1  # frames a column; doubles whenever there are too many columns, so the length need not be known
-        for power, fresh in _frames(sound.blocks(), n_fft, hop):
+        blocks = sound.blocks() if broken is None else until_broken(sound.blocks(), broken)
+        for power, fresh in _frames(blocks, n_fft, hop):
             samples += fresh
             rest = np.concatenate([rest, power])
             whole = len(rest) // together * together
@@ -98,9 +100,11 @@ def before_and_after(before: str | Path, after: str | Path, picture: str | Path)
 
     Raises:
         ValueError: if a recording cannot be read.
+        BrokenOffError: if one is cut off or damaged; the rest of it has been drawn.
         ImportError: if matplotlib is missing.
     """
-    pair = (spectrogram(before), spectrogram(after))
+    broken: list[BrokenOffError] = []
+    pair = (spectrogram(before, broken=broken), spectrogram(after, broken=broken))
     figure = _draw(pair, (f"before: {drawn(Path(before).name)}", f"after: {drawn(Path(after).name)}"))
     picture = Path(picture)
     picture.parent.mkdir(parents=True, exist_ok=True)
@@ -113,6 +117,8 @@ def before_and_after(before: str | Path, after: str | Path, picture: str | Path)
     except BaseException:
         os.unlink(partial)
         raise
+    if broken:
+        raise broken[0].saved(picture)
 
 
 def _draw(pair: tuple[Spectrogram, Spectrogram], titles: tuple[str, str]) -> "Figure":

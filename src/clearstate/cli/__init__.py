@@ -12,6 +12,7 @@ Verbs that turn files into files share `inputs.plan` (what to read and where to 
 worker processes, failures at the end, Ctrl-C).
 """
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Annotated
@@ -37,6 +38,8 @@ VERBS: dict[str, Callable[..., None]] = {
     "doctor": doctor.run,
 }
 
+VERBOSE = "--verbose"
+
 app = typer.Typer(
     name="clearstate",
     no_args_is_help=True,
@@ -59,6 +62,9 @@ def _about(
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and leave.")
     ] = False,
+    verbose: Annotated[
+        bool, typer.Option(VERBOSE, help="Show what the audio libraries print. May also follow the verb.")
+    ] = False,
 ) -> None:
     """Clear up speech with state-space models, in real time on a CPU.
 
@@ -66,14 +72,20 @@ def _about(
 
     `clearstate enhance --help` shows the rest; `clearstate doctor` says whether everything is in place.
     """
+    if verbose:
+        os.environ["CLEARSTATE_VERBOSE"] = "1"  # worker processes inherit it
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line and leave with its exit code: 0 done, 1 something failed, 2 wrong use, 130 interrupted."""
     unwind_when_terminated()
+    words = list(home_expanded(sys.argv[1:] if argv is None else argv))
+    if VERBOSE in words[: words.index("--") if "--" in words else None]:  # wherever it is
+        words.remove(VERBOSE)
+        words.insert(0, VERBOSE)
     print_anything()
     try:
-        app(args=home_expanded(sys.argv[1:] if argv is None else argv), prog_name="clearstate")
+        app(args=words, prog_name="clearstate")
     except CommandError as error:
         fail(str(error), error.exit_code)
     except KeyboardInterrupt:

@@ -9,7 +9,17 @@ import typer
 from clearstate.cli.batch import Outcome, Progress, Worker, run_batch
 from clearstate.cli.inputs import STDIO, Job, make_room, plan
 from clearstate.cli.terminal import UsageError, explain
-from clearstate.cli.verbs import AsJson, Inputs, Jobs, Overwrite, check_model, check_pipes, close, lengths
+from clearstate.cli.verbs import (
+    AsJson,
+    Inputs,
+    Jobs,
+    Overwrite,
+    Track,
+    check_model,
+    check_pipes,
+    close,
+    lengths,
+)
 
 
 class Channels(str, Enum):
@@ -65,6 +75,7 @@ def run(
             "for recordings with one speaker per channel."
         ),
     ] = Channels.linked,
+    track: Track = None,
     jobs: Jobs = 1,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
@@ -96,13 +107,22 @@ def run(
 
     if todo.jobs:
         check_model(model, "enhance", "--model")
-        opener = functools.partial(open_worker, model, strength, residual, pcs, warm_up, channels.value, overwrite)
+        opener = functools.partial(
+            open_worker, model, strength, residual, pcs, warm_up, channels.value, overwrite, track
+        )
         outcomes += run_batch(todo.jobs, opener, processes=jobs, lengths=lengths(todo.jobs))
     close(outcomes, model, as_json)
 
 
 def open_worker(
-    model: str, strength: float | None, residual: bool, pcs: bool, warm_up: bool, channels: str, overwrite: bool
+    model: str,
+    strength: float | None,
+    residual: bool,
+    pcs: bool,
+    warm_up: bool,
+    channels: str,
+    overwrite: bool,
+    track: int | None = None,
 ) -> Worker:
     """Load the model once; the worker it gives enhances one file at a time."""
     import clearstate
@@ -123,6 +143,7 @@ def open_worker(
             pcs=pcs,
             warm_up=warm_up,
             channels=channels,
+            track=track,
             overwrite=overwrite,
             progress=progress,
         )

@@ -8,7 +8,17 @@ import typer
 from clearstate.cli.batch import Outcome, Progress, Worker, run_batch
 from clearstate.cli.inputs import STDIO, Job, make_room, plan
 from clearstate.cli.terminal import UsageError, explain
-from clearstate.cli.verbs import AsJson, Inputs, Jobs, Overwrite, check_model, check_pipes, close, lengths
+from clearstate.cli.verbs import (
+    AsJson,
+    Inputs,
+    Jobs,
+    Overwrite,
+    Track,
+    check_model,
+    check_pipes,
+    close,
+    lengths,
+)
 
 FAST = "extend-fast"  # the default, as in clearstate.extension, which imports torch
 
@@ -39,6 +49,7 @@ def run(
     seed: Annotated[
         int | None, typer.Option(min=0, help="Of a diffusion model: another seed, another guess at what is missing.")
     ] = None,
+    track: Track = None,
     jobs: Jobs = 1,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
@@ -72,12 +83,14 @@ def run(
         check_model(name, "extend", "--model")
         _check_settings(name, to, steps, seed)
         tell_licence(name)
-        opener = functools.partial(open_worker, name, to, steps, seed, overwrite)
+        opener = functools.partial(open_worker, name, to, steps, seed, overwrite, track)
         outcomes += run_batch(todo.jobs, opener, processes=jobs, lengths=lengths(todo.jobs))
     close(outcomes, name, as_json)
 
 
-def open_worker(model: str, to: int, steps: int | None, seed: int | None, overwrite: bool) -> Worker:
+def open_worker(
+    model: str, to: int, steps: int | None, seed: int | None, overwrite: bool, track: int | None = None
+) -> Worker:
     """Load the model once; the worker it gives extends one file at a time."""
     from clearstate.tasks.extend import load_extender
 
@@ -89,7 +102,7 @@ def open_worker(model: str, to: int, steps: int | None, seed: int | None, overwr
     def work(job: Job, progress: Progress) -> dict[str, Any]:
         if job.target != STDIO:
             make_room(job.target)
-        done = extender.extend_file(job.source, job.target, to=to, overwrite=overwrite, progress=progress)
+        done = extender.extend_file(job.source, job.target, to=to, track=track, overwrite=overwrite, progress=progress)
         reach = f"up to {done.bandwidth_hz / 1000:.3g} kHz"
         silent = done.bandwidth_hz > 1.1 * done.from_rate / 2  # silence is measured as reaching to the top
         why_not = "it is silent" if silent else f"it holds {reach}"

@@ -12,7 +12,7 @@ import typer
 from clearstate.cli.batch import Outcome, Progress, Worker, run_batch
 from clearstate.cli.inputs import STDIO, Job, Plan, gather, one_name, too_long
 from clearstate.cli.terminal import UsageError, explain, note
-from clearstate.cli.verbs import AsJson, Inputs, Jobs, Overwrite, check_model, close, lengths
+from clearstate.cli.verbs import AsJson, Inputs, Jobs, Overwrite, Track, check_model, close, lengths
 
 DEFAULT_MODEL = "separate-fast"  # as in clearstate.separation, which imports torch
 OURS = re.compile(r"\.speaker\d+$")  # the end of a name that an earlier run gave
@@ -31,6 +31,7 @@ def run(
         str | None,
         typer.Option("--enhance", "-e", metavar="MODEL", help="Remove noise first, with this model (try: live)."),
     ] = None,
+    track: Track = None,
     jobs: Jobs = 1,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
@@ -60,12 +61,12 @@ def run(
     if any(job.source == STDIO for job in todo) and sys.stdin.isatty():
         raise UsageError("'-' reads audio from stdin, but stdin is the keyboard; pipe a file in, or name one")
     if todo:
-        opener = functools.partial(open_worker, model, enhance, overwrite)
+        opener = functools.partial(open_worker, model, enhance, overwrite, track)
         outcomes += run_batch(todo, opener, processes=jobs, lengths=lengths(todo))
     close(outcomes, model, as_json)
 
 
-def open_worker(model: str, enhance: str | None, overwrite: bool) -> Worker:
+def open_worker(model: str, enhance: str | None, overwrite: bool, track: int | None = None) -> Worker:
     """Load the models once; the worker it gives separates one file at a time."""
     from clearstate.tasks.separate import load_separator
 
@@ -75,7 +76,7 @@ def open_worker(model: str, enhance: str | None, overwrite: bool) -> Worker:
         raise UsageError(f"--model {model}: {explain(error)}") from error
 
     def work(job: Job, progress: Progress) -> dict[str, Any]:
-        done = separator.separate_file(job.source, job.target, overwrite=overwrite, progress=progress)
+        done = separator.separate_file(job.source, job.target, track=track, overwrite=overwrite, progress=progress)
         if done.note:
             note(f"clearstate: {job.source}: {done.note}")
         speakers = [

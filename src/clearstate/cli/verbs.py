@@ -21,6 +21,10 @@ Inputs = Annotated[
 ]
 Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, help="Files at a time, each in a process of its own.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace output files that exist.")]
+Track = Annotated[
+    int | None,
+    typer.Option("--track", min=1, metavar="N", help="Which sound track of a video to read. Without it: the default."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print a report of every file to stdout.")]
 
 
@@ -60,11 +64,18 @@ def lengths(jobs: list[Job]) -> dict[str, float]:
     """Seconds of audio in each file that says so; what cannot be read fails later, where it is reported."""
     import soundfile
 
+    from clearstate.audio.io import MOST_SECONDS
+    from clearstate.audio.quiet import quiet
+
     seconds = {}
     for job in jobs:
-        with suppress(Exception):
-            if os.path.isfile(job.source):  # "-" and a named pipe would lose what is read here
-                seconds[job.source] = soundfile.info(native_name(job.source)).duration
+        with suppress(Exception), quiet():
+            # To libsndfile "-" is stdin, which it would close; a pipe can be read only once.
+            if (
+                os.path.isfile(job.source)
+                and (length := soundfile.info(native_name(job.source)).duration) < MOST_SECONDS
+            ):
+                seconds[job.source] = length
     return seconds
 
 

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soundfile
 import soxr
 from scipy import fft
 
-from clearstate.audio.paths import native_name
+from clearstate.audio.io import read_audio
 from clearstate.data.effects import decibels
 from clearstate.data.folders import audio_files
 from clearstate.data.mixing import MixtureConfig, redrawn, speech_crop
@@ -103,10 +102,10 @@ class NarrowedFolder:
     def __getitem__(self, index: int) -> dict[str, Any]:
         number, turn = divmod(index, len(self.rates))
         path, rate = self.files[number], self.rates[turn]
-        wide, file_rate = soundfile.read(native_name(path), dtype="float32", always_2d=True)
+        wide, file_rate = read_audio(path)
         if file_rate != self.rate:
             raise ValueError(f"{path} is at {file_rate} Hz: expected wide files at {self.rate} Hz")
-        mono = wide[:, 0]
+        mono = wide[0].astype(np.float32)
         return {"narrow": resampled(mono, self.rate, rate), "wide": mono, "info": {"file": path, "narrow_rate": rate}}
 
 

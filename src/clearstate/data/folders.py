@@ -10,6 +10,7 @@ import tempfile
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,8 +18,10 @@ import numpy as np
 import soundfile
 import soxr
 
+from clearstate.audio.io import UNKNOWN_FRAMES, AudioError, open_reader, until_broken
 from clearstate.audio.mono import to_mono
 from clearstate.audio.paths import Found, native_name, walk
+from clearstate.audio.quiet import quiet
 from clearstate.audio.rates import whole_rate
 from clearstate.data.shards import BrokenClipError, Clip, Progress, default_cache
 
@@ -42,7 +45,7 @@ class AudioFile(NamedTuple):
 class FileSet:
     """The audio files of one corpus, read at one rate.
 
-    Opening reads the headers only, in parallel, and keeps what it found in the cache folder, so that the next start
+    Opening measures the files, in parallel, and keeps what it found in the cache folder, so that the next start
     takes a moment. Files without a readable header are left out and listed in `broken`.
     """
 
@@ -94,15 +97,21 @@ def read_channels(path: Path, native: int, rate: int, start: int, length: int) -
     sample. A file that ends a little early is filled up with zeros, for MP3 headers may promise more than there is.
     """
     margin = int(MARGIN * native) if native != rate else 0
+    mp3 = Path(path).suffix.lower() == ".mp3"
+    first = max(0, start * native // rate - (max(margin, MP3_PREROLL) if mp3 else margin))
+    stop = (start + length) * native // rate
     try:
-        with soundfile.SoundFile(native_name(path)) as file:
-            before = max(margin, MP3_PREROLL) if file.format == "MP3" else margin
-            first = max(0, start * native // rate - before)
-            file.seek(min(first, file.frames))
-            stop = (start + length) * native // rate + margin + 1
-            audio = file.read(stop - first, dtype="float32", always_2d=True)  # (n, channels)
-    except (soundfile.LibsndfileError, RuntimeError, OSError) as error:
+        with quiet() if mp3 else nullcontext(), soundfile.SoundFile(native_name(path)) as file:
+            audio = None
+            if file.samplerate == native and stop <= file.frames < UNKNOWN_FRAMES:
+                file.seek(first)
+                audio = file.read(stop + margin + 1 - first, dtype="float32", always_2d=True)  # (n, channels)
+    except soundfile.LibsndfileError:
+        audio = None
+    except (RuntimeError, OSError) as error:
         raise BrokenClipError(f"{path}: {error}") from error
+    if audio is None:
+        audio = _decoded(path, first, stop + margin + 1)
     if not np.isfinite(audio).all():
         raise BrokenClipError(f"{path}: not finite near {start / rate:.1f} s")
     if native != rate:
@@ -112,6 +121,22 @@ def read_channels(path: Path, native: int, rate: int, start: int, length: int) -
     if len(crop) < 0.9 * length - rate // 10:
         raise BrokenClipError(f"{path}: ends at {(start + len(crop)) / rate:.1f} s, before its header says")
     return np.pad(crop, ((0, length - len(crop)), (0, 0))).T
+
+
+def _decoded(path: Path, first: int, stop: int) -> np.ndarray:
+    """Samples [first, stop) of a file whose header does not tell its length: decoded from the beginning."""
+    parts: list[np.ndarray] = []
+    done = 0
+    try:
+        with open_reader(path) as source:
+            for block in source.blocks():
+                parts.append(block[:, max(0, first - done) : max(0, stop - done)].T.astype(np.float32))
+                done += block.shape[1]
+                if done >= stop:
+                    break
+    except (AudioError, OSError) as error:
+        raise BrokenClipError(f"{error}") from error
+    return np.concatenate(parts)
 
 
 def audio_files(folder: str | Path) -> list[Path]:
@@ -162,7 +187,10 @@ def plain_files(folder: Path, role: str) -> list[AudioFile]:
 def scan(
     paths: Sequence[Path], name: str, cache: str | Path | None = None, progress: Progress | None = None
 ) -> list[tuple[int, int]]:
-    """(frames, rate) of each file, (0, 1) where the header cannot be read; remembered in the cache folder."""
+    """(frames, rate) of each file, (0, 1) where it cannot be read; remembered in the cache folder.
+
+    FLAC, Ogg and MP3 files are looked through to their end, for their headers do not speak for what was joined to them.
+    """
     digest = hashlib.sha256()
     for path in paths:
         try:
@@ -178,11 +206,13 @@ def scan(
 
     def header(path: Path) -> tuple[int, int]:
         try:
-            info = soundfile.info(native_name(path))
-        except (soundfile.LibsndfileError, RuntimeError, OSError):
+            with open_reader(path) as source:
+                frames, rate = source.info.frames, source.info.sample_rate
+                if frames is None:  # only decoding tells
+                    frames = sum(block.shape[1] for block in until_broken(source.blocks(), []))
+        except (AudioError, OSError):
             return 0, 1
-        # A stream without a length (some Ogg files) reports the largest number there is.
-        return (info.frames, info.samplerate) if 0 < info.frames < 2**40 else (0, 1)
+        return frames, rate
 
     headers: list[tuple[int, int]] = []
     with ThreadPoolExecutor(max_workers=8) as pool:

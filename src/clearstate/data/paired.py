@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soundfile
 import soxr
 
+from clearstate.audio.io import read_audio
 from clearstate.audio.mono import find_mix, to_mono
-from clearstate.audio.paths import native_name
 from clearstate.audio.rates import whole_rate
 from clearstate.data.corpora import VALID_SPEAKERS, is_test_set, match, recognise, refuse_test_set
 from clearstate.data.folders import read_channels, scan, speaker_of
@@ -157,5 +156,6 @@ def as_mono(noisy: np.ndarray, clean: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 def read_file(path: str | Path, rate: int | None) -> np.ndarray:
     """A whole file at `rate` Hz: float32 (channels, samples)."""
-    audio, native = soundfile.read(native_name(path), dtype="float32", always_2d=True)
-    return audio.T if rate in (None, native) else soxr.resample(audio, native, rate).T
+    audio, native = read_audio(path)
+    audio = audio.astype(np.float32)
+    return audio if rate in (None, native) else soxr.resample(audio.T, native, rate).T

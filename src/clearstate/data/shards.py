@@ -33,7 +33,10 @@ import numpy as np
 import soundfile
 import soxr
 
+from clearstate.audio.io import read_audio
+from clearstate.audio.length import inspect_bytes
 from clearstate.audio.mono import to_mono
+from clearstate.audio.quiet import quiet
 from clearstate.audio.rates import whole_rate
 
 FORMAT = 1  # of the cache; a higher number makes old folders invisible
@@ -181,7 +184,7 @@ def read_tar_audio(
             offset, size = members[row["shard"]][row["file"]]
             with (folder / row["shard"]).open("rb") as tar:
                 tar.seek(offset)
-                audio, native = soundfile.read(io.BytesIO(tar.read(size)), dtype="float32", always_2d=True)
+                audio, native = _decoded(tar.read(size))
             mono = to_mono(audio.T)
             if not len(mono) or not np.isfinite(mono).all():
                 raise ValueError("empty, or not finite")
@@ -195,6 +198,18 @@ def read_tar_audio(
     ) as pool:
         while block := list(islice(pending, 64)):  # in blocks, so that memory stays bounded
             yield from pool.map(decode, block)
+
+
+def _decoded(data: bytes) -> tuple[np.ndarray, int]:
+    """An audio file in memory: (samples, channels) float32, and its rate."""
+    if inspect_bytes(data).plain:
+        with quiet():
+            return soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
+    with tempfile.NamedTemporaryFile() as file:  # joined, or with a wrong length in its header
+        file.write(data)
+        file.flush()
+        audio, rate = read_audio(file.name)
+    return audio.T.astype(np.float32), rate
 
 
 def active_level(audio: np.ndarray, rate: int, gate_db: float = 30.0) -> float:

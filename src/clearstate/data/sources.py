@@ -18,10 +18,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import soundfile
 import soxr
 
-from clearstate.audio.paths import native_name
+from clearstate.audio.io import AudioError, read_audio
 from clearstate.audio.rates import whole_rate
 from clearstate.data.corpora import TEST_SPEAKERS, VALID_SPEAKERS, expected_layouts, recognise
 from clearstate.data.folders import AudioFile, FileSet, plain_files
@@ -279,12 +278,12 @@ def _open_rooms(path: str, spec: SourceSpec) -> list[tuple[str, np.ndarray]]:
     for file in files[:: -(-len(files) // MAX_ROOMS)]:
         try:
             # Channels of an array are not averaged, as `FileSet` would: their delays differ.
-            audio, native = soundfile.read(native_name(file.path), dtype="float32", always_2d=True)
-        except (soundfile.LibsndfileError, OSError) as error:
+            audio, native = read_audio(file.path)
+        except (AudioError, OSError) as error:
             warnings.warn(f"{file.path}: {error}; left out")
             continue
-        if audio[:, 0].any() and np.isfinite(audio).all():
-            rooms.append((file.path.name, soxr.resample(audio[:, 0], native, spec.sample_rate)))
+        if audio[0].any():
+            rooms.append((file.path.name, soxr.resample(audio[0].astype(np.float32), native, spec.sample_rate)))
     return rooms
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clearstate.audio.mono import Mix, find_mix
-from clearstate.audio.paths import native_name, walk, why_no_file
+from clearstate.audio.paths import walk, why_no_file
 from clearstate.audio.rates import whole_rate
 
 Entry = TypeVar("Entry")
@@ -237,19 +237,11 @@ def load(pair: Pair) -> Loaded:
 
 def _read(path: Path) -> tuple[npt.NDArray[np.float64], int]:
     """(channels, samples) and the rate."""
-    import soundfile
+    from clearstate.audio.io import read_audio
 
     if reason := why_no_file(path):
         raise ValueError(f"{path} {reason}")
-    try:
-        x, rate = soundfile.read(native_name(path), always_2d=True)  # (samples, channels)
-    except soundfile.SoundFileError as error:
-        raise ValueError(f"{path}: cannot be read as audio ({error})") from error
-    if not len(x):
-        raise ValueError(f"{path}: holds no samples")
-    if not np.isfinite(x).all():
-        raise ValueError(f"{path}: holds samples that are NaN or infinite")
-    return x.T, rate
+    return read_audio(path)
 
 
 def _mixed(x: npt.NDArray[np.float64], mix: Mix, what: str, notes: list[str]) -> npt.NDArray[np.float64]:

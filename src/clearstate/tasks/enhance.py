@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from clearstate.audio.io import STDIO, check_target, open_reader, open_writer
+from clearstate.audio.io import STDIO, BrokenOffError, check_target, open_reader, open_writer, until_broken
 from clearstate.audio.rates import whole_rate
 from clearstate.runtime import open_model
 from clearstate.tasks.chain import BLOCK_SECONDS, check_channels_mode, open_chain
@@ -121,6 +121,7 @@ class Enhancer:
         pcs: bool = False,
         warm_up: bool = True,
         channels: str = "linked",
+        track: int | None = None,
         overwrite: bool = False,
         progress: Progress | None = None,
     ) -> Report:
@@ -135,6 +136,7 @@ class Enhancer:
             pcs: stretch the perceptual contrast of the result: PESQ rises, SI-SDR falls.
             warm_up: let a causal model hear the first 1.5 s once before they count.
             channels: "linked" for one gain for all channels, "apart" to enhance each by itself.
+            track: of a video with several sound tracks, counted from 1; None takes the default track.
             overwrite: replace `out_path` if it exists; never the input itself.
             progress: called after every block with the seconds done and in all (0 while the length is not known); an
                 exception from it stops the work and leaves no output.
@@ -142,6 +144,7 @@ class Enhancer:
             What was done.
         Raises:
             ValueError, OSError: one line with what arrived, what was expected and the remedy; no output is left then.
+            BrokenOffError: for a file that is cut off or damaged; what could be read of it has been written.
         """
         started = time.perf_counter()
         check_channels_mode(channels)
@@ -149,10 +152,11 @@ class Enhancer:
             check_target(os.fspath(out_path), os.fspath(in_path), overwrite)
         overviews = None
         if self.model.wants_overview and os.path.isfile(in_path):  # what is no file cannot be read twice
-            with open_reader(in_path) as source:
-                info = source.info
-                overviews = survey(self.model, info.sample_rate, info.channels, source.blocks(), BLOCK_SECONDS)
-        with open_reader(in_path) as source:
+            with open_reader(in_path, track) as source:
+                info, sound = source.info, until_broken(source.blocks(), [])
+                overviews = survey(self.model, info.sample_rate, info.channels, sound, BLOCK_SECONDS)
+        broken: list[BrokenOffError] = []
+        with open_reader(in_path, track) as source:
             info = source.info
             chain = open_chain(
                 self.model, info.sample_rate, info.channels, strength, residual, overviews=overviews, pcs=pcs,
@@ -160,12 +164,14 @@ class Enhancer:
             )  # fmt: skip
             with open_writer(out_path, info, overwrite=overwrite) as sink:
                 frames = 0
-                for block in source.blocks():
+                for block in until_broken(source.blocks(), broken):
                     frames += block.shape[1]
                     sink.write(chain.push(block))
                     if progress:
                         progress(frames / info.sample_rate, info.seconds or 0.0)
                 sink.write(chain.finish())
+        if broken:
+            raise broken[0].saved(out_path)
         return Report(
             input=os.fspath(in_path),
             output=os.fspath(out_path),
@@ -200,11 +206,13 @@ def enhance(
     pcs: bool = False,
     warm_up: bool = True,
     channels: str = "linked",
+    track: int | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Report:
     """Enhance one file; for several, `load` once and call its `enhance_file`, which explains the arguments."""
     return load(model).enhance_file(
         in_path, out_path, strength=strength, residual=residual, pcs=pcs, warm_up=warm_up, channels=channels,
+        track=track,
         overwrite=overwrite, progress=progress,
     )  # fmt: skip

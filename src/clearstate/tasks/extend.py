@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from clearstate.audio.bandwidth import HOP, N_FFT, power_spectrum, upper_edge
 from clearstate.audio.conditioning import Offset
-from clearstate.audio.io import STDIO, check_target, open_reader, open_writer
+from clearstate.audio.io import STDIO, BrokenOffError, check_target, open_reader, open_writer, until_broken
 from clearstate.audio.rates import whole_rate
 from clearstate.runtime import open_model
 from clearstate.runtime.contract import ExtensionModel
@@ -117,6 +117,7 @@ class Extender:
         out_path: AnyPath,
         *,
         to: int = MODEL_RATE,
+        track: int | None = None,
         overwrite: bool = False,
         progress: Progress | None = None,
     ) -> Extension:
@@ -127,11 +128,13 @@ class Extender:
             out_path: its extension chooses the format; "-" for a WAV stream on stdout. Written under a temporary name
                 and moved when complete.
             to: the rate of the output, in Hz, 48000 at most.
+            track: of a video with several sound tracks, counted from 1; None takes the default track.
             overwrite: replace `out_path` if it exists; never the input itself.
             progress: called after every block, and by diffusion models after every step, with the seconds done and in
                 all (0 while the length is not known); an exception from it stops the work and leaves no output.
         Raises:
             ValueError, OSError: one line with what arrived, what was expected and the remedy; no output is left then.
+            BrokenOffError: for a file that is cut off or damaged; what could be read of it has been written.
         """
         started = time.perf_counter()
         to = whole_rate(to, "output rate")
@@ -139,13 +142,14 @@ class Extender:
             check_target(os.fspath(out_path), os.fspath(in_path), overwrite)
         reach = None
         if os.path.isfile(in_path):  # what is no file cannot be read twice
-            with open_reader(in_path) as source:
+            with open_reader(in_path, track) as source:
                 check_rates(source.info.sample_rate, to, source.info.name)
-                reach = measure(source.blocks(), source.info.sample_rate, source.info.channels)
-        with open_reader(in_path) as source:
+                reach = measure(until_broken(source.blocks(), []), source.info.sample_rate, source.info.channels)
+        broken: list[BrokenOffError] = []
+        with open_reader(in_path, track) as source:
             info = source.info
             check_rates(info.sample_rate, to, info.name)
-            blocks = source.blocks()
+            blocks = until_broken(source.blocks(), broken)
             if reach is None:
                 first = next(blocks)
                 reach = measure([first], info.sample_rate, info.channels)
@@ -167,6 +171,8 @@ class Extender:
                     done += y.shape[1]
                     if progress:
                         progress(done / to, info.seconds or 0.0)
+        if broken:
+            raise broken[0].saved(out_path)
         return Extension(
             os.fspath(in_path), os.fspath(out_path), done / to, info.sample_rate, to, info.channels, round(reach, 0),
             not is_whole(reach, to), time.perf_counter() - started,
@@ -214,12 +220,13 @@ def extend(
     model: AnyPath = DEFAULT_MODEL,
     steps: int | None = None,
     seed: int | None = None,
+    track: int | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Extension:
     """Extend the bandwidth of one file; `Extender.extend_file` explains the arguments."""
     extender = load_extender(model, steps=steps, seed=seed)
-    return extender.extend_file(in_path, out_path, to=to, overwrite=overwrite, progress=progress)
+    return extender.extend_file(in_path, out_path, to=to, track=track, overwrite=overwrite, progress=progress)
 
 
 def load_extender(model: AnyPath = DEFAULT_MODEL, *, steps: int | None = None, seed: int | None = None) -> Extender:

@@ -19,7 +19,15 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from clearstate.audio.io import CONTAINERS, STDIO, check_target, open_reader, open_writer
+from clearstate.audio.io import (
+    CONTAINERS,
+    STDIO,
+    BrokenOffError,
+    check_target,
+    open_reader,
+    open_writer,
+    until_broken,
+)
 from clearstate.audio.mono import MEAN, Mix, find_mix, mix_of
 from clearstate.audio.rates import whole_rate
 from clearstate.runtime import open_model
@@ -106,7 +114,13 @@ class Separator:
         return like(signal, work)
 
     def separate_file(
-        self, in_path: AnyPath, out_dir: AnyPath, *, overwrite: bool = False, progress: Progress | None = None
+        self,
+        in_path: AnyPath,
+        out_dir: AnyPath,
+        *,
+        track: int | None = None,
+        overwrite: bool = False,
+        progress: Progress | None = None,
     ) -> Separation:
         """Separate a file of any length in bounded memory.
 
@@ -116,15 +130,18 @@ class Separator:
         Args:
             in_path: an audio file, or "-" for a WAV stream on stdin.
             out_dir: made if it does not exist. Files are written under temporary names and moved when complete.
+            track: of a video with several sound tracks, counted from 1; None takes the default track.
             overwrite: replace outputs that exist; never the input itself.
             progress: called after every block with the seconds done and in all (0 while the length is not known); an
                 exception from it stops the work and leaves no output.
         Raises:
             ValueError, OSError: one line with what arrived, what was expected and the remedy; no output is left then.
+            BrokenOffError: for a file that is cut off or damaged; what could be read of it has been written.
         """
         started = time.perf_counter()
         in_name = os.fspath(in_path)
-        with open_reader(in_path) as source:
+        broken: list[BrokenOffError] = []
+        with open_reader(in_path, track) as source:
             info = source.info
             targets, timeline = output_names(in_name, out_dir, self.model.speakers)
             make_folder(out_dir)
@@ -133,8 +150,8 @@ class Separator:
             blocks, mix = source.blocks(), MEAN
             if info.channels > 1:
                 if os.path.isfile(in_name):  # what is no file cannot be read twice
-                    with open_reader(in_path) as first_pass:
-                        mix = mix_of(first_pass.blocks(), info.channels)
+                    with open_reader(in_path, track) as first_pass:
+                        mix = mix_of(until_broken(first_pass.blocks(), []), info.channels)
                 else:
                     first = next(blocks)
                     blocks, mix = chain([first], blocks), find_mix(first)
@@ -142,7 +159,7 @@ class Separator:
             with ExitStack() as stack:
                 sinks = [stack.enter_context(open_writer(name, info, overwrite=overwrite)) for name in targets]
                 frames = 0
-                for voices in self._stream(blocks, info.sample_rate, info.channels, mix):
+                for voices in self._stream(until_broken(blocks, broken), info.sample_rate, info.channels, mix):
                     for sink, voice in zip(sinks, voices, strict=True):
                         sink.write(voice)
                     activity.push(voices)
@@ -155,6 +172,8 @@ class Separator:
             time.perf_counter() - started, mix.note,
         )  # fmt: skip
         write_timeline(done)
+        if broken:
+            raise broken[0].saved(out_dir)
         return done
 
     def _stream(self, blocks: Iterable[Any], sample_rate: int, channels: int, mix: Mix) -> Iterator[NDArray[Any]]:
@@ -174,6 +193,7 @@ def separate(
     *,
     model: AnyPath = DEFAULT_MODEL,
     enhance: AnyPath | None = None,
+    track: int | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Separation:
@@ -184,7 +204,7 @@ def separate(
         enhance: an enhancement model that removes noise first, such as "live"; None leaves the noise in.
     """
     separator = load_separator(model, enhance)
-    return separator.separate_file(in_path, out_dir, overwrite=overwrite, progress=progress)
+    return separator.separate_file(in_path, out_dir, track=track, overwrite=overwrite, progress=progress)
 
 
 def load_separator(model: AnyPath = DEFAULT_MODEL, enhance: AnyPath | None = None) -> Separator:
