@@ -7,10 +7,9 @@ Files are read, separated and written block by block, so ten hours need the memo
 
 import json
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from clearstate.audio.atomic import write_text
 from clearstate.audio.io import CONTAINERS, STDIO, check_target, open_reader, open_writer
 from clearstate.tasks.chain import Chain
 from clearstate.tasks.enhance import Enhancer, as_floats, as_type
@@ -229,7 +229,7 @@ def make_folder(folder: AnyPath) -> None:
 
 
 def write_timeline(done: Separation) -> None:
-    """The segments as JSON, under a temporary name first."""
+    """Write the segments as JSON."""
     speakers = [
         {
             "file": Path(speaker.file).name,
@@ -245,16 +245,7 @@ def write_timeline(done: Separation) -> None:
         "channels": done.channels,
         "speakers": speakers,
     }
-    folder = Path(done.timeline).absolute().parent
-    with tempfile.NamedTemporaryFile("w", dir=folder, prefix=".timeline.", delete=False, encoding="utf-8") as file:
-        try:
-            file.write(json.dumps(described, indent=2) + "\n")
-            file.close()
-            os.chmod(file.name, 0o644)
-            os.replace(file.name, done.timeline)
-        finally:
-            with suppress(FileNotFoundError):
-                os.unlink(file.name)
+    write_text(done.timeline, json.dumps(described, indent=2) + "\n")
 
 
 class Activity:
