@@ -2,9 +2,10 @@
 
 import errno
 import os
-import resource
+import stat
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -14,6 +15,7 @@ from clearstate.audio.atomic import replacing, write_text
 @pytest.fixture
 def small_files():
     """A system that refuses to let any file grow beyond 200 kB, as a full disk would."""
+    resource = pytest.importorskip("resource", reason="needs POSIX limits")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1]))
     yield
@@ -81,7 +83,7 @@ def test_a_full_disk_is_said_by_whatever_kind_of_error_a_library_hides_it(tmp_pa
 
     for write in (by_python, by_torch):
         with (
-            pytest.raises(OSError, match=r"a\.bin: .*the disk is full") as caught,
+            pytest.raises(OSError, match=r"a\.bin: .*is the disk full") as caught,
             replacing(tmp_path / "a.bin") as temporary,
         ):
             write(temporary)
@@ -106,7 +108,7 @@ except PermissionError as error:
 """
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can become somebody else")
 def test_a_folder_that_may_not_be_written_to_is_named_with_the_remedy(tmp_path):
     # Only the last folder is closed to others: the ones above it are opened for the test.
     for folder in [tmp_path, *tmp_path.parents][:3]:
@@ -114,3 +116,17 @@ def test_a_folder_that_may_not_be_written_to_is_named_with_the_remedy(tmp_path):
     command = [sys.executable, "-c", FORBIDDEN, str(tmp_path / "a.txt")]
     said = subprocess.run(command, capture_output=True, text=True).stdout
     assert "cannot write into" in said and "permissions, or choose another place" in said
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs POSIX pipes")
+def test_a_pipe_receives_text_and_is_never_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    got = []
+    reader = threading.Thread(target=lambda: got.append((tmp_path / "pipe").read_text()))
+    reader.start()
+    write_text(tmp_path / "pipe", "text")
+    reader.join()
+    assert got == ["text"] and stat.S_ISFIFO(os.stat(tmp_path / "pipe").st_mode)
+    with pytest.raises(OSError, match="is a pipe or a device"), replacing(tmp_path / "pipe"):
+        pytest.fail("the work was begun")
+    assert os.listdir(tmp_path) == ["pipe"]

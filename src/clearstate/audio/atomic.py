@@ -13,14 +13,16 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+from clearstate.audio.streams import close_stream, is_stream, open_stream
+
 AnyPath = str | os.PathLike[str]
 
 PROBE = 1 << 16  # bytes: more than a file system keeps in reserve inside a block
 WHILE_WRITING = {
-    errno.ENOSPC: "the disk is full; free some space, or write to another place",
+    errno.ENOSPC: "the disk is full (no space left); free some space, or write to another place",
     errno.EDQUOT: "your quota on this disk is used up; free some space, or write to another place",
-    errno.EFBIG: "the file has reached the largest size that the file system or `ulimit -f` allows; "
-    "write to another place (the disk is full as far as this file is concerned)",
+    errno.EFBIG: "the file cannot grow any further (is the disk full, or is there a limit on the size of files?); "
+    "write to another place",
 }
 AT_THE_PLACE = {
     errno.EACCES: "cannot write into {folder}; change its permissions, or choose another place",
@@ -41,9 +43,10 @@ class Replacement:
 
     def __init__(self, path: AnyPath, suffix: str = ".part") -> None:
         self.name = os.fspath(path)
+        check_name(self.name)
+        if is_stream(self.name):
+            raise OSError(f"{self.name}: is a pipe or a device, which no file may replace; choose another name")
         try:
-            with suppress(FileNotFoundError):
-                os.lstat(self.name)  # a name that is too long shows here, not after hours of work
             handle, self.path = tempfile.mkstemp(prefix=".", suffix=suffix, dir=_folder(self.name))
         except OSError as error:
             raise explained(error, self.name) from error
@@ -101,8 +104,28 @@ def replacing(path: AnyPath, suffix: str = ".part") -> Iterator[str]:
         file.discard()
 
 
+def check_name(path: AnyPath) -> None:
+    """Raise an OSError for a name that the file system does not take, rather than after hours of work."""
+    name = os.fspath(path)
+    try:
+        with suppress(FileNotFoundError):
+            os.lstat(name)
+    except OSError as error:
+        raise explained(error, name) from error
+
+
 def write_text(path: AnyPath, text: str) -> None:
-    """Write a whole text file in UTF-8, or none."""
+    """Write a whole text file in UTF-8, or none; a pipe or a device receives the text."""
+    if is_stream(path):
+        stream = open_stream(path, "wb")
+        try:
+            stream.write(text.encode())
+            stream.flush()
+        except OSError as error:
+            raise explained(error, os.fspath(path)) from error
+        finally:
+            close_stream(stream)
+        return
     with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
         file.write(text)
 

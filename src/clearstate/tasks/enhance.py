@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from clearstate.audio.io import STDIO, check_target, open_reader, open_writer
+from clearstate.audio.streams import is_stream
 from clearstate.tasks.chain import BLOCK_SECONDS, Chain
 from clearstate.tasks.first_pass import survey, wants_overview
 
@@ -138,7 +139,7 @@ class Enhancer:
         if os.fspath(out_path) != STDIO:  # before anything is read: hours of work must not end in a refusal
             check_target(os.fspath(out_path), os.fspath(in_path), overwrite)
         overviews = None
-        if wants_overview(self.model) and os.path.isfile(in_path):  # what is no file cannot be read twice
+        if wants_overview(self.model) and not is_stream(in_path):  # a stream cannot be read twice
             with open_reader(in_path) as source:
                 info = source.info
                 overviews = survey(self.model, info.sample_rate, info.channels, source.blocks(), BLOCK_SECONDS)
