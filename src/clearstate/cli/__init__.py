@@ -21,7 +21,7 @@ import typer
 from clearstate import __version__
 from clearstate.cli import convert, doctor, enhance, extend, leaderboard, models, plot, score, separate, stream, train
 from clearstate.cli.signals import unwind_when_terminated
-from clearstate.cli.terminal import CommandError, abandon_stdout, explain, fail
+from clearstate.cli.terminal import CommandError, abandon_stdout, explain, fail, occupy_closed_streams
 
 VERBS: dict[str, Callable[..., None]] = {
     "enhance": enhance.run,
@@ -70,6 +70,7 @@ def _about(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line and leave with its exit code: 0 done, 1 something failed, 2 wrong use, 130 interrupted."""
+    occupy_closed_streams()
     unwind_when_terminated()
     try:
         app(args=list(argv) if argv is not None else None, prog_name="clearstate")

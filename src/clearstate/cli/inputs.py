@@ -8,9 +8,8 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from clearstate.audio.streams import STDIO, as_stdio, is_stream
 from clearstate.cli.terminal import UsageError
-
-STDIO = "-"
 
 # What soundfile writes; anything else that can be read (m4a, video) becomes WAV.
 WRITABLE = frozenset(
@@ -51,7 +50,7 @@ class Plan:
 def plan(inputs: list[str], output: str | None, *, tag: str = "clear", overwrite: bool = False) -> Plan:
     """Decide what to read and where to write it.
 
-    * no `output`: `talk.wav` becomes `talk.clear.wav` beside it (`tag` is "clear"); "-" becomes "-".
+    * no `output`: `talk.wav` becomes `talk.clear.wav` beside it (`tag` is "clear"); "-" and pipes become "-".
     * `output` is a folder (it exists as one, ends in a slash, or there are several inputs): files keep their names in
       it, and files found in a folder keep their place under that folder.
     * otherwise `output` is the file to write.
@@ -63,10 +62,12 @@ def plan(inputs: list[str], output: str | None, *, tag: str = "clear", overwrite
     Raises:
         UsageError: when the command line contradicts itself, so that nothing should be begun.
     """
+    inputs = [as_stdio(word, 0) for word in inputs]
+    output = output and as_stdio(output, 1)
     if STDIO in inputs and len(inputs) > 1:
         raise UsageError("'-' (stdin) came together with other inputs; give it alone")
-    if STDIO in inputs:
-        return _single(STDIO, output or STDIO, tag, overwrite)
+    if len(inputs) == 1 and is_stream(inputs[0]):
+        return _single(inputs[0], output or STDIO, tag, overwrite)
 
     result = Plan()
     found: list[tuple[Path, Path]] = []  # the file, and its place under an output folder
@@ -130,7 +131,7 @@ def _single(source: str, target: str, tag: str, overwrite: bool) -> Plan:
     if target != STDIO and _means_folder(target):
         name = Path(f"stdin.{tag}.wav") if source == STDIO else _writable(Path(Path(source).name))
         target = str(Path(target) / name)
-    if target != STDIO and (suffix := Path(target).suffix.lower()) not in WRITABLE:
+    if not is_stream(target) and (suffix := Path(target).suffix.lower()) not in WRITABLE:
         what = f"ends in {suffix!r}" if suffix else "has no extension"
         raise UsageError(f"-o {target} {what}; expected one of {_some(WRITABLE)}, or a folder (end it with '/')")
     job = Job(source, target)
@@ -142,7 +143,7 @@ def _single(source: str, target: str, tag: str, overwrite: bool) -> Plan:
 def _refusal(job: Job, overwrite: bool) -> str | None:
     """Why this output must not be written, if so. The input itself is wrong use; another file is a failure."""
     target = Path(job.target)
-    if job.target == STDIO or not target.exists():
+    if is_stream(job.target) or not target.exists():
         return None
     if job.source != STDIO and os.path.samefile(job.source, target):
         raise UsageError(f"the output {target} is the input itself; give another -o (the input is never overwritten)")
