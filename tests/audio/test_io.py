@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import soundfile
 
+from clearstate.audio import id3
 from clearstate.audio import io as audio_io
-from clearstate.audio import tags
+from clearstate.audio.chunks import append_chunks, read_chunks
 from clearstate.audio.io import AudioError, AudioInfo, choose_format, open_reader, open_writer
 from clearstate.audio.wav_pipe import decode, encode
 
@@ -129,7 +130,7 @@ def test_tags_are_kept(tmp_path, suffix):
 def test_an_mp3_keeps_its_whole_tag_with_cover_and_chapters(tmp_path):
     soundfile.write(tmp_path / "plain.mp3", tone(channels=1).T, 44_100, format="MP3")
     cover = b"APIC" + (2_020).to_bytes(4, "big") + b"\0\0\0image/png\0\x03\0" + bytes(range(256)) * 7 + b"x" * 214
-    title = tags.id3_from({"title": "Über 北京", "comment": "a"})[10:]
+    title = id3.pack([("TITLE", "Über 北京"), ("COMMENT", "a")], [])[10:]
     size = bytes((len(title) + len(cover)) >> shift & 127 for shift in (21, 14, 7, 0))
     tag = b"ID3\x03\0\0" + size + title + cover
     (tmp_path / "in.mp3").write_bytes(tag + (tmp_path / "plain.mp3").read_bytes())
@@ -161,10 +162,10 @@ def test_a_wav_keeps_its_broadcast_data_and_cue_points(tmp_path, container, to):
         (b"LIST", b"adtllabl\x09\0\0\0\1\0\0\0here\0\0"),
         (b"iXML", b"<x/>!"),
     ]
-    tags.append_chunks(source, chunks)
+    append_chunks(source, chunks)
     assert soundfile.info(source).frames == 4_001
     copy(source, target)
-    assert tags.chunks_of(target) == chunks
+    assert read_chunks(target) == chunks
     info = soundfile.info(target)
     assert (info.frames, info.format, info.subtype) == (4_001, to, "PCM_24")
     assert np.array_equal(read(source), read(target))
@@ -204,6 +205,10 @@ def test_integer_formats_clip_and_never_wrap(tmp_path):
         (("WAV", "PCM_16"), "a.opus", ("OGG", "OPUS")),
         (("OGG", "OPUS"), "a.ogg", ("OGG", "OPUS")),
         (("AV", "PCM_16"), "a.wav", ("WAV", "PCM_16")),
+        (("WAV", "MPEG_LAYER_III"), "a.wav", ("WAV", "PCM_16")),
+        (("AIFF", "DWVW_12"), "a.aiff", ("AIFF", "PCM_16")),
+        (("AIFF", "DWVW_24"), "a.aiff", ("AIFF", "PCM_24")),
+        (("WAV", "ALAW"), "a.flac", ("FLAC", "PCM_16")),
     ],
 )
 def test_the_extension_chooses_the_format_and_the_depth_stays_where_it_can(source, target, expected):
@@ -566,3 +571,87 @@ def test_integer_files_hold_the_nearest_step(tmp_path, subtype, steps):
         sink.write(exact[None])
     written, _ = soundfile.read(out, dtype="float64")
     assert np.array_equal(written * steps, np.rint(exact * steps))
+
+
+# --- the coding of the output ----------------------------------------------------------------------------------------
+
+LOSSY_OR_IN_BLOCKS = [
+    ("wav", "WAV", "IMA_ADPCM"), ("wav", "WAV", "MS_ADPCM"), ("wav", "WAV", "GSM610"), ("wav", "WAV", "G721_32"),
+    ("wav", "WAV", "NMS_ADPCM_16"), ("wav", "WAV", "NMS_ADPCM_32"),
+    ("w64", "W64", "IMA_ADPCM"), ("w64", "W64", "MS_ADPCM"), ("w64", "W64", "GSM610"), ("aiff", "AIFF", "IMA_ADPCM"),
+    ("aiff", "AIFF", "GSM610"), ("au", "AU", "G721_32"), ("au", "AU", "G723_24"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("suffix", "container", "subtype"), LOSSY_OR_IN_BLOCKS)
+def test_a_lossy_coding_is_written_as_pcm_of_the_same_length_and_that_is_said(
+    tmp_path, suffix, container, subtype, caplog
+):
+    source, target = tmp_path / f"in.{suffix}", tmp_path / f"out.{suffix}"
+    soundfile.write(source, tone(samples=4_001, channels=1)[0], 8_000, subtype, format=container)
+    copy(source, target)
+    decoded, _ = soundfile.read(source)
+    written, _ = soundfile.read(target)
+    assert soundfile.info(target).subtype == "PCM_16" and soundfile.info(target).format == container
+    assert len(written) == len(decoded) and np.abs(written - decoded).max() < 2.0**-15
+    assert f"{target}: written as 16-bit PCM" in caplog.text and subtype in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("suffix", "container", "subtype"),
+    [
+        ("wav", "WAV", "ULAW"), ("wav", "WAV", "ALAW"), ("aiff", "AIFF", "ULAW"), ("au", "AU", "ALAW"),
+        ("caf", "CAF", "ULAW"), ("caf", "CAF", "ALAC_16"), ("caf", "CAF", "ALAC_24"),
+    ],
+)  # fmt: skip
+def test_a_coding_that_keeps_every_sample_apart_stays(tmp_path, suffix, container, subtype, caplog):
+    source, target = tmp_path / f"in.{suffix}", tmp_path / f"out.{suffix}"
+    soundfile.write(source, tone(samples=4_001, channels=1)[0], 8_000, subtype, format=container)
+    copy(source, target)
+    assert soundfile.info(target).subtype == subtype and not caplog.text
+    assert np.array_equal(soundfile.read(target)[0], soundfile.read(source)[0])
+
+
+# --- places ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "opus", "mp3", "aiff", "caf", "w64", "au"])
+def test_a_disk_that_fills_up_is_one_line_in_every_format(tmp_path, suffix, capfd):
+    resource = pytest.importorskip("resource", reason="needs POSIX limits")
+    loud = np.random.default_rng(0).standard_normal((1, 48_000))
+
+    def fill():
+        with open_writer(tmp_path / f"a.{suffix}", AudioInfo("x", 48_000, 1, None, None)) as writer:
+            for _ in range(20):
+                writer.write(loud)
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=rf"a\.{suffix}: .*is the disk full") as caught:
+            fill()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "\n" not in str(caught.value) and os.listdir(tmp_path) == []
+    assert capfd.readouterr().err == ""  # no traceback from a callback
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "mp3"])
+def test_a_name_of_255_bytes_is_written_and_a_longer_one_refused_before_the_work(tmp_path, suffix):
+    info = AudioInfo("x", RATE, 1, None, None)
+    name = "日" * 80 + "x" * (255 - 240 - len(suffix) - 1) + f".{suffix}"
+    assert len(name.encode()) == 255
+    with open_writer(tmp_path / name, info) as writer:
+        writer.write(tone(channels=1))
+    assert os.listdir(tmp_path) == [name]
+    with pytest.raises(OSError, match="the name is 256 bytes long"):
+        open_writer(tmp_path / f"x{name}", info)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs names of bytes")
+def test_a_folder_whose_name_is_not_text_is_written_into(tmp_path):
+    folder = os.path.join(os.fsencode(tmp_path), b"caf\xe9")
+    os.mkdir(folder)
+    with open_writer(os.path.join(os.fsdecode(folder), "a.flac"), AudioInfo("x", RATE, 1, None, None)) as writer:
+        writer.write(tone(channels=1))
+    assert os.listdir(folder) == [b"a.flac"]

@@ -5,7 +5,9 @@ import io
 import json
 import os
 import re
+import shlex
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -344,7 +346,11 @@ def test_a_full_disk_is_said_and_leaves_no_part(tiny):
     assert listing() == ["talk.wav"]
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def is_device(path):
+    return os.path.exists(path) and stat.S_ISCHR(os.stat(path).st_mode)
+
+
+@pytest.mark.skipif(not is_device("/dev/full"), reason="needs /dev/full")
 def test_a_full_pipe_is_said(tiny):
     write("talk.wav")
     with open("/dev/full", "wb") as full:
@@ -353,12 +359,39 @@ def test_a_full_pipe_is_said(tiny):
     one_line(result, 1, "o space left")
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
-def test_a_device_is_never_replaced(tiny):
+@pytest.mark.skipif(not is_device("/dev/full"), reason="needs /dev/full")
+def test_a_device_is_written_to_and_never_replaced(tiny):
     write("talk.wav")
     os.symlink("/dev/full", "full.wav")
-    one_line(enhance("talk.wav", "-o", "full.wav", "--overwrite", model=tiny), 1, "not a regular file")
-    assert os.path.islink("full.wav")
+    one_line(enhance("talk.wav", "-o", "full.wav", "--overwrite", model=tiny), 1, "no space left")
+    assert os.path.islink("full.wav") and is_device("/dev/full")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a POSIX shell")
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_closed_stream_that_is_not_used_does_not_matter(tiny, closed):
+    write("talk.wav")
+    words = shlex.join([sys.executable, "-m", "clearstate", "enhance", "talk.wav", "-m", str(tiny)])
+    result = subprocess.run(["sh", "-c", f"{words} {closed}"], capture_output=True, text=True)
+    assert result.returncode == 0 and "Traceback" not in result.stderr
+    assert soundfile.info("talk.clear.wav").frames == soundfile.info("talk.wav").frames
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a POSIX shell")
+@pytest.mark.parametrize(
+    ("verb", "closed", "name"),
+    [
+        ("enhance -", "<&-", "stdin"), ("enhance -", "< talk.wav >&-", "stdout"),
+        ("enhance talk.wav -o -", ">&-", "stdout"), ("separate -", "<&-", "stdin"), ("extend -", "<&-", "stdin"),
+        ("stream", "<&-", "stdin"), ("stream", "< talk.wav >&-", "stdout"),
+    ],
+)  # fmt: skip
+def test_a_closed_stream_that_is_needed_is_said_by_every_verb(here, verb, closed, name):
+    write("talk.wav")
+    command = f"{shlex.quote(sys.executable)} -m clearstate {verb} {closed}"
+    result = subprocess.run(["sh", "-c", command], capture_output=True, text=True)
+    assert result.returncode == 2 and len(result.stderr.splitlines()) == 1
+    assert f"{name}, which is closed" in result.stderr
 
 
 # ---------------------------------------------------------------- being stopped

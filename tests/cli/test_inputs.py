@@ -121,10 +121,22 @@ def test_the_input_is_never_overwritten(here, output):
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs POSIX pipes")
-def test_a_device_is_not_replaced_by_a_file(here):
+def test_a_pipe_is_written_to_and_never_replaced(here):
     (here / "pipe.wav").unlink(missing_ok=True)
     os.mkfifo("pipe.wav")
-    assert "not a regular file" in plan(["talk.wav"], "pipe.wav", overwrite=True).failures[0][1]
+    assert plan(["talk.wav"], "pipe.wav").jobs == [Job("talk.wav", "pipe.wav")]
+
+
+@pytest.mark.parametrize("name", ["/dev/stdin", "/dev/fd/0", "/proc/self/fd/0", "-"])
+def test_all_names_of_stdin_are_stdin(here, name):
+    assert plan([name], None).jobs == [Job("-", "-")]
+    assert plan([name], "/dev/stdout").jobs == [Job("-", "-")]
+    assert plan([name], "a.flac").jobs == [Job("-", "a.flac")]
+
+
+def test_a_process_substitution_goes_to_stdout_unless_told_otherwise(here):
+    assert plan(["/dev/fd/63"], None).jobs == [Job("/dev/fd/63", "-")]
+    assert plan(["/dev/fd/63"], "a.wav").jobs == [Job("/dev/fd/63", "a.wav")]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Extension of signals and files: what is there stays, lengths and channels are right, blocks leave no seams."""
 
+import struct
+
 import numpy as np
 import pytest
 import soundfile
@@ -8,6 +10,7 @@ import torch
 from torch import nn
 
 import clearstate
+from clearstate.audio.chunks import append_chunks, read_chunks
 from clearstate.models import build, save_model
 from clearstate.tasks import extend as extension
 from clearstate.tasks.extend import MODEL_RATE, Extender, highpass, length_at, measure
@@ -300,3 +303,19 @@ def test_the_input_is_never_overwritten(weights, tmp_path):
     soundfile.write(tmp_path / "old.wav", speech(0.2, 16_000)[0], 16_000)
     with pytest.raises(FileExistsError, match="input itself"):
         clearstate.extend(tmp_path / "old.wav", tmp_path / "old.wav", model=weights, overwrite=True)
+
+
+@pytest.mark.parametrize(("rate", "to"), [(16_000, 48_000), (8_000, 44_100)])
+def test_times_that_count_samples_keep_their_place(tmp_path, rate, to):
+    soundfile.write(tmp_path / "in.wav", speech(0.5, rate).T, rate)
+    cue = [(b"cue ", struct.pack("<I", 1) + struct.pack("<II4sIII", 1, at, b"data", 0, 0, at)) for at in (rate, to)]
+    append_chunks(tmp_path / "in.wav", [cue[0]])
+    Extender(Copying()).extend_file(tmp_path / "in.wav", tmp_path / "out.wav", to=to)
+    assert read_chunks(tmp_path / "out.wav") == [cue[1]]
+
+
+@pytest.mark.parametrize("subtype", ["ALAW", "ULAW", "GSM610", "IMA_ADPCM", "PCM_U8"])
+def test_a_coarse_coding_becomes_16_bits(tmp_path, subtype):
+    soundfile.write(tmp_path / "in.wav", speech(0.5, 8_000).T, 8_000, subtype)
+    Extender(Copying()).extend_file(tmp_path / "in.wav", tmp_path / "out.wav")
+    assert soundfile.info(tmp_path / "out.wav").subtype == "PCM_16"

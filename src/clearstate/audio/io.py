@@ -5,7 +5,7 @@
             sink.write(block)
 
 soundfile (libsndfile) reads and writes WAV, FLAC, OGG Vorbis, Opus, MP3, AIFF, CAF and more; PyAV, an extra, reads the
-rest (m4a, video). "-" and named pipes are WAV streams (`wav_pipe.py`). Blocks are float64, so every integer
+rest (m4a, video). "-" and pipes are streams (`wav_pipe.py`). Blocks are float64, so every integer
 format up to 32 bits comes back bit for bit when nothing was changed.
 
 A file is written under a temporary name in its folder and takes its own name when it is complete: after an error, a
@@ -13,8 +13,6 @@ full disk or Ctrl-C, nothing half-written is left, and an existing file is as it
 """
 
 import os
-import stat
-import tempfile
 from collections.abc import Iterator
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
@@ -27,13 +25,17 @@ import soxr
 from numpy.typing import NDArray
 
 from clearstate.audio import tags
+from clearstate.audio.atomic import Replacement, check_name, explained
+from clearstate.audio.chunks import append_chunks, set_channel_mask
 from clearstate.audio.length import Extent, Part, View, inspect
 from clearstate.audio.paths import native_name
 from clearstate.audio.quiet import quiet, tell
+from clearstate.audio.streams import STDIO, is_stream
+from clearstate.audio.tags import Metadata
+from clearstate.audio.vorbis import OggCommenter
 
 Block = NDArray[np.float64]  # (channels, n)
 
-STDIO = "-"
 BLOCK_SECONDS = 2.0
 MOST_SAMPLES = 2**23  # of all channels in a block: 64 MB
 LEAST_HERTZ, MOST_HERTZ = 1_000, 1_000_000  # a header that says anything else is damaged
@@ -52,6 +54,10 @@ CONTAINERS = {  # by extension, where the extension is not the name of the conta
 WAVS = ("WAV", "WAVEX", "RF64")
 SMALL = ("WAV", "WAVEX", "AIFF", "AU")  # with lengths of 32 bits
 BYTES = {"PCM_S8": 1, "PCM_U8": 1, "PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4, "DOUBLE": 8, "ULAW": 1, "ALAW": 1}
+# Codings that keep their quality and length when written again: every sample is coded by itself, or without loss.
+KEPT = {*BYTES, "ALAC_16", "ALAC_20", "ALAC_24", "ALAC_32", "DPCM_8", "DPCM_16"}
+FINE = ("FLOAT", "DOUBLE", "PCM_32", "ALAC_24", "ALAC_32", "ALAC_20", "DWVW_24")  # more than 16 bits
+CODECS = ("MP3", "OGG")  # containers that are made for one lossy coding
 LIBSNDFILE_MARK = " (libsndfile-"  # what it appends to the name of the software in the tags
 
 
@@ -72,6 +78,7 @@ class AudioInfo:
     subtype: str = "PCM_16"
     endian: str = "FILE"
     tags: dict[str, str] = field(default_factory=dict)
+    metadata: Metadata | None = field(default=None, compare=False)  # None: what is in the file of that name
 
 
 class Reader(Protocol):
@@ -137,10 +144,10 @@ def open_reader(path: str | os.PathLike[str], track: int | None = None) -> Reade
         AudioError: for what is not audio, is empty or broken, or needs the PyAV extra.
     """
     name = os.fspath(path)
-    if name == STDIO or (os.path.exists(name) and stat.S_ISFIFO(os.stat(name).st_mode)):
-        from clearstate.audio.wav_pipe import PipeReader
+    if is_stream(name):
+        from clearstate.audio.wav_pipe import open_pipe
 
-        return PipeReader(name)
+        return open_pipe(name)
     if not os.path.exists(name):
         raise FileNotFoundError(f"{name}: no such file (looked in {Path(name).absolute().parent})")
     if os.path.isdir(name):
@@ -338,7 +345,7 @@ def read_audio(path: str | os.PathLike[str], track: int | None = None) -> tuple[
 def open_writer(path: str | os.PathLike[str], like: AudioInfo, *, overwrite: bool = False) -> Writer:
     """Open a file to write what `like` describes: its rate, channels, tags, and bit depth where the format can hold it.
 
-    The extension of `path` chooses the format; "-" is a WAV stream on stdout.
+    The extension of `path` chooses the format; "-" is a WAV stream on stdout, and a path that is a pipe takes one, too.
 
     Raises:
         FileExistsError: without `overwrite`; and in any case if it is the file that `like` came from.
@@ -346,10 +353,10 @@ def open_writer(path: str | os.PathLike[str], like: AudioInfo, *, overwrite: boo
         AudioError: for an extension that is no audio format, or a rate or channel count that the format cannot hold.
     """
     name = os.fspath(path)
-    if name == STDIO:
+    if is_stream(name):
         from clearstate.audio.wav_pipe import PipeWriter
 
-        return PipeWriter(like)
+        return PipeWriter(name, like)
     return FileWriter(name, like, overwrite)
 
 
@@ -370,18 +377,25 @@ class FileWriter:
     def __init__(self, name: str, like: AudioInfo, overwrite: bool) -> None:
         self.name, self._like, self._overwrite = name, like, overwrite
         self._size = 0  # bytes of sound so far
-        folder = Path(name).absolute().parent
         check_target(name, like.name, overwrite)
         container, subtype = choose_format(name, like)
+        endian = like.endian if container == like.container else "FILE"
+        self._metadata = tags.of(like)
+        if container == "WAV" and self._metadata.mask and subtype in soundfile.available_subtypes("WAVEX"):
+            container = "WAVEX"  # only an extensible WAV says which loudspeakers its channels are for
+        if container in ("WAV", "WAVEX") and self._metadata.family == "RIFX":
+            endian = "BIG"  # which libsndfile does not tell of every such file
+        self._form = (container, subtype, endian)
+        self._known = len(self._metadata.chunks)
+        self._fitted = tags.fit(self._metadata, *self._form)
+        self._target = Replacement(name)
         try:
-            handle, self._temporary = tempfile.mkstemp(prefix=f".{Path(name).name}.", suffix=".part", dir=folder)
-        except PermissionError:
-            raise PermissionError(f"{name}: cannot write into {folder}; choose another place") from None
-        try:
-            self._raw = os.fdopen(handle, "w+b")
+            self._raw = open(self._target.path, "w+b", buffering=0)  # noqa: SIM115 - closed on exit
+            self._sink = tags.Sink(self._raw, self._fitted.front, self._fitted.at)
             try:
-                self._file = self._open(container, subtype)
+                self._file = self._open(*self._form)
             except (soundfile.LibsndfileError, ValueError) as error:
+                self._check_disk()
                 reason = getattr(error, "error_string", str(error)).rstrip(".")
                 raise AudioError(
                     f"{name}: {container} ({subtype}) cannot hold {like.sample_rate} Hz with {like.channels} channels "
@@ -390,30 +404,22 @@ class FileWriter:
         except BaseException:
             self._remove()
             raise
+        if (
+            subtype != like.subtype
+            and like.subtype not in KEPT
+            and container == like.container
+            and container not in CODECS
+        ):
+            tell(f"{name}: written as {in_words(subtype)}; the input's {like.subtype} would lose quality and length")
 
-    def _open(self, container: str, subtype: str) -> soundfile.SoundFile:
-        like = self._like
-        if container == "MP3":
-            tag = tags.id3_of(like.name) if like.container == "MP3" and os.path.isfile(like.name) else b""
-            self._raw.write(tag or tags.id3_from(like.tags))
-            # LAME's V2, some 190 kbit/s in stereo, loses nothing audible a second time; libsndfile's default is lower.
-            return soundfile.SoundFile(
-                tags.Behind(self._raw),
-                "w",
-                like.sample_rate,
-                like.channels,
-                subtype,
-                None,
-                "MP3",
-                compression_level=0.2,
-            )
-        endian = like.endian if container == like.container else "FILE"
-        name = native_name(self._temporary)
-        file = soundfile.SoundFile(name, "w", like.sample_rate, like.channels, subtype, endian, container)
-        for key, text in like.tags.items():
-            with suppress(soundfile.LibsndfileError):  # a format without tags, or without this one
-                setattr(file, key, text)
-        return file
+    def _open(self, container: str, subtype: str, endian: str) -> soundfile.SoundFile:
+        # Through a file object: errors of the system are seen as such, and a path may be of any encoding.
+        sink = self._sink if self._fitted.comments is None else OggCommenter(self._sink, self._fitted.comments)
+        # LAME's V2, some 190 kbit/s in stereo, loses nothing audible a second time; libsndfile's default is lower.
+        level = {"compression_level": 0.2} if container == "MP3" else {}
+        return soundfile.SoundFile(
+            sink, "w", self._like.sample_rate, self._like.channels, subtype, endian, container, **level
+        )
 
     def write(self, block: Block) -> None:
         """Append (channels, n) samples; beyond full scale, integer formats clip."""
@@ -422,43 +428,67 @@ class FileWriter:
             raise AudioError(f"{self.name}: {self._file.format} cannot hold more than 4 GB; write to .flac or .w64")
         try:
             self._file.write(rounded(block, self._file.subtype).T)
-        except (soundfile.LibsndfileError, AssertionError, OSError):
-            # soundfile asserts that all frames were written; libsndfile says no more than "System error".
-            raise OSError(f"{self.name}: could not be written on (is the disk full?); free some space") from None
+        except (soundfile.LibsndfileError, AssertionError) as error:  # soundfile asserts that all frames were written
+            self._check_disk()
+            raise OSError(f"{self.name}: could not be written on ({error}); try another place or format") from None
+        self._check_disk()
+
+    def _check_disk(self) -> None:
+        if self._sink.error:
+            raise explained(self._sink.error, self.name) from None
 
     def __enter__(self) -> "FileWriter":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
         try:
-            try:
-                self._file.close()
-                self._raw.close()
-                if kind is None and self._file.format in WAVS and os.path.isfile(self._like.name):  # not a pipe
-                    tags.append_chunks(self._temporary, tags.chunks_of(self._like.name))
-            except (soundfile.LibsndfileError, OSError):
-                raise OSError(f"{self.name}: could not be finished (is the disk full?); free some space") from None
+            self._file.close()
+            self._raw.close()
             if kind is None:
-                check_target(self.name, self._like.name, self._overwrite)  # it may have appeared meanwhile
-                os.chmod(self._temporary, 0o666 & ~_umask())  # mkstemp's files are for the owner alone
-                os.replace(self._temporary, self.name)
+                self._finish()
         finally:
             self._remove()
 
+    def _finish(self) -> None:
+        self._check_disk()
+        try:
+            self._add_metadata()
+        except OSError as error:
+            raise explained(error, self.name) from error
+        check_target(self.name, self._like.name, self._overwrite)  # it may have appeared meanwhile
+        self._target.commit()
+        if self._fitted.left_out:
+            tell(f"{self.name}: left out, for the format cannot hold it: {', '.join(self._fitted.left_out)}")
+
+    def _add_metadata(self) -> None:
+        path, fitted = self._target.path, self._fitted
+        if fitted.at and fitted.front:
+            tags.blank_comments(path, fitted.at + len(fitted.front))
+        if late := tags.late(self._metadata, self._known):  # behind the sound of a stream
+            fitted.left_out += late
+        if self._metadata.family == fitted.family and fitted.family:
+            fitted = self._fitted = tags.fit(self._metadata, *self._form)
+        if not append_chunks(path, fitted.chunks):
+            fitted.left_out += ["chunks beside the sound"]
+        if self._metadata.mask is not None and self._file.format in WAVS:
+            set_channel_mask(path, self._metadata.mask)
+
     def _remove(self) -> None:
-        with suppress(OSError):
+        with suppress(AttributeError, OSError):
             self._raw.close()
-        with suppress(FileNotFoundError):
-            os.unlink(self._temporary)
+        self._target.discard()
 
 
 def check_target(name: str, source: str, overwrite: bool) -> None:
     """Refuse a place that cannot or must not be written to."""
+    if is_stream(name):
+        return
     folder = Path(name).absolute().parent
     if not folder.exists():
         raise FileNotFoundError(f"{name}: there is no folder {folder}; make it first")
     if not folder.is_dir():
         raise NotADirectoryError(f"{name}: {folder} is not a folder; choose another place")
+    check_name(name)
     if not os.path.exists(name):
         return
     if source != STDIO and os.path.exists(source) and os.path.samefile(source, name):
@@ -484,9 +514,11 @@ def choose_format(name: str, like: AudioInfo) -> tuple[str, str]:
             raise AudioError(f"{name}: Opus cannot hold {like.sample_rate} Hz, only {rates}; write to .flac")
         return "OGG", "OPUS"
     subtypes = soundfile.available_subtypes(container)
-    if like.subtype in subtypes and (like.subtype in BYTES or container == like.container):  # MP3 fits into WAV, too
+    if like.subtype in subtypes and like.subtype in KEPT:
         subtype = like.subtype
-    elif like.subtype in ("FLOAT", "DOUBLE", "PCM_32", "ALAC_24", "ALAC_32", "ALAC_20") and "PCM_24" in subtypes:
+    elif container in CODECS:
+        subtype = soundfile.default_subtype(container)
+    elif like.subtype in FINE and "PCM_24" in subtypes:
         subtype = "PCM_24"
     else:
         subtype = "PCM_16" if "PCM_16" in subtypes else soundfile.default_subtype(container)
@@ -521,7 +553,10 @@ def clean_tag(text: str) -> str:
         return text
 
 
-def _umask() -> int:
-    mask = os.umask(0o077)  # there is no way to read it without setting it
-    os.umask(mask)
-    return mask
+def in_words(subtype: str) -> str:
+    """Name a coding for people.
+
+    >>> in_words("PCM_16"), in_words("ALAW")
+    ('16-bit PCM', 'ALAW')
+    """
+    return f"{subtype[4:]}-bit PCM" if subtype.startswith("PCM_") else subtype

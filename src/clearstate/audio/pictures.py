@@ -3,8 +3,6 @@
 matplotlib (extra `demo`) is imported when a picture is drawn, with the Agg canvas, so that no screen is needed.
 """
 
-import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -12,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from clearstate.audio.atomic import replacing
 from clearstate.audio.io import BrokenOffError, open_reader, until_broken
 from clearstate.audio.paths import drawn
 
@@ -108,15 +107,8 @@ def before_and_after(before: str | Path, after: str | Path, picture: str | Path)
     figure = _draw(pair, (f"before: {drawn(Path(before).name)}", f"after: {drawn(Path(after).name)}"))
     picture = Path(picture)
     picture.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(suffix=picture.suffix, prefix=".clearstate-", dir=picture.parent)
-    os.close(handle)
-    try:
-        figure.savefig(partial, dpi=130)
-        os.chmod(partial, 0o666 & ~_umask())
-        os.replace(partial, picture)
-    except BaseException:
-        os.unlink(partial)
-        raise
+    with replacing(picture, suffix=picture.suffix) as temporary:
+        figure.savefig(temporary, dpi=130)
     if broken:
         raise broken[0].saved(picture)
 
@@ -151,9 +143,3 @@ def _draw(pair: tuple[Spectrogram, Spectrogram], titles: tuple[str, str]) -> "Fi
     axes[1].set_xlabel("time (s)")
     figure.colorbar(image, ax=axes, label="level (dB re full scale)", pad=0.02, extend="both")
     return figure
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -1,128 +1,389 @@
-"""What libsndfile leaves behind when a file is written anew: the whole ID3 tag of an MP3, a WAV's other chunks.
+"""What a recording says about itself beside the sound, carried from any format to any other.
 
-* MP3: the ID3v2 tag of the source goes before the sound as it is, with cover and chapters; from another format one is
-  made from its text tags. (libsndfile's own writer drops short tags and declares UTF-8 to be Latin-1.)
-* WAV: broadcast data (`bext`, with the start time), cue points and their names, `iXML`, loops and the like are appended
-  as they are. They count samples, and neither rate nor length changes here.
+    metadata = tags.of(info)                       # comments, pictures, chunks, channel mask
+    fitted = tags.fit(metadata, "FLAC", "PCM_16")  # the bytes for that format, and what it cannot hold
 
-Formats: id3.org, "ID3 tag version 2.3.0"; Microsoft and IBM, RIFF (1991); EBU Tech 3285 and 3306.
+Within a format everything is copied as it is: every Vorbis comment and picture of FLAC, Ogg and Opus, the whole ID3 tag
+of an MP3, all chunks of WAV, AIFF and CAF. Between formats the comments and the cover are translated. What the target
+cannot hold is named, so that a report can say it. After a change of the sample rate (`at_rate`), numbers that count
+samples are corrected, see `audio/chunks.py`.
 """
 
 import io
+import os
 import struct
-from collections.abc import Iterator
-from typing import Any, BinaryIO
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-ID3_FRAMES = {
-    "title": b"TIT2",
-    "artist": b"TPE1",
-    "album": b"TALB",
-    "date": b"TYER",
-    "genre": b"TCON",
-    "tracknumber": b"TRCK",
-    "copyright": b"TCOP",
-    "comment": b"COMM",
+from clearstate.audio import chunks, id3, vorbis
+from clearstate.audio.chunks import Chunk
+from clearstate.audio.vorbis import Comment, Picture
+
+if TYPE_CHECKING:
+    from clearstate.audio.io import AudioInfo
+
+INFO = {  # Vorbis comment: chunk of a WAV's LIST/INFO
+    "TITLE": b"INAM",
+    "ARTIST": b"IART",
+    "ALBUM": b"IPRD",
+    "COMMENT": b"ICMT",
+    "DATE": b"ICRD",
+    "GENRE": b"IGNR",
+    "TRACKNUMBER": b"ITRK",
+    "COPYRIGHT": b"ICOP",
 }
-RIFF = (b"RIFF", b"RF64")
-NOT_COPIED = (b"fmt ", b"data", b"fact", b"PEAK", b"JUNK", b"junk", b"PAD ", b"FLLR", b"ds64", b"LIST/INFO")
-MOST_BYTES = 2**26  # of a chunk: nothing but sound is that long
+INFO_KEYS = {name: key for key, name in INFO.items()} | {b"IPRT": "TRACKNUMBER", b"IENG": "ENGINEER", b"ISFT": ""}
+AIFF_TEXTS = {"TITLE": b"NAME", "ARTIST": b"AUTH", "COPYRIGHT": b"(c) ", "COMMENT": b"ANNO"}
+CAF_KEYS = {"TRACKNUMBER": "track number", "COMMENT": "comments", "DATE": "year"}
+AV_KEYS = {"track": "TRACKNUMBER", "disc": "DISCNUMBER", "album_artist": "ALBUMARTIST", "publisher": "ORGANIZATION"}
+ABOUT_THE_FILE = {"major_brand", "minor_version", "compatible_brands", "encoder", "creation_time", "duration"}
+MASK_KEY = "WAVEFORMATEXTENSIBLE_CHANNEL_MASK"
+FAMILIES = {"WAV": "RIFF", "WAVEX": "RIFF", "RF64": "RIFF", "AIFF": "AIFF", "CAF": "CAF"}
 
 
-def id3_of(path: str) -> bytes:
-    """The ID3v2 tag at the beginning of a file, b"" if there is none."""
+@dataclass
+class Metadata:
+    """What a recording says about itself. `chunks` may grow until the end of a stream is reached."""
+
+    comments: list[Comment] = field(default_factory=list)
+    pictures: list[Picture] = field(default_factory=list)
+    tag: bytes = b""  # ID3v2, whole
+    family: str | None = None  # of the chunks
+    chunks: list[Chunk] = field(default_factory=list)
+    blocks: list[tuple[int, bytes]] = field(default_factory=list)  # FLAC's others: type and body
+    others: list[str] = field(default_factory=list)  # known to be there, in words
+    mask: int | None = None  # loudspeakers of the channels
+    ratio: Fraction = Fraction(1)  # of the rate to be written to the one that was read
+
+    def at_rate(self, old: int, new: int) -> "Metadata":
+        """The same for sound at another rate."""
+        return replace(self, ratio=self.ratio * Fraction(new, old))
+
+
+@dataclass
+class Fitted:
+    """Metadata as one format holds it."""
+
+    front: bytes = b""  # to be inserted ...
+    at: int = 0  # ... here in what libsndfile writes
+    comments: list[Comment] | None = None  # of an Ogg file
+    family: str | None = None
+    chunks: list[Chunk] = field(default_factory=list)  # to be appended
+    left_out: list[str] = field(default_factory=list)  # in words
+
+
+def of(info: "AudioInfo") -> Metadata:
+    """The metadata of an opened recording."""
+    if info.metadata is not None:
+        return info.metadata
+    found = read(info.name) if os.path.isfile(info.name) else Metadata()
+    if info.container == "AV" and not (found.comments or found.pictures or found.chunks):
+        found = _from_av(info.name)
+    if not (found.comments or found.tag or found.chunks):
+        found.comments = [(key.upper(), text) for key, text in info.tags.items() if key != "software"]
+    return found
+
+
+def read(path: str | os.PathLike[str]) -> Metadata:
+    """The metadata of a FLAC, Ogg, WAV, AIFF, CAF or MP3 file; of another file: none."""
     with open(path, "rb") as file:
-        head = file.read(10)
-        if len(head) < 10 or head[:3] != b"ID3" or max(head[6:10]) > 127:
-            return b""
-        size = sum(byte << shift for byte, shift in zip(head[6:10], (21, 14, 7, 0), strict=True))
-        size += 10 if head[5] & 0x10 else 0  # a footer
-        body = file.read(size)
-    return head + body if len(body) == size else b""
+        tag = id3.tag_of(file)
+        start = file.tell()
+        head = file.read(12)
+        file.seek(start)
+        if head.startswith(b"fLaC"):
+            return _from_flac(file)
+        if head.startswith(b"OggS"):
+            comments, pictures = vorbis.pictures_in(vorbis.ogg_comments(file))
+            return Metadata(comments, pictures)
+        if family := chunks.family_of(head):
+            found = from_chunks(family, chunks.read_chunks(path))
+            found.mask = chunks.channel_mask(path)
+            return found
+        if tag:
+            comments, pictures, others = id3.unpack(tag)
+            return Metadata(comments, pictures, tag, others=_frames_in_words(others))
+        return Metadata(id3.old_tag_of(file))
 
 
-def id3_from(tags: dict[str, str]) -> bytes:
-    """An ID3v2.3 tag of text frames in UTF-16, b"" without any text."""
-    frames = b""
-    for key, name in ID3_FRAMES.items():
-        if text := tags.get(key):
-            # A comment has a language and an empty description before its text.
-            body = b"\x01" + (b"und\xff\xfe\0\0" if name == b"COMM" else b"") + b"\xff\xfe" + text.encode("utf-16-le")
-            frames += name + struct.pack(">IH", len(body), 0) + body
-    if not frames:
-        return b""
-    size = bytes(len(frames) >> shift & 127 for shift in (21, 14, 7, 0))
-    return b"ID3\x03\0\0" + size + frames
+def from_chunks(family: str, found: list[Chunk]) -> Metadata:
+    """The metadata of a file with chunks."""
+    metadata = Metadata(family=family, chunks=found)
+    for name, body in found:
+        add_chunk_comments(metadata, name, body)
+    return metadata
 
 
-class Behind(io.RawIOBase):
-    """A file from some offset on, as if it began there: what libsndfile writes stays behind the tag."""
+def add_chunk_comments(metadata: Metadata, name: bytes, body: bytes) -> None:
+    """Understand a chunk that holds text; others stay what they are."""
+    known = {key for key, _ in metadata.comments}
+    if name == b"LIST" and body[:4] == b"INFO":
+        metadata.comments += [one for one in _info_comments(body, metadata.family) if one[0] not in known]
+    elif name in (b"id3 ", b"ID3 "):
+        metadata.tag = metadata.tag or id3.tag_of(io.BytesIO(body))
+        comments, pictures, others = id3.unpack(metadata.tag) if metadata.tag else ([], [], [])
+        metadata.others += _frames_in_words(others)
+        metadata.comments += [one for one in comments if one[0] not in known]
+        metadata.pictures += pictures
+    elif key := next((key for key, chunk in AIFF_TEXTS.items() if chunk == name and metadata.family == "AIFF"), None):
+        metadata.comments.append((key, _decoded(body)))
+    elif name == b"info" and metadata.family == "CAF":
+        words = [_decoded(word) for word in body[4:].split(b"\0")]
+        keys = {text: key for key, text in CAF_KEYS.items()} | {"date": "DATE", "tracknumber": "TRACKNUMBER"}
+        pairs = zip(words[::2], words[1::2], strict=False)
+        metadata.comments += [(keys.get(key, key.upper()), text) for key, text in pairs if key and key != "software"]
 
-    def __init__(self, file: BinaryIO) -> None:
-        self._file, self._offset = file, file.tell()
+
+def fit(metadata: Metadata, container: str, subtype: str, endian: str = "FILE") -> Fitted:
+    """The metadata as a format of libsndfile's holds it."""
+    comments = vorbis.scaled_comments(metadata.comments, metadata.ratio)
+    if metadata.mask and not any(key.upper() == MASK_KEY for key, _ in comments) and container == "FLAC":
+        comments.append((MASK_KEY, f"0x{metadata.mask:04X}"))
+    family = "RIFX" if container in ("WAV", "WAVEX") and endian == "BIG" else FAMILIES.get(container)
+    if family and family == metadata.family:
+        return _same_family(metadata)
+    tag, lost = _tag(metadata, comments)
+    if container == "FLAC":
+        fitted, lost = _for_flac(metadata, comments), metadata.others
+    elif container == "OGG":
+        comments += [vorbis.picture_comment(picture) for picture in metadata.pictures]
+        fitted, lost = Fitted(comments=comments), metadata.others
+    elif container == "MP3":
+        fitted = Fitted(front=tag)
+    elif family:
+        fitted = _for_chunks(metadata, family, comments, tag)
+    else:
+        lost = [key.lower() for key in dict(comments)] + _covers(metadata.pictures) + metadata.others
+        fitted = Fitted()
+    lost = fitted.left_out + _foreign(metadata) + lost
+    if container != "FLAC":
+        lost += [_block_in_words(kind) for kind, _ in metadata.blocks]
+    fitted.left_out = list(dict.fromkeys(lost))
+    return fitted
+
+
+def _tag(metadata: Metadata, comments: list[Comment]) -> tuple[bytes, list[str]]:
+    """An ID3 tag, the recording's own where that holds everything; and what it lost."""
+    if metadata.tag and set(comments) <= set(id3.unpack(metadata.tag)[0]):
+        return metadata.tag, []
+    return id3.pack(comments, metadata.pictures), metadata.others
+
+
+def _same_family(metadata: Metadata) -> Fitted:
+    fitted = Fitted(family=metadata.family)
+    assert metadata.family is not None
+    for chunk in metadata.chunks:
+        kept = chunks.scaled(metadata.family, chunk, metadata.ratio)
+        if kept:
+            fitted.chunks.append(kept)
+        else:
+            fitted.left_out.append(chunks.described(chunk, chunks.FAMILIES[metadata.family].order))
+    return fitted
+
+
+def _for_flac(metadata: Metadata, comments: list[Comment]) -> Fitted:
+    fitted = Fitted(at=42)  # behind "fLaC" and STREAMINFO, which must be first
+    blocks: list[tuple[int, bytes]] = []
+    if comments:
+        blocks.append((vorbis.COMMENTS, vorbis.pack_comments(b"clearstate", comments)))
+    blocks += [(vorbis.PICTURE, vorbis.pack_picture(picture)) for picture in metadata.pictures]
+    for kind, body in metadata.blocks:
+        scaled = vorbis.scaled_block(kind, body, metadata.ratio)
+        if scaled is None:
+            fitted.left_out.append(_block_in_words(kind))
+        else:
+            blocks.append((kind, scaled))
+    for kind, body in blocks:
+        if len(body) > vorbis.MOST_OF_BLOCK:
+            fitted.left_out.append("cover" if kind == vorbis.PICTURE else "comments")
+        else:
+            fitted.front += vorbis.pack_block(kind, body)
+    return fitted
+
+
+def _for_chunks(metadata: Metadata, family: str, comments: list[Comment], tag: bytes) -> Fitted:
+    """Comments in the format's own chunks; the ID3 chunk has room for what those cannot hold."""
+    fitted = Fitted(family=family)
+    texts: dict[str, list[str]] = {}
+    for key, text in comments:
+        texts.setdefault(key.upper(), []).append(text)
+    encoded = {key: "; ".join(values).encode("utf-8", "surrogateescape") for key, values in texts.items()}
+    simple = INFO if family in ("RIFF", "RIFX") else AIFF_TEXTS
+    if family == "CAF":
+        words = [
+            (CAF_KEYS.get(key, key.lower()).encode("utf-8", "surrogateescape"), text) for key, text in encoded.items()
+        ]
+        body = struct.pack(">I", len(words)) + b"".join(key + b"\0" + text + b"\0" for key, text in words)
+        fitted.chunks += [(b"info", body)] if words else []
+        fitted.left_out += _covers(metadata.pictures) + metadata.others
+        return fitted
+    own = [(name, encoded[key]) for key, name in simple.items() if key in encoded]
+    if family == "AIFF":
+        fitted.chunks += own
+    elif own:
+        fitted.chunks.append((b"LIST", b"INFO" + chunks.packed(family, [(name, text + b"\0") for name, text in own])))
+    if tag and (metadata.pictures or len(comments) > len(own) or tag == metadata.tag):
+        fitted.chunks.append((b"ID3 " if family == "AIFF" else b"id3 ", tag))
+    return fitted
+
+
+def _foreign(metadata: Metadata) -> list[str]:
+    """Chunks of another family, in words, but for those whose content is translated."""
+    if metadata.family is None:
+        return []
+    texts = {b"id3 ", b"ID3 ", b"info", b"CHAN", b"chan", *AIFF_TEXTS.values()}
+    return [
+        chunks.described((name, body), chunks.FAMILIES[metadata.family].order)
+        for name, body in metadata.chunks
+        if name not in texts and not (name == b"LIST" and body[:4] == b"INFO")
+    ]
+
+
+def _block_in_words(kind: int) -> str:
+    return "cue sheet" if kind == vorbis.CUESHEET else "application data"
+
+
+def _covers(pictures: list[Picture]) -> list[str]:
+    return ["cover"] if pictures else []
+
+
+def _from_flac(file: BinaryIO) -> Metadata:
+    metadata = Metadata()
+    for kind, body in vorbis.flac_blocks(file):
+        if kind == vorbis.COMMENTS:
+            comments, pictures = vorbis.pictures_in(vorbis.unpack_comments(body)[1])
+            metadata.comments += comments
+            metadata.pictures += pictures
+        elif kind == vorbis.PICTURE:
+            picture = vorbis.unpack_picture(body)
+            metadata.pictures += [picture] if picture else []
+        elif kind in (vorbis.APPLICATION, vorbis.CUESHEET):
+            metadata.blocks.append((kind, body))
+    return metadata
+
+
+def _from_av(name: str) -> Metadata:
+    """What PyAV finds in m4a, video and the like."""
+    import av
+
+    metadata = Metadata()
+    with suppress(av.error.FFmpegError), av.open(name) as container:
+        found = dict(container.metadata)
+        for stream in container.streams.audio[:1]:
+            found = dict(stream.metadata) | found  # Ogg and Matroska: the tags may be the track's
+        metadata.comments = [
+            (AV_KEYS.get(key.lower(), key.upper()), text)
+            for key, text in found.items()
+            if key.lower() not in ABOUT_THE_FILE and not key.lower().startswith(("handler", "vendor_id", "language"))
+        ]
+        covers = [s for s in container.streams.video if s.disposition & av.stream.Disposition.attached_pic]
+        for stream in covers:
+            kind = {"mjpeg": "image/jpeg", "png": "image/png"}.get(stream.codec_context.name, "image/jpeg")
+            packet = next((packet for packet in container.demux(stream) if packet.size), None)
+            metadata.pictures += [Picture(kind, 3, "", bytes(packet))] if packet else []
+        count = len(container.chapters()) if hasattr(container, "chapters") else 0
+        metadata.others += [f"{count} chapter{'s' * (count != 1)}"] if count else []
+    return metadata
+
+
+def _info_comments(body: bytes, family: str | None) -> list[Comment]:
+    order = chunks.FAMILIES[family or "RIFF"].order
+    found, at = [], 4
+    while at + 8 <= len(body):
+        name, size = struct.unpack_from(order + "4sI", body, at)
+        key = INFO_KEYS.get(name, name.decode("latin-1"))
+        text = _decoded(body[at + 8 : at + 8 + size])
+        if key and text:
+            found.append((key, text))
+        at += 8 + size + size % 2
+    return found
+
+
+def _decoded(text: bytes) -> str:
+    """Text without a declared encoding: UTF-8 where it is valid, else Windows' Latin-1."""
+    text = text.split(b"\0")[0]
+    try:
+        return text.decode("utf-8").strip()
+    except UnicodeDecodeError:
+        return text.decode("cp1252", "replace").strip()
+
+
+def _frames_in_words(names: list[str]) -> list[str]:
+    chapters = names.count("CHAP")
+    words = [f"{chapters} chapter{'s' * (chapters != 1)}"] if chapters else []
+    return words + [f"ID3 {name}" for name in dict.fromkeys(names) if name not in ("CHAP", "CTOC")]
+
+
+def late(metadata: Metadata, known: int) -> list[str]:
+    """In words, the chunks behind the sound of a stream: only `known` ones had come when the output was begun."""
+    if metadata.family is None:
+        return []
+    order = chunks.FAMILIES[metadata.family].order
+    return [chunks.described(chunk, order) for chunk in metadata.chunks[known:]]
+
+
+class Sink(io.RawIOBase):
+    """A file for a writer that must not see what is inserted, nor raise: an error of the system is kept in `error`.
+
+    Args:
+        front, at: bytes that lie at this offset of the file, between what the writer has there and before.
+    """
+
+    def __init__(self, file: BinaryIO, front: bytes = b"", at: int = 0) -> None:
+        self._file, self._front, self._at = file, len(front), at
+        self._position = 0  # as the writer sees it
+        self.error: OSError | None = None
+        self._try(lambda: (file.seek(at), file.write(front), file.seek(0)))
 
     def seek(self, position: int, whence: int = io.SEEK_SET) -> int:
-        return self._file.seek(position + (self._offset if whence == io.SEEK_SET else 0), whence) - self._offset
+        if whence == io.SEEK_END:
+            end = self._file.seek(0, io.SEEK_END)
+            position += max(min(end, self._at), end - self._front)
+        elif whence == io.SEEK_CUR:
+            position += self._position
+        self._position = position
+        return position
 
     def tell(self) -> int:
-        return self._file.tell() - self._offset
+        return self._position
 
     def readinto(self, buffer: Any) -> int:
-        return self._file.readinto(buffer)  # type: ignore[attr-defined]  # a buffered file has it
+        raise io.UnsupportedOperation("a sink is written only")
 
     def write(self, data: Any) -> int:
-        return self._file.write(data)
+        data = memoryview(data)
+        parts = [data]
+        if self._position < self._at:
+            parts = [data[: self._at - self._position], data[self._at - self._position :]]
+        for part in parts:
+            if len(part) and not self._try(lambda part=part: self._put(part)):  # type: ignore[misc]
+                return 0
+        return len(data)
+
+    def _put(self, part: memoryview) -> None:
+        self._file.seek(self._position + (self._front if self._position >= self._at else 0))
+        while len(part):
+            written = self._file.write(part)
+            self._position += written
+            part = part[written:]
+
+    def _try(self, action: Callable[[], Any]) -> bool:
+        if self.error is None:
+            try:
+                action()
+            except OSError as error:
+                self.error = error
+        return self.error is None
 
 
-def chunks_of(path: str) -> list[tuple[bytes, bytes]]:
-    """Name and content of a WAV's chunks that are neither its sound nor what libsndfile writes by itself.
-
-    Of a file that is no WAV: none.
-    """
-    with open(path, "rb") as file:
-        return [
-            (name, file.read(size)) for name, kind, size in _walk(file) if kind not in NOT_COPIED and size <= MOST_BYTES
-        ]
-
-
-def append_chunks(path: str, chunks: list[tuple[bytes, bytes]]) -> None:
-    """Append chunks to a finished WAV or RF64 file and correct the length in its header."""
-    if not chunks:
-        return
+def blank_comments(path: str, at: int) -> None:
+    """Turn the comments that libFLAC wrote at this offset into padding: a file has one set of comments."""
     with open(path, "r+b") as file:
-        form = file.read(4)
-        end = file.seek(0, io.SEEK_END)
-        file.write(b"\0" * (end % 2))
-        for name, body in chunks:
-            file.write(name + struct.pack("<I", len(body)) + body + b"\0" * (len(body) % 2))
-        length = file.tell() - 8
-        if form == b"RF64":
-            file.seek(20)  # RF64 size WAVE "ds64" size, then the length in 64 bits
-            file.write(struct.pack("<Q", length))
-        elif length < 2**32:
-            file.seek(4)
-            file.write(struct.pack("<I", length))
-        else:
-            file.truncate(end)  # no room left in the header: the sound matters more
-
-
-def _walk(file: BinaryIO) -> Iterator[tuple[bytes, bytes, int]]:
-    """Name, kind ("LIST/adtl" for a list) and size of each chunk of a RIFF file; the content is next in the file."""
-    head = file.read(12)
-    if head[:4] not in RIFF or head[8:] != b"WAVE":
-        return
-    data_size = None
-    while len(head := file.read(8)) == 8:
-        name, size = struct.unpack("<4sI", head)
-        start = file.tell()
-        if name == b"ds64":
-            data_size = struct.unpack("<Q", file.read(16)[8:])[0]
-        elif name == b"data" and size == 0xFFFFFFFF:
-            if data_size is None:
-                return  # a stream that was stored: nobody knows where the sound ends
-            size = data_size
-        kind = name
-        if name == b"LIST":
-            kind = b"LIST/" + file.read(4)
-        file.seek(start)
-        yield name, kind, size
-        file.seek(start + size + size % 2)
+        file.seek(at)
+        head = file.read(4)
+        if len(head) == 4 and head[0] & 127 == vorbis.COMMENTS:
+            file.seek(at)
+            file.write(bytes([head[0] & 128 | vorbis.PADDING]) + head[1:] + bytes(int.from_bytes(head[1:], "big")))

@@ -22,7 +22,15 @@ import typer
 from clearstate import __version__
 from clearstate.cli import convert, doctor, enhance, extend, leaderboard, models, plot, score, separate, stream, train
 from clearstate.cli.signals import unwind_when_terminated
-from clearstate.cli.terminal import CommandError, abandon_stdout, explain, fail, home_expanded, print_anything
+from clearstate.cli.terminal import (
+    CommandError,
+    abandon_stdout,
+    explain,
+    fail,
+    home_expanded,
+    occupy_closed_streams,
+    print_anything,
+)
 
 VERBS: dict[str, Callable[..., None]] = {
     "enhance": enhance.run,
@@ -78,6 +86,7 @@ def _about(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line and leave with its exit code: 0 done, 1 something failed, 2 wrong use, 130 interrupted."""
+    occupy_closed_streams()
     unwind_when_terminated()
     words = list(home_expanded(sys.argv[1:] if argv is None else argv))
     if VERBOSE in words[: words.index("--") if "--" in words else None]:  # wherever it is

@@ -15,6 +15,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from clearstate.audio.streams import is_stream
 from clearstate.cli.inputs import STDIO, Job
 from clearstate.cli.signals import unwind_when_terminated
 from clearstate.cli.terminal import clock, explain, note, shown
@@ -72,7 +73,8 @@ def run_batch(
     """
     outcomes = []
     with Display(len(jobs), sum(lengths.get(job.source, 0.0) for job in jobs)) as display:
-        run = _in_this_process if processes <= 1 or len(jobs) == 1 else _in_processes
+        streams = any(is_stream(job.source) for job in jobs)  # which other processes have not opened
+        run = _in_this_process if processes <= 1 or len(jobs) == 1 or streams else _in_processes
         for outcome in run(jobs, open_worker, min(processes, len(jobs)), display):
             display.finish(outcome, lengths.get(outcome.source, 0.0))
             outcomes.append(outcome)

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from clearstate.audio.paths import walk, why_no_file
+from clearstate.audio.streams import STDIO, as_stdio, is_stream
 from clearstate.cli.terminal import UsageError
 
-STDIO = "-"
 LONGEST_NAME = 255  # bytes of a file name; no common file system takes more
 
 # What soundfile writes; anything else that can be read (m4a, video) becomes WAV.
@@ -55,7 +55,7 @@ class Plan:
 def plan(inputs: list[str], output: str | None, *, tag: str = "clear", overwrite: bool = False) -> Plan:
     """Decide what to read and where to write it.
 
-    * no `output`: `talk.wav` becomes `talk.clear.wav` beside it (`tag` is "clear"); "-" becomes "-".
+    * no `output`: `talk.wav` becomes `talk.clear.wav` beside it (`tag` is "clear"); "-" and pipes become "-".
     * `output` is a folder (it exists as one, ends in a slash, or there are several inputs): files keep their names in
       it, and files found in a folder keep their place under that folder.
     * otherwise `output` is the file to write.
@@ -67,8 +67,10 @@ def plan(inputs: list[str], output: str | None, *, tag: str = "clear", overwrite
     Raises:
         UsageError: when the command line contradicts itself, so that nothing should be begun.
     """
-    if inputs == [STDIO]:
-        return _single(STDIO, output or STDIO, tag, overwrite)
+    inputs = [as_stdio(word, 0) for word in inputs]
+    output = output and as_stdio(output, 1)
+    if len(inputs) == 1 and is_stream(inputs[0]):
+        return _single(inputs[0], output or STDIO, tag, overwrite)
     result = Plan()
     found, several = gather(inputs, output, tag, result)
     if output and not several and not _means_folder(output):
@@ -156,7 +158,7 @@ def _single(source: str, target: str, tag: str, overwrite: bool) -> Plan:
     if target != STDIO and _means_folder(target):
         name = Path(f"stdin.{tag}.wav") if source == STDIO else _writable(Path(Path(source).name))
         target = str(Path(target) / name)
-    if target != STDIO and (suffix := Path(target).suffix.lower()) not in WRITABLE:
+    if not is_stream(target) and (suffix := Path(target).suffix.lower()) not in WRITABLE:
         what = f"ends in {suffix!r}" if suffix else "has no extension"
         raise UsageError(f"-o {target} {what}; expected one of {_some(WRITABLE)}, or a folder (end it with '/')")
     job = Job(source, target)
@@ -189,7 +191,7 @@ def _clash(taker: Path, file: Path, target: Path) -> str | None:
 def _refusal(job: Job, overwrite: bool) -> str | None:
     """Why this output must not be written, if so. The input itself is wrong use; another file is a failure."""
     target = Path(job.target)
-    if job.target == STDIO:
+    if is_stream(job.target):
         return None
     if reason := too_long(target):
         return reason

@@ -3,16 +3,16 @@
 import functools
 import os
 import re
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from clearstate.audio.streams import as_stdio, is_stream
 from clearstate.cli.batch import Outcome, Progress, Worker, run_batch
 from clearstate.cli.inputs import STDIO, Job, Plan, gather, one_name, too_long
 from clearstate.cli.terminal import UsageError, explain, note
-from clearstate.cli.verbs import AsJson, Inputs, Jobs, Overwrite, Track, check_model, close, lengths
+from clearstate.cli.verbs import AsJson, Inputs, Jobs, Overwrite, Track, check_model, check_pipes, close, lengths
 
 DEFAULT_MODEL = "separate-fast"  # as in clearstate.separation, which imports torch
 OURS = re.compile(r"\.speaker\d+$")  # the end of a name that an earlier run gave
@@ -58,8 +58,7 @@ def run(
         check_model(enhance, "enhance", "--enhance")
     todo, failures = places(inputs, output)
     outcomes = [Outcome(source, None, error=why) for source, why in failures]
-    if any(job.source == STDIO for job in todo) and sys.stdin.isatty():
-        raise UsageError("'-' reads audio from stdin, but stdin is the keyboard; pipe a file in, or name one")
+    check_pipes(todo, as_json=False)
     if todo:
         opener = functools.partial(open_worker, model, enhance, overwrite, track)
         outcomes += run_batch(todo, opener, processes=jobs, lengths=lengths(todo))
@@ -98,8 +97,8 @@ def places(inputs: list[str], output: str | None) -> tuple[list[Job], list[tuple
     """
     if output is not None and (output == STDIO or os.path.isfile(output)):
         raise UsageError(f"-o {output}: there is a file for each speaker; name a folder")
-    if inputs == [STDIO]:
-        return [Job(STDIO, output or ".")], []
+    if len(inputs) == 1 and is_stream(inputs[0]):
+        return [Job(as_stdio(inputs[0], 0), output or ".")], []
     found = Plan()
     named = {Path(word) for word in inputs}  # what was found in a folder may be ours
     jobs: list[Job] = []

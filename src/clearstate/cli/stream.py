@@ -7,6 +7,7 @@ from typing import Annotated, BinaryIO
 import typer
 
 from clearstate.cli.terminal import UsageError, explain, note
+from clearstate.cli.verbs import check_stdin, check_stdout
 
 
 class Format(str, Enum):
@@ -41,10 +42,8 @@ def run(
 
     `ffmpeg -i in.mkv -f f32le -ar 48000 -ac 2 - | clearstate stream --rate 48000 --channels 2 --format f32le > out.f32`
     """
-    if sys.stdin.isatty():
-        raise UsageError("stdin is the keyboard; pipe raw samples in (see clearstate stream --help)")
-    if sys.stdout.isatty():
-        raise UsageError("stdout is the screen; pipe the samples on, or add '> out.pcm'")
+    check_stdin("pipe raw samples in (see clearstate stream --help)")
+    check_stdout("pipe the samples on, or add '> out.pcm'")
     import clearstate
 
     try:

@@ -78,12 +78,26 @@ def fail(message: str, exit_code: int) -> NoReturn:
     sys.exit(exit_code)
 
 
+def occupy_closed_streams() -> None:
+    """Open the null device in place of a closed stdin, stdout or stderr.
+
+    Otherwise the next file that is opened gets the number of stdout or stderr, and what a library prints lands in it.
+    """
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    if sys.stderr is None:  # print(..., file=None) would go to stdout
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - open to the end
+
+
 def abandon_stdout() -> None:
     """Let what is still buffered for stdout vanish: its reader left or its disk is full, which has been reported."""
     try:
         descriptor = sys.stdout.fileno()
-    except (OSError, ValueError):
-        return  # not a real file: nothing will be flushed at exit
+    except (AttributeError, OSError, ValueError):
+        return  # closed, or not a real file: nothing will be flushed at exit
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, descriptor)
     os.close(nowhere)

@@ -1,7 +1,6 @@
 """What the verbs that work on files (enhance, separate, extend) have in common besides inputs and batches."""
 
 import json
-import os
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -11,6 +10,7 @@ import typer
 
 from clearstate import __version__
 from clearstate.audio.paths import native_name
+from clearstate.audio.streams import is_stream
 from clearstate.cli.batch import Outcome
 from clearstate.cli.inputs import STDIO, Job
 from clearstate.cli.terminal import UsageError, abandon_stdout, note
@@ -30,15 +30,30 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print a report of every fi
 
 def check_pipes(jobs: list[Job], as_json: bool) -> None:
     """A pipe that is a terminal is a mistake: nobody types a WAV file, and printing one wrecks the screen."""
-    if any(job.source == STDIO for job in jobs) and sys.stdin.isatty():
-        raise UsageError("'-' reads audio from stdin, but stdin is the keyboard; pipe a file in, or name one")
+    if any(job.source == STDIO for job in jobs):
+        check_stdin("pipe a file in, or name one")
     if any(job.target == STDIO for job in jobs):
         if as_json:
             raise UsageError(
                 "--json prints its report to stdout, where the audio goes; write the audio to a file with -o"
             )
-        if sys.stdout.isatty():
-            raise UsageError("the audio would go to stdout, which is the screen; add '> out.wav' or -o FILE")
+        check_stdout("add '> out.wav' or -o FILE")
+
+
+def check_stdin(remedy: str) -> None:
+    """Refuse to read audio from a stdin that is closed or the keyboard."""
+    if sys.stdin is None or sys.stdin.closed:
+        raise UsageError(f"the audio comes from stdin, which is closed; {remedy}")
+    if sys.stdin.isatty():
+        raise UsageError(f"the audio comes from stdin, which is the keyboard; {remedy}")
+
+
+def check_stdout(remedy: str) -> None:
+    """Refuse to write audio to a stdout that is closed or the screen."""
+    if sys.stdout is None or sys.stdout.closed:
+        raise UsageError(f"the audio would go to stdout, which is closed; {remedy}")
+    if sys.stdout.isatty():
+        raise UsageError(f"the audio would go to stdout, which is the screen; {remedy}")
 
 
 def check_model(name: str, task: str, option: str) -> None:
@@ -69,12 +84,11 @@ def lengths(jobs: list[Job]) -> dict[str, float]:
 
     seconds = {}
     for job in jobs:
+        if is_stream(job.source):  # which can be opened only once
+            continue
         with suppress(Exception), quiet():
-            # To libsndfile "-" is stdin, which it would close; a pipe can be read only once.
-            if (
-                os.path.isfile(job.source)
-                and (length := soundfile.info(native_name(job.source)).duration) < MOST_SECONDS
-            ):
+            length = soundfile.info(native_name(job.source)).duration
+            if length < MOST_SECONDS:
                 seconds[job.source] = length
     return seconds
 

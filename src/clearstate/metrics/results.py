@@ -6,14 +6,12 @@ import csv
 import io
 import json
 import math
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from clearstate.audio.paths import why_no_file
+from clearstate.audio.atomic import write_text
 from clearstate.metrics.files import read_json
 from clearstate.metrics.scoring import FileScores
 from clearstate.metrics.summary import Summary, groups, summarise
@@ -117,20 +115,9 @@ def _number(value: float) -> float | None:
 
 
 def write(path: Path, text: str) -> None:
-    """Write a whole file or none: to a temporary name beside it, then moved over."""
-    if path.exists() and not path.is_file():  # a device would be replaced
-        raise OSError(f"{path} {why_no_file(path)}")
+    """Write a whole file or none, and make its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".clearstate-")
-    try:
-        # A file name that is no text gets in as \udcXX: so written, JSON gives it back, and the rest can be read.
-        with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_text(path, text)
 
 
 def to_json_text(results: Results) -> str:

@@ -266,16 +266,17 @@ def _load_folder(folder: Path) -> "nn.Module":
 
 def save_model(model: "nn.Module", preset: str, folder: Path) -> None:
     """Write the weights and config of a model to a folder that `load_model` reads."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
+
+    from clearstate.audio.atomic import replacing, write_text
 
     find(preset)
     folder.mkdir(parents=True, exist_ok=True)
     described = {"preset": preset, "config": asdict(model.config)}  # type: ignore[call-overload]  # a dataclass
     weights = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    partial = folder / "model.safetensors.partial"
-    save_file(weights, partial)
-    partial.replace(folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(described, indent=2) + "\n")
+    with replacing(folder / "model.safetensors") as temporary:
+        Path(temporary).write_bytes(save(weights))
+    write_text(folder / "config.json", json.dumps(described, indent=2) + "\n")
 
 
 def _config(model_class: type, values: dict[str, Any]) -> Any:

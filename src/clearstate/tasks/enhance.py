@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from clearstate.audio.io import STDIO, BrokenOffError, check_target, open_reader, open_writer, until_broken
 from clearstate.audio.rates import whole_rate
+from clearstate.audio.streams import is_stream
 from clearstate.runtime import open_model
 from clearstate.tasks.chain import BLOCK_SECONDS, check_channels_mode, open_chain
 from clearstate.tasks.first_pass import survey
@@ -151,7 +152,7 @@ class Enhancer:
         if os.fspath(out_path) != STDIO:  # before anything is read: hours of work must not end in a refusal
             check_target(os.fspath(out_path), os.fspath(in_path), overwrite)
         overviews = None
-        if self.model.wants_overview and os.path.isfile(in_path):  # what is no file cannot be read twice
+        if self.model.wants_overview and not is_stream(in_path):  # a stream cannot be read twice
             with open_reader(in_path, track) as source:
                 info, sound = source.info, until_broken(source.blocks(), [])
                 overviews = survey(self.model, info.sample_rate, info.channels, sound, BLOCK_SECONDS)

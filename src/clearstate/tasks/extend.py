@@ -20,10 +20,12 @@ import numpy as np
 import soxr
 from numpy.typing import NDArray
 
+from clearstate.audio import tags
 from clearstate.audio.bandwidth import HOP, N_FFT, power_spectrum, upper_edge
 from clearstate.audio.conditioning import Offset
 from clearstate.audio.io import STDIO, BrokenOffError, check_target, open_reader, open_writer, until_broken
 from clearstate.audio.rates import whole_rate
+from clearstate.audio.streams import is_stream
 from clearstate.runtime import open_model
 from clearstate.runtime.contract import ExtensionModel
 from clearstate.tasks.blocks import Layout, Overlapping
@@ -141,7 +143,7 @@ class Extender:
         if os.fspath(out_path) != STDIO:  # before anything is read: hours of work must not end in a refusal
             check_target(os.fspath(out_path), os.fspath(in_path), overwrite)
         reach = None
-        if os.path.isfile(in_path):  # what is no file cannot be read twice
+        if not is_stream(in_path):  # a stream cannot be read twice
             with open_reader(in_path, track) as source:
                 check_rates(source.info.sample_rate, to, source.info.name)
                 reach = measure(until_broken(source.blocks(), []), source.info.sample_rate, source.info.channels)
@@ -159,6 +161,7 @@ class Extender:
             like = replace(
                 info, sample_rate=to, frames=frames, subtype=fine.get(info.subtype, info.subtype)
             )  # the hiss of 8 bits would drown what is added
+            like = replace(like, metadata=tags.of(info).at_rate(info.sample_rate, to))
             with open_writer(out_path, like, overwrite=overwrite) as sink:
                 done = 0
 

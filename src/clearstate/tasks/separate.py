@@ -7,10 +7,9 @@ Files are read, separated and written block by block, so ten hours need the memo
 
 import json
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from clearstate.audio.atomic import write_text
 from clearstate.audio.io import (
     CONTAINERS,
     STDIO,
@@ -30,6 +30,7 @@ from clearstate.audio.io import (
 )
 from clearstate.audio.mono import MEAN, Mix, find_mix, mix_of
 from clearstate.audio.rates import whole_rate
+from clearstate.audio.streams import is_stream
 from clearstate.runtime import open_model
 from clearstate.tasks.chain import Chain
 from clearstate.tasks.enhance import Enhancer
@@ -149,7 +150,7 @@ class Separator:
                 check_target(name, in_name, overwrite)
             blocks, mix = source.blocks(), MEAN
             if info.channels > 1:
-                if os.path.isfile(in_name):  # what is no file cannot be read twice
+                if not is_stream(in_name):  # which cannot be read twice
                     with open_reader(in_path, track) as first_pass:
                         mix = mix_of(until_broken(first_pass.blocks(), []), info.channels)
                 else:
@@ -251,7 +252,7 @@ def make_folder(folder: AnyPath) -> None:
 
 
 def write_timeline(done: Separation) -> None:
-    """The segments as JSON, under a temporary name first."""
+    """Write the segments as JSON."""
     speakers = [
         {
             "file": Path(speaker.file).name,
@@ -267,13 +268,4 @@ def write_timeline(done: Separation) -> None:
         "channels": done.channels,
         "speakers": speakers,
     }
-    folder = Path(done.timeline).absolute().parent
-    with tempfile.NamedTemporaryFile("w", dir=folder, prefix=".timeline.", delete=False, encoding="utf-8") as file:
-        try:
-            file.write(json.dumps(described, indent=2) + "\n")
-            file.close()
-            os.chmod(file.name, 0o644)
-            os.replace(file.name, done.timeline)
-        finally:
-            with suppress(FileNotFoundError):
-                os.unlink(file.name)
+    write_text(done.timeline, json.dumps(described, indent=2) + "\n")

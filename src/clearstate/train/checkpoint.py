@@ -8,17 +8,17 @@ from typing import IO, Any
 
 import torch
 
+from clearstate.audio.atomic import replacing
+
 NAME = "checkpoint.pt"
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
     """Call `write(file)` on a temporary name, flush to the disk, then move: `path` is old or new, never half."""
-    temporary = path.with_name(path.name + ".part")
-    with open(temporary, "wb") as file:
+    with replacing(path) as temporary, open(temporary, "wb") as file:
         write(file)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def save(folder: Path, state: dict[str, Any]) -> None:

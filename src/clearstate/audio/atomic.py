@@ -1,0 +1,154 @@
+"""Files that appear complete or not at all.
+
+    with replacing("talk.wav") as temporary:
+        write_somehow(temporary)           # after an error, talk.wav is what it was before
+
+The temporary file is in the same folder, so the final move is one step. Its name does not depend on the target's name,
+so a target name may be as long as the file system allows. What the system refuses becomes one line with the remedy.
+"""
+
+import errno
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from clearstate.audio.streams import close_stream, is_stream, open_stream
+
+AnyPath = str | os.PathLike[str]
+
+PROBE = 1 << 16  # bytes: more than a file system keeps in reserve inside a block
+WHILE_WRITING = {
+    errno.ENOSPC: "the disk is full (no space left); free some space, or write to another place",
+    errno.EDQUOT: "your quota on this disk is used up; free some space, or write to another place",
+    errno.EFBIG: "the file cannot grow any further (is the disk full, or is there a limit on the size of files?); "
+    "write to another place",
+}
+AT_THE_PLACE = {
+    errno.EACCES: "cannot write into {folder}; change its permissions, or choose another place",
+    errno.EPERM: "cannot write into {folder}; change its permissions, or choose another place",
+    errno.EROFS: "cannot write into {folder}, which is on a read-only file system; choose another place",
+    errno.ENAMETOOLONG: "the name is {bytes} bytes long, more than the file system allows (usually 255); shorten it",
+    errno.ENOENT: "there is no folder {folder}; make it first",
+    errno.ENOTDIR: "{folder} is not a folder; choose another place",
+}
+
+
+class Replacement:
+    """A temporary file that takes the name `path` with `commit`, or vanishes with `discard`.
+
+    Raises:
+        OSError: one line with the remedy, where the folder or the name does not allow it.
+    """
+
+    def __init__(self, path: AnyPath, suffix: str = ".part") -> None:
+        self.name = os.fspath(path)
+        check_name(self.name)
+        if is_stream(self.name):
+            raise OSError(f"{self.name}: is a pipe or a device, which no file may replace; choose another name")
+        try:
+            handle, self.path = tempfile.mkstemp(prefix=".", suffix=suffix, dir=_folder(self.name))
+        except OSError as error:
+            raise explained(error, self.name) from error
+        os.close(handle)
+
+    def commit(self) -> None:
+        """Give the file its own name and the usual permissions."""
+        try:
+            os.chmod(self.path, 0o666 & ~_umask())  # the temporary file is for its owner alone
+            os.replace(self.path, self.name)
+        except OSError as error:
+            raise explained(error, self.name) from error
+
+    def discard(self) -> None:
+        """Remove the temporary file, if it is still there."""
+        with suppress(FileNotFoundError):
+            os.unlink(self.path)
+
+    def refusal(self) -> OSError | None:
+        """Why the system refuses to let the file grow; None if it does not.
+
+        Libraries report a full disk as "System error" or "unexpected position"; the system itself says which it is.
+        """
+        try:
+            with open(self.path, "ab") as file:
+                file.write(bytes(PROBE))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            return explained(error, self.name)
+        return None
+
+
+@contextmanager
+def replacing(path: AnyPath, suffix: str = ".part") -> Iterator[str]:
+    """Yield a temporary name; leaving the block without an error moves the file to `path`.
+
+    Args:
+        suffix: of the temporary name, for writers that choose a format by it.
+    Raises:
+        OSError: one line with the remedy for a full disk, a folder that may not be written to, a name that is too long.
+    """
+    file = Replacement(path, suffix)
+    try:
+        try:
+            yield file.path
+        except OSError as error:
+            raise explained(error, file.name) from error
+        except Exception as error:
+            if refusal := file.refusal():
+                raise refusal from error
+            raise
+        file.commit()
+    finally:
+        file.discard()
+
+
+def check_name(path: AnyPath) -> None:
+    """Raise an OSError for a name that the file system does not take, rather than after hours of work."""
+    name = os.fspath(path)
+    try:
+        with suppress(FileNotFoundError):
+            os.lstat(name)
+    except OSError as error:
+        raise explained(error, name) from error
+
+
+def write_text(path: AnyPath, text: str) -> None:
+    r"""Write a whole text file in UTF-8, or none; a pipe or a device receives the text.
+
+    A file name that is no text is written as \udcXX, which JSON gives back.
+    """
+    if is_stream(path):
+        stream = open_stream(path, "wb")
+        try:
+            stream.write(text.encode(errors="backslashreplace"))
+            stream.flush()
+        except OSError as error:
+            raise explained(error, os.fspath(path)) from error
+        finally:
+            close_stream(stream)
+        return
+    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", errors="backslashreplace") as file:
+        file.write(text)
+
+
+def explained(error: OSError, name: str) -> OSError:
+    """The error with one line that names the file and the remedy; another kind of error is returned unchanged."""
+    text = WHILE_WRITING.get(error.errno or 0)
+    if text is None and error.filename and _folder(error.filename) == _folder(name):  # not of something that was read
+        text = AT_THE_PLACE.get(error.errno or 0)
+    if text is None:
+        return error
+    size = len(os.fsencode(os.path.basename(name)))
+    return type(error)(f"{name}: {text.format(folder=_folder(name), bytes=size)}")
+
+
+def _folder(name: str) -> str:
+    return os.path.dirname(os.path.abspath(name))
+
+
+def _umask() -> int:
+    mask = os.umask(0o077)  # there is no way to read it without setting it
+    os.umask(mask)
+    return mask
