@@ -1,21 +1,26 @@
 """From any file or array to the model and back, shown with small models whose behaviour is known."""
 
+import copy
 import io
 import os
+import pickle
 import sys
 import tracemalloc
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import soundfile
+import soxr
 import torch
 from doubles import CausalDouble, Identity, NonCausalDouble
 
 import clearstate
 from clearstate.audio.io import open_reader
+from clearstate.metrics import si_sdr
 from clearstate.tasks.chain import BLOCK_SECONDS, FADE_SECONDS, OVERLAP_SECONDS, Chain
-from clearstate.tasks.enhance import Enhancer
+from clearstate.tasks.enhance import Enhancer, load
 
 RATES = [16_000, 48_000, 44_100, 8_000, 22_050]
 
@@ -143,7 +148,8 @@ def test_blocks_meet_without_a_click():
 
     model = Drifting()
     x = np.ones((1, int(16_000 * 2.5 * BLOCK_SECONDS)), dtype=np.float32)
-    y = Enhancer(model).enhance(x, 16_000)[0]
+    turns = np.where(np.arange(x.shape[1]) % 2, -1, 1).astype(np.float32)  # a constant would pass as an offset
+    y = Enhancer(model).enhance(turns * x, 16_000)[0] * turns
     assert model.calls > 2 and y.min() < 0.61 and y.max() > 0.99
     assert np.abs(np.diff(y)).max() < 1.1 * 0.4 / (FADE_SECONDS * 16_000)
     hard = np.concatenate([x[0, :1000], 0.6 * x[0, :1000]])  # what a hard join would be
@@ -353,6 +359,85 @@ def test_bfloat16_and_tensors_with_gradients_are_taken_too():
     y = Enhancer(CausalDouble()).enhance(signal, 16_000)
     assert not y.requires_grad
     assert Enhancer(CausalDouble()).enhance(signal.detach().bfloat16(), 16_000).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.uint16, np.float32, float, np.int64])
+def test_a_rate_of_any_numeric_type_is_that_rate(kind):
+    x = noise(1, 4_410).astype(np.float32)
+    enhancer = Enhancer(NonCausalDouble())
+    np.testing.assert_array_equal(enhancer.enhance(x, kind(44_100)), enhancer.enhance(x, 44_100))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda x: x.astype(">f8"),
+        lambda x: np.asfortranarray(x),
+        lambda x: np.repeat(x, 2, axis=1)[:, ::2],
+        lambda x: x.tolist(),
+        lambda x: x.astype(object),
+        lambda x: np.ma.array(x),
+    ],
+    ids=["byte-swapped", "fortran", "strided", "list", "object", "unmasked"],
+)
+def test_anything_like_an_array_is_enhanced_and_never_written_to(make):
+    x = noise(2, 3_000)
+    given = make(x)
+    y = Enhancer(CausalDouble()).enhance(given, 16_000, 0)
+    np.testing.assert_array_equal(y, x)
+    assert isinstance(y, np.ndarray) and not (isinstance(given, np.ndarray) and np.shares_memory(y, given))
+
+
+@pytest.mark.parametrize(
+    "signal",
+    [None, "talk.wav", {"a": 1}, [[0.0], [0.0, 1.0]], [True, False], object(), np.ma.array([0.0, 1.0], mask=[0, 1]),
+     np.array(["a", "b"]), np.array([None, 1.0])],
+)  # fmt: skip
+def test_what_is_no_signal_is_a_value_error_in_one_line(signal):
+    with pytest.raises(ValueError, match=r"expected|holds") as error:
+        Enhancer(CausalDouble()).enhance(signal, 16_000)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("copying", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_an_enhancer_can_be_copied(copying):
+    x = noise(1, 4_000)
+    enhancer = Enhancer(CausalDouble())
+    np.testing.assert_array_equal(copying(enhancer).enhance(x, 16_000), enhancer.enhance(x, 16_000))
+
+
+@pytest.mark.parametrize("model", [CausalDouble(), NonCausalDouble()], ids=["causal", "blocks"])
+def test_apart_each_channel_is_as_if_alone(model):
+    x = noise(2, 22_050) * np.array([[1.0], [0.01]])
+    enhancer = Enhancer(model)
+    apart = enhancer.enhance(x, 44_100, channels="apart")
+    for row, y in zip(x, apart, strict=True):
+        np.testing.assert_array_equal(y, enhancer.enhance(row, 44_100))
+    with pytest.raises(ValueError, match="'linked' or 'apart'"):
+        enhancer.enhance(x, 44_100, channels="both")
+
+
+@pytest.mark.parametrize("rate", [16_000, 48_000])
+@pytest.mark.parametrize("offset", [0.05, 0.3])
+def test_an_offset_changes_nothing_but_the_offset(rate, offset):
+    x = noise(1, rate)
+    enhancer = Enhancer(CausalDouble())
+    plain, shifted = enhancer.enhance(x, rate), enhancer.enhance(x + offset, rate) - offset
+    error = np.sqrt(np.mean((plain - shifted)[:, rate // 4 :] ** 2))
+    assert error < 0.03 * np.sqrt(np.mean(x**2))  # the offset is known to within the mean of some hops of noise
+
+
+@pytest.mark.parametrize("rate", [44_100, 48_000])
+def test_the_rate_of_a_file_does_not_change_the_result(rate):
+    """A recording as 44.1 or 48 kHz has an empty band below 8 kHz, which the default model must not take for noise."""
+    folder = Path(__file__).parents[2] / "examples" / "clips"
+    enhancer, losses = load("live"), []
+    for clip in ("fire_10db", "chainsaw_5db", "helicopter_0db"):
+        noisy, clean = (soundfile.read(folder / f"{clip}.{kind}.flac")[0][:48_000] for kind in ("noisy", "clean"))
+        wide = soxr.resample(noisy, 16_000, rate)
+        reference, own = (soxr.resample(x, 16_000, rate) for x in (clean, enhancer.enhance(noisy, 16_000)))
+        losses.append(si_sdr(reference, own) - si_sdr(reference, enhancer.enhance(wide, rate)))
+    assert np.mean(losses) < 0.3 and max(losses) < 0.6, losses  # dB
 
 
 def test_items_of_a_batch_have_nothing_to_do_with_each_other():

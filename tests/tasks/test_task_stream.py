@@ -1,5 +1,7 @@
 """Live sound in chunks of any size, and proof that the contracts every model is held to can fail."""
 
+import copy
+import pickle
 import tracemalloc
 
 import numpy as np
@@ -174,7 +176,10 @@ def test_one_row_keeps_its_two_dimensions():
         (np.zeros(100), 2, r"shape \(100,\): expected \(2, n\)"),
         (np.zeros((2, 100)), 1, r"expected \(n,\) or \(1, n\)"),
         (np.zeros(100, dtype=np.int16), 1, "type int16: .* divide int16 samples by 32768"),
-        (np.array([0.0, np.nan]), 1, "NaN or infinite"),
+        (None, 1, "expected"),
+        ({"a": 1}, 1, "expected"),
+        ([[1.0], [1.0, 2.0]], 1, "expected an array of numbers"),
+        (np.zeros(3, dtype=complex), 1, "type complex128"),
     ],
 )
 def test_a_bad_chunk_says_what_was_expected_and_leaves_the_stream_as_it_was(chunk, channels, says):
@@ -185,6 +190,79 @@ def test_a_bad_chunk_says_what_was_expected_and_leaves_the_stream_as_it_was(chun
         stream.process(chunk)
     assert np.array_equal(first, twin.process(x))
     assert np.array_equal(stream.process(x), twin.process(x))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("rate", [16_000, 44_100])
+def test_bad_samples_become_silence_and_are_counted(bad, rate):
+    x = noise(1, 4_000)
+    broken, silenced = x.copy(), x.copy()
+    broken[1_000:1_003], silenced[1_000:1_003] = bad, 0
+    stream = Stream(CausalDouble(), rate)
+    assert np.array_equal(run(stream, broken, [480]), run(Stream(CausalDouble(), rate), silenced, [480]))
+    assert stream.bad_samples == 3
+
+
+def test_a_stream_can_refuse_bad_samples_instead():
+    stream = Stream(CausalDouble(), on_bad="raise")
+    with pytest.raises(ValueError, match="1 NaN or infinite"):
+        stream.process(np.array([0.0, np.nan]))
+    assert stream.bad_samples == 0
+    with pytest.raises(ValueError, match="'silence' or 'raise'"):
+        Stream(CausalDouble(), on_bad="ignore")
+
+
+def test_huge_samples_are_clipped_and_nothing_becomes_infinite():
+    y = run(Stream(CausalDouble(0.5)), np.array([1e300, -1e300, 1e39] * 500), [480])
+    assert np.isfinite(y).all()
+
+
+@pytest.mark.parametrize(("rate", "strength"), [(16_000, None), (16_000, 12), (44_100, None), (48_000, 6)])
+def test_the_callers_buffer_may_be_used_again(rate, strength):
+    x = noise(2, rate // 4)
+    whole = run(Stream(CausalDouble(), rate, 2, strength), x, [480])
+    stream, buffer, out = Stream(CausalDouble(), rate, 2, strength), np.empty((2, 480), np.float32), []
+    for start in range(0, x.shape[1] // 480 * 480, 480):
+        buffer[:] = x[:, start : start + 480]
+        out.append(stream.process(buffer).copy())
+        buffer[:] = 7
+    done = np.concatenate(out, axis=1)
+    np.testing.assert_array_equal(done, whole[:, : done.shape[1]])
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        list,
+        tuple,
+        memoryview,
+        lambda x: np.frombuffer(x.tobytes(), x.dtype),  # read-only
+        lambda x: np.repeat(x, 2)[::2],
+        lambda x: x.astype(">f4"),
+        lambda x: x.astype(object),
+        lambda x: torch.from_numpy(x).requires_grad_(),
+    ],
+    ids=["list", "tuple", "memoryview", "read-only", "strided", "byte-swapped", "object", "tensor"],
+)
+def test_anything_like_an_array_is_taken(make):
+    x = noise(1, 2_000)
+    np.testing.assert_array_equal(Stream(CausalDouble()).process(make(x)), Stream(CausalDouble()).process(x))
+
+
+@pytest.mark.parametrize("copying", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_a_copy_of_a_stream_is_refused_as_it_would_share_its_state(copying):
+    with pytest.raises(TypeError, match="make another one"):
+        copying(Stream(CausalDouble()))
+
+
+@pytest.mark.parametrize("rate", [16_000, 44_100])
+def test_apart_each_channel_is_a_stream_of_its_own(rate):
+    x = noise(2, rate // 2) * np.array([[1.0], [0.01]], dtype=np.float32)
+    apart = run(Stream(CausalDouble(), rate, 2, channels_mode="apart"), x, [480])
+    for row, y in zip(x, apart, strict=True):
+        np.testing.assert_array_equal(y, run(Stream(CausalDouble(), rate), row, [480]))
+    linked = run(Stream(CausalDouble(), rate, 2), x, [480])
+    assert linked.shape != apart.shape or np.abs(linked - apart).max() > 1e-3
 
 
 def test_a_model_that_needs_the_whole_signal_is_refused_and_a_causal_one_named():

@@ -30,8 +30,8 @@ LOWEST = 58  # the first band above it: 7.25 kHz; models are used to recordings 
 PLATEAU = 4  # bands just below the cliff that must all be there
 EVERY = 4  # hops from one look at the spectrum to the next
 MEMORY_SECONDS = 1.0  # time constant of the running spectrum
-DROP_DB = (20.0, 30.0)  # a cliff this deep is none yet, and certainly one
-FILL_DB = -8.0  # of the density of the fill, under that of the plateau
+DROP_DB = (12.0, 18.0)  # a cliff this deep is none yet, and certainly one
+FILL_DB = -5.0  # of the density of the fill, under that of the plateau
 PERIOD = 2**15  # samples after which the noise repeats: 2 s
 SILENT = 1e-20  # power of a hop that is digital silence
 
@@ -110,6 +110,10 @@ class Offset:
         y = x.copy()
         for start in range(0, x.shape[1], self.hop):
             part = y[:, start : start + self.hop]
+            if part.shape[1] < self.hop:  # the end, too short to be judged
+                if any(self._now):
+                    part -= np.array(self._now, dtype=x.dtype)[:, None]
+                break
             flat = (part == part[:, :1]).all(1).tolist()
             means = part.mean(1, dtype=np.float64).tolist()
             powers = np.einsum("cn,cn->c", part, part, dtype=np.float64).tolist()
@@ -120,7 +124,7 @@ class Offset:
                     row[:] = 0
                     continue
                 begins = not self._means[c][0]
-                now = self._follow(c, means[c], powers[c] / len(row))
+                now = self._follow(c, means[c], powers[c] / self.hop)
                 before, self._now[c] = now if begins else self._now[c], now
                 if before or now:
                     row -= before + np.float32(now - before) * self.ramp[: len(row)]
@@ -200,9 +204,11 @@ class Fill:
 def cliff(power: Array) -> tuple[float, int]:
     """How surely a spectrum (BANDS,) ends in a cliff below the top of the band, 0 to 1, and the first band above it."""
     db = 10 * np.log10(power + SILENT)
-    for band in range(LOWEST, BANDS):
+    for band in range(LOWEST - PLATEAU, BANDS):
         drop = db[band - PLATEAU - 2 : band - 2].min() - db[band:].max()
         if drop > DROP_DB[0]:
+            if band < LOWEST:
+                break
             return min(1.0, float(drop - DROP_DB[0]) / (DROP_DB[1] - DROP_DB[0])), band
     return 0.0, BANDS
 
