@@ -107,6 +107,7 @@ def test_a_file_is_enhanced_beside_itself_with_its_length_rate_channels_and_dept
     assert not np.array_equal(soundfile.read("talk.wav")[0], soundfile.read("talk.clear.wav")[0])
 
 
+@pytest.mark.slow
 def test_folders_patterns_and_files_in_one_go_with_two_processes(tiny):
     write("day/a.wav")
     write("day/two/b.flac")
@@ -407,6 +408,7 @@ def test_a_closed_stream_that_is_needed_is_said_by_every_verb(here, verb, closed
     ],
 )
 @pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
+@pytest.mark.slow
 def test_being_stopped_leaves_nothing_half_written(tiny, signum, code, jobs, group):
     """Two files far too long to finish; the signal comes as soon as something is being written."""
     write("a.wav", 1.0)

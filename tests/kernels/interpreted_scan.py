@@ -1,4 +1,4 @@
-"""The Triton scan against the equation, in Triton's interpreter: run by test_scan_cuda.py in a process of its own.
+"""The Triton scan against the equation, in Triton's interpreter: run by test_scan_triton.py in a process of its own.
 
 Triton settles on import whether it interprets, and the kernels take the CPU's place here: other tests must see neither.
 """

@@ -20,11 +20,13 @@ def python(*arguments, **variables):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_the_interpreted_kernels_agree_with_the_equation():
     out = python("-m", "pytest", "-p", "no:cacheprovider", "tests/kernels/interpreted_scan.py", TRITON_INTERPRET="1")
     assert "passed" in out and "skipped" not in out
 
 
+@pytest.mark.slow
 def test_the_kernels_compile_for_a_gpu(tmp_path):
     """The interpreter accepts more than the compiler does. With every optional input, and (float64) with none."""
     pytest.importorskip("triton.backends.nvidia", reason="this triton has no compiler for NVIDIA devices")

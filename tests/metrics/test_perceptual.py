@@ -139,6 +139,7 @@ def test_the_divided_scale_flatters(pair):
     assert divided.cbak > matlab.cbak + 0.1
 
 
+@pytest.mark.slow
 def test_the_published_noisy_row_is_reproduced(shared_data):
     """All 100 noisy pairs of the validation set: the row was made by an independent scorer."""
     folder = shared_data / "valid" / "denoise"

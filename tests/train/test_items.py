@@ -162,6 +162,7 @@ SMALL = [
 LIVE = str(Path(__file__).parents[2] / "recipes" / "live.yaml")
 
 
+@pytest.mark.slow
 def test_the_default_recipe_killed_in_mid_epoch_ends_with_the_same_scores(corpus, own_cache, tmp_path):
     """Scores within 1e-4: the same arithmetic, but for the order in which threads of the scan may add up."""
     common = [LIVE, f"audio={corpus}", *SMALL]

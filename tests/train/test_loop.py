@@ -160,6 +160,7 @@ def test_validation_scores_the_averaged_weights_and_keeps_the_best(tmp_path):
     assert sum(again) / 3 == pytest.approx(outcome.best, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_a_signal_during_a_validation_puts_it_off_to_the_resumed_run(tmp_path):
     changes = ("valid.every_steps=6", "valid.best=si_sdr")
     finished(tmp_path / "whole", *changes, pairs=TonePairs())
@@ -178,6 +179,7 @@ def test_a_signal_during_a_validation_puts_it_off_to_the_resumed_run(tmp_path):
     assert rows[0] == rows[1] and len(rows[0]) == 2
 
 
+@pytest.mark.slow
 def test_each_validation_draws_curves_and_three_fixed_examples(tmp_path):
     finished(tmp_path, "valid.every_steps=6", "valid.pictures=true", pairs=TonePairs())
     drawn = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.png"))

@@ -56,6 +56,7 @@ def two_processes(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_weights_of_one_with_twice_the_batch(two_processes, tmp_path):
     """Equal up to the order of float32 sums: 1e-5 on weights of the order of 0.1 after twelve steps of Adam."""
     finished(tmp_path, "data.batch=8", model=tiny_model(dropout=0.0))
@@ -66,6 +67,7 @@ def test_two_processes_give_the_weights_of_one_with_twice_the_batch(two_processe
         assert (step, at) == (step_, at_) and math.isclose(a, b, rel_tol=1e-4)
 
 
+@pytest.mark.slow
 def test_two_processes_resume_with_a_random_state_each(two_processes):
     whole, parts = two_processes / "whole", two_processes / "parts"
     state = checkpoint.load(parts)
@@ -77,6 +79,7 @@ def test_two_processes_resume_with_a_random_state_each(two_processes):
         assert torch.equal(one["torch"], other["torch"])
 
 
+@pytest.mark.slow
 def test_processes_write_their_checkpoints_at_the_same_step(tmp_path):
     """The second process has a clock that runs fast; by it, it would wait in a checkpoint for the other's step."""
     torchrun(tmp_path, "0", "checkpoint_minutes=0.001", "schedule.max_steps=60", timeout=120)
@@ -84,6 +87,7 @@ def test_processes_write_their_checkpoints_at_the_same_step(tmp_path):
 
 
 @LINUX
+@pytest.mark.slow
 def test_a_signal_to_one_process_stops_all_at_the_same_step(tmp_path):
     run = start(tmp_path, "0", "schedule.max_steps=100000", delay="0.01")
     try:

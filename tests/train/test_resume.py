@@ -53,6 +53,7 @@ def same_end(one: Path, other: Path) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
+@pytest.mark.slow
 def test_a_run_killed_in_mid_epoch_ends_as_if_it_had_not_been(uninterrupted, tmp_path):
     checkpoint_often = "checkpoint_minutes=0.002"
     process = start(tmp_path, 0.01, checkpoint_often)
@@ -77,6 +78,7 @@ def test_the_comparison_sees_a_lost_random_state(uninterrupted, tmp_path, monkey
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
+@pytest.mark.slow
 def test_sigterm_writes_a_checkpoint_and_the_run_goes_on_from_there(uninterrupted, tmp_path):
     process = start(tmp_path, 0.005, "data.workers=2")
     wait_for(lambda: (tmp_path / "log.jsonl").is_file() and len(losses(tmp_path)) >= 5, process)
