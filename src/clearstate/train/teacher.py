@@ -7,13 +7,12 @@ Knowledge distillation as RT-SEMamba has it (arXiv:2608.12099): L_out between th
 (`losses.feature_distillation`).
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from clearstate.models import load_model
 from clearstate.train import losses
+from clearstate.train.networks import blocks_of, rate_of
 from clearstate.train.recipe import Recipe, RecipeError
 
 
@@ -26,7 +25,7 @@ class Heard:
         for module in modules:
             module.register_forward_hook(self._keep)
 
-    def _keep(self, module: nn.Module, inputs: Any, output: Any) -> None:
+    def _keep(self, module: nn.Module, inputs: object, output: Tensor | tuple[Tensor, object]) -> None:
         self.outputs[module] = output[0] if isinstance(output, tuple) else output
 
     def take(self) -> list[Tensor]:
@@ -46,10 +45,10 @@ class Teacher:
         assert loss.teacher is not None
         self.loss = loss
         self.model = load_model(loss.teacher).eval().requires_grad_(False).to(device)
-        if self.model.sample_rate != student.sample_rate:
+        theirs, ours = rate_of(self.model), rate_of(student)
+        if theirs != ours:
             raise RecipeError(
-                f"loss.teacher={loss.teacher} runs at {self.model.sample_rate} Hz, the student at "
-                f"{student.sample_rate}: the two must agree"
+                f"loss.teacher={loss.teacher} runs at {theirs} Hz, the student at {ours}: the two must agree"
             )
         self.blocks = self.block = None
         if loss.distill_features > 0:
@@ -79,15 +78,3 @@ class Teacher:
                 )
             terms["distill_features"] = ramp * losses.feature_distillation(ours.float(), theirs)
         return terms
-
-
-def blocks_of(model: nn.Module, key: str, name: str) -> list[nn.Module]:
-    """The blocks of a model.
-
-    Raises:
-        RecipeError: naming `key`, if it has none.
-    """
-    blocks = getattr(model, "blocks", None)
-    if not isinstance(blocks, nn.ModuleList) or not len(blocks):
-        raise RecipeError(f"{key} is about a model's blocks, and {name} has none: set {key}=0")
-    return list(blocks)
