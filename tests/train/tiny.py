@@ -143,7 +143,7 @@ def copy_at(run: Run, step: int, folder: Path) -> None:
         count(values, minutes)
         if run.session.at.step == step:
             run.session.save()
-            if run.session.first:
+            if run.session.fabric.is_global_zero:
                 shutil.copytree(run.plan.folder, folder)
 
     run.count = counted

@@ -4,7 +4,8 @@ What a model does (its preset's task) decides what an item is: enhancement learn
 a mixture and its sources, extension from narrow and wide. The loop calls the one `noisy` and the other `clean`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any, Protocol
 
@@ -102,7 +103,7 @@ def open_dataset(recipe: Recipe, task: str, sample_rate: int) -> RatedDataset:
         RecipeError: for an unknown key of data.sources or data.mixture, or audio that is not there.
     """
     data = recipe.data
-    try:
+    with opening("training"):
         if data.sources:
             dataset_class, config_class = MIXED[task]
             config = checked({"seconds": data.seconds} | data.mixture, config_class, "data.mixture")
@@ -115,8 +116,6 @@ def open_dataset(recipe: Recipe, task: str, sample_rate: int) -> RatedDataset:
         if task == "separate":
             return MixtureFolder(mixtures(recipe, data, "train"), sample_rate, data.seconds, recipe.seed)
         return PairedCrops(pairs(recipe, data, "train", sample_rate), data.seconds, recipe.seed)
-    except (FileNotFoundError, ValueError) as error:
-        raise missing(error, "training") from error
 
 
 def open_pairs(recipe: Recipe, task: str, sample_rate: int) -> Drawn | None:
@@ -128,14 +127,12 @@ def open_pairs(recipe: Recipe, task: str, sample_rate: int) -> Drawn | None:
     valid = recipe.valid
     if valid.clean is None and valid.corpus is None:
         return None
-    try:
+    with opening("validation"):
         if task == "separate":
             return Drawn(MixtureFolder(mixtures(recipe, valid, "valid"), sample_rate))
         if task == "extend" and isinstance(valid.clean, str) and valid.noisy is None:
             return Drawn(NarrowedFolder(audio_path(recipe, valid.clean), sample_rate))
         return Drawn(pairs(recipe, valid, "valid", sample_rate, valid.allow_test_set))
-    except (FileNotFoundError, ValueError) as error:
-        raise missing(error, "validation") from error
 
 
 def pairs(
@@ -166,12 +163,16 @@ def mixtures(recipe: Recipe, where: DataRecipe | ValidRecipe, split: str) -> lis
     return mixtures_of(*(audio_path(recipe, folder) for folder in folders))
 
 
-def missing(error: Exception, what: str) -> RecipeError:
-    """The error for audio that cannot be opened."""
-    if isinstance(error, RecipeError):
-        return error
-    text = str(error).replace("pass validate_on_test_set=True", "say valid.allow_test_set=true")
-    return RecipeError(f"{what} audio: {text}. docs/training.md says what to fetch and where it goes")
+@contextmanager
+def opening(what: str) -> Iterator[None]:
+    """Audio that cannot be opened becomes a RecipeError."""
+    try:
+        yield
+    except RecipeError:
+        raise
+    except (FileNotFoundError, ValueError) as error:
+        text = str(error).replace("pass validate_on_test_set=True", "say valid.allow_test_set=true")
+        raise RecipeError(f"{what} audio: {text}. docs/training.md says what to fetch and where it goes") from error
 
 
 def checked(values: dict[str, Any], cls: type, where: str) -> dict[str, Any]:

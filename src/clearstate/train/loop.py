@@ -45,7 +45,7 @@ class Run:
         self.plan, self.recipe, self.objective = plan, plan.recipe, plan.objective
         self.session = session = Session(plan)
         self.report: Report | None = None
-        if session.first:
+        if session.fabric.is_global_zero:
             self.report = Report(plan.folder, session.at.step, plan.recipe.tensorboard, quiet)
             if session.at.step:
                 self.report.say(f"resuming {plan.folder} at step {session.at.step}")
@@ -96,8 +96,6 @@ class Run:
         )
         for batch in loader(items, positions, data.workers, data.prefetch):
             yield {name: batch[name].to(fabric.device, non_blocking=True) for name in ("noisy", "clean")}
-
-    # ---------------------------------------------------------------------------------------------- one step
 
     def step(self, batches: Sequence[dict[str, Tensor]]) -> dict[str, float]:
         """One step of the optimiser over one or more batches; not taken if anything is not finite.
@@ -162,8 +160,6 @@ class Run:
                 "lower optimiser.lr or optimiser.clip, set precision: float32, or listen to the data with --preview; "
                 f"the last checkpoint in {self.plan.folder} is from before"
             )
-
-    # --------------------------------------------------------------------------------------- counting, logging
 
     def count(self, values: dict[str, float], minutes: float) -> None:
         """Move the counters past a step; log and show what is due."""

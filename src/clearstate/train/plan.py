@@ -58,19 +58,11 @@ def resolve(recipe: Recipe, model: nn.Module, items: Items | None = None, pairs:
     metrics, scorer = metrics_of(task)
     uses_spectrum = recipe.loss.consistency > 0 or sees_prediction(recipe.loss)
     return Plan(
-        recipe=recipe,
-        folder=Path(recipe.run),
-        model=model,
-        sample_rate=rate,
-        items=items,
-        pairs=held_out,
-        chosen=spread(len(held_out), recipe.valid.items),
-        metrics=metrics,
-        scorer=scorer,
-        objective=Objective(recipe.loss),
+        recipe, Path(recipe.run), model, rate, items, held_out, spread(len(held_out), recipe.valid.items),
+        metrics, scorer, Objective(recipe.loss),
         spectrum=model.config if uses_spectrum and isinstance(model, PredictsSpectrum) else None,
         held=held_parameters(model, recipe),
-    )
+    )  # fmt: skip
 
 
 def check_model(recipe: Recipe, model: nn.Module) -> None:

@@ -42,13 +42,11 @@ class ScorePool(Generic[Score]):
         self._own = Driven()
         self._processes: list[subprocess.Popen[bytes]] = []
 
-    def submit(
-        self, clean: Sequence[Tensor], estimate: Sequence[Tensor], sample_rate: int
-    ) -> list[Future[Score | None]]:
+    def submit(self, clean: Sequence[Tensor], estimate: Sequence[Tensor], rate: int) -> list[Future[Score | None]]:
         """Queue pairs of (n,) waveforms; they are copied."""
         if self._threads is None:
             self._threads = ThreadPoolExecutor(self.workers, thread_name_prefix="scores")
-        pairs = [(_copy(c), _copy(e), sample_rate) for c, e in zip(clean, estimate, strict=True)]
+        pairs = [(_copy(c), _copy(e), rate) for c, e in zip(clean, estimate, strict=True)]
         return [self._threads.submit(self._ask, pair) for pair in pairs]
 
     def collect(self, futures: Sequence[Future[Score | None]]) -> list[Score | None]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from clearstate.train import checkpoint, optim
 from clearstate.train.adversary import Adversary
 from clearstate.train.plan import Plan
-from clearstate.train.recipe import Recipe, RecipeError, as_tree
+from clearstate.train.recipe import Recipe, RecipeError
 from clearstate.train.teacher import Teacher
 
 
@@ -68,11 +68,6 @@ class Session:
         self.resume()
 
     @property
-    def first(self) -> bool:
-        """Whether this is the process that writes."""
-        return self.fabric.global_rank == 0
-
-    @property
     def done(self) -> float:
         """Share of the schedule that is over, 0 to 1."""
         return optim.progress(self.plan.recipe.schedule, self.at.step, self.at.minutes)
@@ -81,8 +76,6 @@ class Session:
     def rate(self) -> float:
         """The learning rate now."""
         return self.plan.recipe.optimiser.lr * optim.rate(self.plan.recipe.schedule, self.done)
-
-    # ----------------------------------------------------------------------------------- among the processes
 
     def agree(self, values: dict[str, Tensor]) -> dict[str, float]:
         """Means over the processes of some scalars, so that all of them decide alike; a signal to one stops all.
@@ -121,18 +114,16 @@ class Session:
             for number, handler in previous.items():
                 signal.signal(number, handler)
 
-    # ------------------------------------------------------------------------------------------- checkpoints
-
     def save(self) -> None:
         """Write a checkpoint; every process gives its random state, the first one writes."""
         mine = checkpoint.random_state()
         states = [mine] * self.fabric.world_size
         if self.fabric.world_size > 1:
             torch.distributed.all_gather_object(states, mine)
-        if self.first:
+        if self.fabric.is_global_zero:
             state = {
                 "format": 1,
-                "recipe": as_tree(self.plan.recipe),
+                "recipe": asdict(self.plan.recipe),
                 "counters": asdict(self.at),
                 "model": self.model.state_dict(),
                 "ema": self.ema.state_dict(),
@@ -148,7 +139,7 @@ class Session:
         state = checkpoint.load(self.plan.folder)
         if state is None:
             return
-        before, now = state["recipe"], as_tree(self.plan.recipe)
+        before, now = state["recipe"], asdict(self.plan.recipe)
         for what, old, new in (
             ("model", before["model"], now["model"]),
             ("optimiser", before["optimiser"].get("name", "adamw"), now["optimiser"]["name"]),

@@ -15,7 +15,7 @@ from clearstate.train.session import Session
 
 
 class Validation:
-    """Scores a session's averaged weights when it is due, in every process; the first one writes."""
+    """Scores a session's averaged weights when it is due, in every process; the first process writes."""
 
     def __init__(self, session: Session, report: Report | None) -> None:
         self.session, self.plan, self.report = session, session.plan, report
@@ -53,7 +53,7 @@ class Validation:
 
     def finish(self) -> None:
         """At the end of the schedule: a last validation, or without one the last weights as the result."""
-        if not self.plan.chosen and self.session.first:
+        if not self.plan.chosen and self.session.fabric.is_global_zero:
             self.export()
         elif self.plan.chosen and self.session.at.validated_step != self.session.at.step:
             self.run()
