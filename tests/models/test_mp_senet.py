@@ -24,7 +24,8 @@ from clearstate.models.mp_senet import (
 )
 from clearstate.models.parts import dense_codec as codec
 from clearstate.ssm import use_backend
-from clearstate.train.objective import Objective, check_model, predicted_consistency
+from clearstate.train.objective import Objective, predicted_consistency
+from clearstate.train.plan import check_model
 from clearstate.train.recipe import load_recipe
 
 TINY = {"channels": 8, "hidden": 6, "heads": 2, "states": 4, "shared_blocks": 1}

@@ -41,22 +41,22 @@ def pool_targets(monkeypatch):
 
 def test_generator_and_discriminator_learn_from_pesq_and_a_silent_item_is_only_masked(tmp_path):
     run = tiny_run(tmp_path, *METRIC, "schedule.max_steps=12", items=Voices(items=24))
-    before = {name: p.detach().clone() for name, p in run.adversary.plain.named_parameters()}
+    before = {name: p.detach().clone() for name, p in run.session.adversary.plain.named_parameters()}
     seen = []
-    learn = run.adversary.learn
+    learn = run.session.adversary.learn
 
     def watched(clean, candidate, target, rate):
         seen.append(target)
         learn(clean, candidate, target, rate)
 
-    run.adversary.learn = watched
+    run.session.adversary.learn = watched
     assert run.run().skipped == 0
     targets = torch.cat(seen)
     known = targets[targets.isfinite()]
     assert len(targets) == 24 and len(known) == 23  # item 5 has no speech, and nothing else is lost with it
-    assert run.adversary.unscored == 1
+    assert run.session.adversary.unscored == 1
     assert ((known >= 0) & (known <= 1.05)).all()
-    after = dict(run.adversary.plain.named_parameters())
+    after = dict(run.session.adversary.plain.named_parameters())
     after.pop("body.11.weight")  # slopes for negative values, none of which is the maximum that is pooled
     assert all(not torch.equal(before[name], value) for name, value in after.items())
 
@@ -64,15 +64,15 @@ def test_generator_and_discriminator_learn_from_pesq_and_a_silent_item_is_only_m
 def test_what_the_generator_gets_goes_through_the_discriminator_and_not_into_it(tmp_path, pool_targets):
     pool_targets([0.5, 0.5])
     run = tiny_run(tmp_path, *METRIC)
-    run.adversary.learn = lambda *_: None
+    run.session.adversary.learn = lambda *_: None
     batch = [Tones().example(0, i) for i in range(2)]
     noisy, clean = (torch.stack([item[name] for item in batch]) for name in ("noisy", "clean"))
-    estimate = run.plain(noisy)
-    loss = run.adversary.turn(estimate, clean, noisy, 1e-3)
+    estimate = run.plan.model(noisy)
+    loss = run.session.adversary.turn(estimate, clean, noisy, 1e-3)
     assert loss.shape == (2,)
     loss.mean().backward()
-    assert all(p.grad is None and p.requires_grad for p in run.adversary.plain.parameters())
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in run.plain.parameters())
+    assert all(p.grad is None and p.requires_grad for p in run.session.adversary.plain.parameters())
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in run.plan.model.parameters())
 
 
 def test_with_no_score_at_all_the_discriminator_still_learns_what_clean_is(tmp_path, pool_targets):
@@ -109,9 +109,9 @@ def test_a_student_is_drawn_to_its_teacher(tmp_path, monkeypatch):
             return output_distillation(student(noisy) * gain, teacher(noisy) * gain, 512, 256).mean().item()
 
     run = tiny_run(tmp_path, *distil, "schedule.max_steps=60", model=tiny_model(dropout=0.0))
-    before = distance(run.plain.eval())
+    before = distance(run.plan.model.eval())
     run.run()
-    assert distance(run.plain.eval()) < 0.8 * before
+    assert distance(run.plan.model.eval()) < 0.8 * before
 
 
 def test_the_teacher_gains_weight_over_the_ramp(tmp_path, monkeypatch):
@@ -136,6 +136,8 @@ def test_a_teacher_of_another_rate_is_refused(tmp_path, monkeypatch):
 class Spectral(Tiny):
     """Predicts a spectrum: the noisy one, with a gain for each bin and a phase that no signal has."""
 
+    predicts_spectrum = True
+
     def __init__(self):
         super().__init__(TinyConfig())
         self.window = torch.hann_window(512)
@@ -154,7 +156,7 @@ def test_the_consistency_of_a_predicted_spectrum_improves(tmp_path):
     model.config = type("Config", (), {"n_fft": 512, "hop": 128})()
     only = ("loss.consistency=1", "loss.magnitude=0", "loss.complex=0", "loss.multi_resolution=0", "loss.log_error=0")
     run = tiny_run(tmp_path, *only, "optimiser.lr=0.05", "schedule.max_steps=30", model=model)
-    run.export = lambda: None  # its configuration is no dataclass
+    run.validation.export = lambda: None  # its configuration is no dataclass
     run.run()
     course = [loss for _, loss, _ in losses(tmp_path)]
     assert course[-1] < 0.9 * course[0]
@@ -181,7 +183,7 @@ def test_the_discriminator_judges_the_output_or_the_prediction(tmp_path, pool_ta
             where = tmp_path / f"{sees}-{turned}"
             run = tiny_run(where, *METRIC, f"loss.metric_sees={sees}", "loss.hop=128", model=model)
             candidates = []
-            run.adversary.learn = lambda clean, candidate, *_, seen=candidates: seen.append(candidate)
+            run.session.adversary.learn = lambda clean, candidate, *_, seen=candidates: seen.append(candidate)
             run.judge(noisy, clean)
             (judged[sees, turned],) = candidates
     inside = slice(4, -4)  # the ends are padded in another way
@@ -242,13 +244,13 @@ def test_a_student_s_last_block_is_drawn_to_the_mean_of_its_teacher_s(tmp_path, 
             return feature_distillation(student.features(noisy)[-1], teacher.features(noisy)).mean().item()
 
     run = tiny_run(tmp_path, *FEATURES, "optimiser.lr=0.02", "schedule.max_steps=60", model=stacked(2, 2))
-    run.export = lambda: None
+    run.validation.export = lambda: None
     judged = run.judge(noisy, noisy)
-    before = distance(run.plain.eval())
+    before = distance(run.plan.model.eval())
     assert set(judged.terms) == {"distill_features"}
     torch.testing.assert_close(judged.total.item(), before)
     run.run()
-    assert distance(run.plain.eval()) < 0.8 * before
+    assert distance(run.plan.model.eval()) < 0.8 * before
 
 
 def test_features_that_cannot_be_compared_are_refused(tmp_path, monkeypatch):
@@ -263,14 +265,14 @@ def test_features_that_cannot_be_compared_are_refused(tmp_path, monkeypatch):
 
 def test_while_the_hold_lasts_only_the_blocks_learn(tmp_path):
     run = tiny_run(tmp_path, "schedule.hold=0.5", "model.start=here", "optimiser.weight_decay=0.1", model=stacked(2, 2))
-    run.export = lambda: None
-    start = {name: p.detach().clone() for name, p in run.plain.named_parameters()}
+    run.validation.export = lambda: None
+    start = {name: p.detach().clone() for name, p in run.plan.model.named_parameters()}
     moved = []
     count = run.count
 
     def counted(values, minutes):
         count(values, minutes)
-        moved.append({name for name, p in run.plain.named_parameters() if not torch.equal(p, start[name])})
+        moved.append({name for name, p in run.plan.model.named_parameters() if not torch.equal(p, start[name])})
 
     run.count = counted
     run.run()

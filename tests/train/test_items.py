@@ -72,9 +72,7 @@ def test_crops_differ_between_epochs_and_repeat_with_the_seed(voicebank):
 
 def test_with_pcs_the_target_is_stretched_and_the_input_is_not(voicebank, monkeypatch):
     given = []
-    monkeypatch.setattr(
-        "clearstate.train.loop.Run", lambda recipe, model, items, pairs, quiet: given.append(items) or Ran()
-    )
+    monkeypatch.setattr("clearstate.train.loop.Run", lambda plan, quiet: given.append(plan.items) or Ran())
     for override in ("data.pcs=null", "data.pcs=rms"):
         run_recipe(recipe_of(voicebank, override))
     plain, stretched = (items.example(0, 1) for items in given)

@@ -10,7 +10,7 @@ from tiny import tiny_recipe
 from clearstate.data import MixtureConfig
 from clearstate.train.command import build_model, main
 from clearstate.train.doubts import doubts
-from clearstate.train.objective import check_model
+from clearstate.train.plan import check_model
 from clearstate.train.recipe import RecipeError, audio_path, load_recipe, recipe_from, set_dotted
 
 MINIMAL = """
@@ -68,7 +68,7 @@ def test_an_unknown_key_names_the_nearest_right_one(recipe_file, override, hint)
         ("data.clean=null", ["one of the two is missing"]),
         ("data={}", ["data.sources", "data.corpus"]),
         ("loss.distill=1", ["loss.teacher"]),
-        ("run.folder=1", ["run is a value"]),
+        ("run.plan.folder=1", ["run is a value"]),
         ("optimiser.lr", ["key=value"]),
         ("data.batch=[1", ["not YAML"]),
     ],

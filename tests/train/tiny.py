@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from clearstate.models import PRESETS, Preset
 from clearstate.train import loop
 from clearstate.train.loop import Outcome, Run
+from clearstate.train.plan import resolve
 from clearstate.train.recipe import Recipe, recipe_from, set_dotted
 
 # so that their weights can be saved; conftest.py puts them among PRESETS for the tests of this folder alone
@@ -108,7 +109,7 @@ def tiny_model(**config) -> Tiny:
 def tiny_run(folder: Path, *overrides: str, model: nn.Module | None = None, items=None, pairs=None) -> Run:
     """A run of `tiny_recipe`, not started."""
     recipe = tiny_recipe(folder, *overrides)
-    return Run(recipe, tiny_model() if model is None else model, items or Tones(), pairs, quiet=True)
+    return Run(resolve(recipe, tiny_model() if model is None else model, items or Tones(), pairs), quiet=True)
 
 
 def finished(folder: Path, *overrides: str, **parts) -> Outcome:
@@ -127,8 +128,8 @@ def stop_after(run: Run, steps: int) -> Run:
 
     def counted(values, minutes):
         count(values, minutes)
-        if run.at.step == steps:
-            run.stop_signal = signal.SIGTERM
+        if run.session.at.step == steps:
+            run.session.stop_signal = signal.SIGTERM
 
     run.count = counted
     return run
@@ -140,10 +141,10 @@ def copy_at(run: Run, step: int, folder: Path) -> None:
 
     def counted(values, minutes):
         count(values, minutes)
-        if run.at.step == step:
-            run.save()
-            if run.first:
-                shutil.copytree(run.folder, folder)
+        if run.session.at.step == step:
+            run.session.save()
+            if run.session.fabric.is_global_zero:
+                shutil.copytree(run.plan.folder, folder)
 
     run.count = counted
 

@@ -25,8 +25,8 @@ import soxr
 
 from clearstate.data import effects, noises
 from clearstate.data.effects import decibels
-from clearstate.data.shards import active_level, frame_power
-from clearstate.data.sources import BrokenClipError, Pool, Sources
+from clearstate.data.shards import BrokenClipError, active_level, frame_power
+from clearstate.data.sources import Pool, Sources
 
 SPEECH_DBFS = -25.0  # active level of a voice before it is mixed
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from clearstate.metrics.intrusive import si_sdr
 from clearstate.metrics.pairs import as_pair
@@ -18,7 +19,7 @@ class Delay(NamedTuple):
     aligned: float
 
 
-def delay(reference: Any, estimate: Any, at_most: int = 8_000, gain_db: float = 0.5) -> Delay:
+def delay(reference: ArrayLike, estimate: ArrayLike, at_most: int = 8_000, gain_db: float = 0.5) -> Delay:
     """Where the estimate fits the reference best, by cross-correlation.
 
     A shift counts only if SI-SDR gains `gain_db` by taking it out: in loud low-pitched noise the correlation can peak a

@@ -12,9 +12,10 @@ column.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from clearstate.audio.rates import whole_rate
 from clearstate.metrics.intrusive import EPS, hu_loizou_window, segmental_snr
@@ -41,7 +42,7 @@ class Composite(NamedTuple):
 
 
 def composite(
-    reference: Any, estimate: Any, sample_rate: int, *, pesq: float | None = None, divided: bool = False
+    reference: ArrayLike, estimate: ArrayLike, sample_rate: int, *, pesq: float | None = None, divided: bool = False
 ) -> Composite:
     """CSIG, CBAK and COVL, each cut to [1, 5].
 
@@ -74,7 +75,7 @@ def regression(pesq: float, llr: float, wss: float, ssnr: float) -> Composite:
     return Composite(*(float(np.clip(score, 1, 5)) for score in (csig, cbak, covl)))
 
 
-def llr(reference: Any, estimate: Any, sample_rate: int) -> float:
+def llr(reference: ArrayLike, estimate: ArrayLike, sample_rate: int) -> float:
     """Log-likelihood ratio of linear predictors: log(a_d R_r a_d' / a_r R_r a_r'), mean over the best 95 % of frames.
 
     a_r, a_d predict the reference's and the estimate's frame (order 16, or 10 below 10 kHz); R_r is the reference's
@@ -107,7 +108,7 @@ def levinson(lags: np.ndarray) -> np.ndarray:
     return a
 
 
-def wss(reference: Any, estimate: Any, sample_rate: int, *, divided: bool = False) -> float:
+def wss(reference: ArrayLike, estimate: ArrayLike, sample_rate: int, *, divided: bool = False) -> float:
     """Weighted spectral slope distance (Klatt 1982) in 25 critical bands: mean over the best 95 % of frames.
 
     Per frame sum(W (s_r - s_d)^2) / sum(W), with s the slopes of the band energies in dB and W weighing bands near
@@ -124,7 +125,7 @@ def wss(reference: Any, estimate: Any, sample_rate: int, *, divided: bool = Fals
     return _best_95((weight * (r_slopes - d_slopes) ** 2).sum(1) / weight.sum(1))
 
 
-def _windowed(reference: Any, estimate: Any, sample_rate: int) -> tuple[np.ndarray, np.ndarray]:
+def _windowed(reference: ArrayLike, estimate: ArrayLike, sample_rate: int) -> tuple[np.ndarray, np.ndarray]:
     r, d = as_pair(reference, estimate)
     length = round(0.030 * sample_rate)
     window = hu_loizou_window(length)

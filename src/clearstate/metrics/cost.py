@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+Shape: TypeAlias = tuple[int, ...]
 
 
 class Cost(NamedTuple):
@@ -91,24 +94,24 @@ def _kind(operator: str) -> str:
     return "recurrent" if operator.rpartition(".")[2] in ("gru", "lstm") else "matrix"
 
 
-def _extra_operators() -> dict[Any, Any]:
+def _extra_operators() -> dict[object, Callable[..., int]]:
     """Formulas for operators that PyTorch's counter leaves out, in flops (two a multiply-accumulate)."""
     import torch
 
     aten = torch.ops.aten
 
-    def real_fft(x: Any, dim: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+    def real_fft(x: Shape, dim: Shape, *_: object, out_shape: Shape = (), **__: object) -> int:
         """5/2 N log2 N for each real transform; the longer side is the signal's."""
         return sum(_fft_flops(x if math.prod(x) >= math.prod(out_shape) else out_shape, axis) for axis in dim) // 2
 
-    def complex_fft(x: Any, dim: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+    def complex_fft(x: Shape, dim: Shape, *_: object, **__: object) -> int:
         return sum(_fft_flops(x, axis) for axis in dim)
 
-    def rnn_layer(x: Any, w_in: Any, w_state: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+    def rnn_layer(x: Shape, w_in: Shape, w_state: Shape, *_: object, **__: object) -> int:
         """Both matrices of a recurrent layer at every step of every sequence."""
         return 2 * math.prod(x[:-1]) * (math.prod(w_in) + math.prod(w_state))
 
-    def attention(q: Any, k: Any, v: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+    def attention(q: Shape, k: Shape, v: Shape, *_: object, **__: object) -> int:
         """Both products: every query with every key, every weight with every value."""
         return 2 * math.prod(q[:-1]) * k[-2] * (q[-1] + v[-1])
 
@@ -121,6 +124,6 @@ def _extra_operators() -> dict[Any, Any]:
     }
 
 
-def _fft_flops(shape: Any, axis: int) -> int:
+def _fft_flops(shape: Shape, axis: int) -> int:
     n = shape[axis]
     return round(5 * math.prod(shape) * math.log2(n)) if n > 1 else 0

@@ -6,9 +6,8 @@ exception, so that one bad file cannot stop a run. Callers count the NaNs.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
+from numpy.typing import ArrayLike
 
 from clearstate.audio.rates import whole_rate
 from clearstate.metrics.extras import need
@@ -17,7 +16,7 @@ from clearstate.metrics.pairs import as_pair, decibels, frames
 EPS = float(np.finfo(np.float64).eps)  # 2.2e-16, what Loizou's scripts add
 
 
-def snr(reference: Any, estimate: Any) -> float:
+def snr(reference: ArrayLike, estimate: ArrayLike) -> float:
     """Signal-to-noise ratio in dB: 10 log10(|r|^2 / |r - d|^2).
 
     Level and polarity count. NaN for a silent reference.
@@ -31,7 +30,7 @@ def snr(reference: Any, estimate: Any) -> float:
     return decibels(float(r @ r), float((r - d) @ (r - d)))
 
 
-def segmental_snr(reference: Any, estimate: Any, sample_rate: int) -> float:
+def segmental_snr(reference: ArrayLike, estimate: ArrayLike, sample_rate: int) -> float:
     """Mean over 30 ms frames of the frame's SNR in dB, each held within [-10, 35].
 
     Hu & Loizou 2008 as their MATLAB does it: hop a quarter of the frame, Hann-like window, all frames kept, no
@@ -57,7 +56,7 @@ def hu_loizou_window(length: int) -> np.ndarray:
     return 0.5 * (1 - np.cos(2 * np.pi * n / (length + 1)))
 
 
-def si_sdr(reference: Any, estimate: Any) -> float:
+def si_sdr(reference: ArrayLike, estimate: ArrayLike) -> float:
     """Scale-invariant signal-to-distortion ratio in dB (Le Roux et al. 2019, arXiv:1811.02508, eq. 4).
 
         alpha = <d, r> / <r, r>,   SI-SDR = 10 log10(|alpha r|^2 / |alpha r - d|^2),   both of zero mean
@@ -76,7 +75,7 @@ def si_sdr(reference: Any, estimate: Any) -> float:
     return decibels(float(target @ target), float((target - d) @ (target - d)))
 
 
-def sdr(reference: Any, estimate: Any, taps: int = 512) -> float:
+def sdr(reference: ArrayLike, estimate: ArrayLike, taps: int = 512) -> float:
     """Signal-to-distortion ratio in dB of BSS Eval 3 (Vincent et al. 2006): any filter of `taps` taps is forgiven.
 
     The estimate is projected on `taps` delayed copies of the reference. With a the autocorrelation of r and c its
@@ -100,7 +99,7 @@ def sdr(reference: Any, estimate: Any, taps: int = 512) -> float:
     return decibels(explained, 1 - explained)
 
 
-def lsd(reference: Any, estimate: Any, sample_rate: int, above: float = 0.0) -> float:
+def lsd(reference: ArrayLike, estimate: ArrayLike, sample_rate: int, above: float = 0.0) -> float:
     """Log-spectral distance: root mean square over bins of the difference of log10 power, mean over frames.
 
     Hann 2048, hop 512, power floored at 1e-8, as bandwidth extension papers use at 48 kHz (AudioSR, AP-BWE). The

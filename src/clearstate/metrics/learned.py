@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from clearstate.metrics.extras import MissingExtra, need
 from clearstate.metrics.files import resample
@@ -64,7 +65,7 @@ def find_weights(group: str, named: Mapping[str, Path] | None = None) -> Path:
     raise MissingWeights(f"no weights: name them with --weights {group}=FILE ({' or '.join(FILES[group])})")
 
 
-def score(group: str, signal: Any, sample_rate: int, weights: Path) -> dict[str, float]:
+def score(group: str, signal: ArrayLike, sample_rate: int, weights: Path) -> dict[str, float]:
     """The scores of one metric by their keys in a result, e.g. `dnsmos_sig`; NaN for an all-zero signal."""
     x = as_signal(signal)
     if group == "dnsmos":
@@ -85,7 +86,7 @@ class DNSMOS(NamedTuple):
     p808: float
 
 
-def dnsmos(signal: Any, sample_rate: int, weights: Path | None = None) -> DNSMOS:
+def dnsmos(signal: ArrayLike, sample_rate: int, weights: Path | None = None) -> DNSMOS:
     """DNSMOS P.835 and P.808 (Reddy et al. 2021, 2022; arXiv:2010.15258, 2110.01763).
 
     Both networks look at windows of 9.01 s, one every second, and the mean is taken. A shorter clip is doubled until it
@@ -127,7 +128,7 @@ def _p808_features(window: np.ndarray) -> np.ndarray:
     return ((level + 40) / 40)[None].astype(np.float32)
 
 
-def scoreq(signal: Any, sample_rate: int, weights: Path) -> float:
+def scoreq(signal: ArrayLike, sample_rate: int, weights: Path) -> float:
     """SCOREQ without reference (Ragano et al. 2024, arXiv:2410.06675): one opinion, about 1 to 5.
 
     Args:
@@ -137,7 +138,7 @@ def scoreq(signal: Any, sample_rate: int, weights: Path) -> float:
     return _opinion(np.pad(x, (0, -len(x) % 320)), weights) if x.any() else math.nan
 
 
-def utmos(signal: Any, sample_rate: int, weights: Path) -> float:
+def utmos(signal: ArrayLike, sample_rate: int, weights: Path) -> float:
     """UTMOS (Saeki et al. 2022, arXiv:2204.02152): one opinion, about 1 to 5.
 
     Args:

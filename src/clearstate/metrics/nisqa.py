@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from clearstate.audio.rates import whole_rate
@@ -35,7 +36,7 @@ class NISQA(NamedTuple):
     loudness: float
 
 
-def nisqa(signal: Any, sample_rate: int, weights: Path) -> NISQA:
+def nisqa(signal: ArrayLike, sample_rate: int, weights: Path) -> NISQA:
     """Score a signal (samples,) in [-1, 1] at its own rate, up to 48 kHz.
 
     All NaN for an all-zero signal, one shorter than a window (about 0.15 s), or one with more windows than the network
@@ -113,7 +114,8 @@ class _Holder(nn.Module):
         self.model = model
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.model(x)
+        y: Tensor = self.model(x)
+        return y
 
 
 class _Convolutions(nn.Module):
@@ -164,7 +166,8 @@ class _Layer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm1(x + self.self_attn(x, x, x, need_weights=False)[0])
-        return self.norm2(x + self.linear2(F.relu(self.linear1(x))))
+        y: Tensor = self.norm2(x + self.linear2(F.relu(self.linear1(x))))
+        return y
 
 
 class _Pool(nn.Module):
@@ -178,4 +181,5 @@ class _Pool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # (b, w, d)
         share = self.linear2(F.relu(self.linear1(x))).softmax(dim=1)  # (b, w, 1)
-        return self.linear3((share * x).sum(1))  # (b, 1)
+        y: Tensor = self.linear3((share * x).sum(1))  # (b, 1)
+        return y

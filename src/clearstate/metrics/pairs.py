@@ -5,43 +5,39 @@ Letters: r reference (clean), d estimate (degraded or enhanced); both (samples,)
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
-
 import numpy as np
-import numpy.typing as npt
+from numpy.typing import ArrayLike, NDArray
 
 from clearstate.audio.arrays import as_array
-
-Signal: TypeAlias = npt.NDArray[np.floating[Any]]
 
 # Energy ratios are reported within +-100 dB: a float32 copy of a signal is no nearer to it than that, and a silent
 # output gets a number that a mean can hold, instead of minus infinity.
 LIMIT_DB = 100.0
 
 
-def as_signal(x: Any, name: str = "signal") -> npt.NDArray[np.float64]:
+def as_signal(x: ArrayLike, name: str = "signal") -> NDArray[np.float64]:
     """`x` as a float64 vector (samples,).
 
     Raises:
         ValueError: for more than one channel, no samples, or a value that is not a number.
     """
-    x = as_array(x, name)
-    if x.dtype.kind not in "fiub":
-        raise ValueError(f"{name} is of type {x.dtype}, expected real numbers")
-    x = x.astype(np.float64)
-    if x.ndim != 1:
+    signal = as_array(x, name)
+    if signal.dtype.kind not in "fiub":
+        raise ValueError(f"{name} is of type {signal.dtype}, expected real numbers")
+    signal = signal.astype(np.float64)
+    if signal.ndim != 1:
         raise ValueError(
-            f"{name} has shape {x.shape}, expected (samples,): score one channel at a time, or mix down first"
+            f"{name} has shape {signal.shape}, expected (samples,): score one channel at a time, or mix down first"
         )
-    if x.size == 0:
+    if signal.size == 0:
         raise ValueError(f"{name} is empty: expected at least one sample")
-    if not np.isfinite(x).all():
-        bad = int((~np.isfinite(x)).sum())
+    if not np.isfinite(signal).all():
+        bad = int((~np.isfinite(signal)).sum())
         raise ValueError(f"{name} holds {bad} samples that are NaN or infinite: the system that wrote it is at fault")
-    return x
+    return signal
 
 
-def as_pair(reference: Any, estimate: Any) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+def as_pair(reference: ArrayLike, estimate: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Reference and estimate as float64 vectors of one length.
 
     Raises:
@@ -66,9 +62,10 @@ def decibels(signal: float, error: float) -> float:
     return float(np.clip(10 * np.log10(signal / error), -LIMIT_DB, LIMIT_DB))
 
 
-def frames(x: npt.NDArray[np.float64], length: int, hop: int) -> npt.NDArray[np.float64]:
+def frames(x: NDArray[np.float64], length: int, hop: int) -> NDArray[np.float64]:
     """Overlapping frames (count, length) of `x` as a view, with Loizou's count: one fewer than would fit."""
     count = int(len(x) / hop - length / hop)
     if count < 1:
         return np.empty((0, length))
-    return np.lib.stride_tricks.sliding_window_view(x, length)[: count * hop : hop]
+    cut: NDArray[np.float64] = np.lib.stride_tricks.sliding_window_view(x, length)[: count * hop : hop]
+    return cut

@@ -10,9 +10,9 @@ from __future__ import annotations
 import subprocess
 import sys
 import warnings
-from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from clearstate.audio.rates import whole_rate
 from clearstate.metrics.extras import need
@@ -27,7 +27,7 @@ PESQ_FLOOR = 1.0
 SAFE_SECONDS = 20
 
 
-def pesq_wb(reference: Any, estimate: Any, sample_rate: int) -> float:
+def pesq_wb(reference: ArrayLike, estimate: ArrayLike, sample_rate: int) -> float:
     """Wide-band PESQ as MOS-LQO, up to 4.64 (ITU-T P.862.2, the `pesq` package).
 
     Insensitive to level and to delays of some tens of milliseconds: read it together with SI-SDR. The C code of the
@@ -50,7 +50,7 @@ def pesq_wb(reference: Any, estimate: Any, sample_rate: int) -> float:
     return _pesq(reference, estimate, sample_rate, "wb")
 
 
-def pesq_nb(reference: Any, estimate: Any, sample_rate: int) -> float:
+def pesq_nb(reference: ArrayLike, estimate: ArrayLike, sample_rate: int) -> float:
     """Narrow-band PESQ as MOS-LQO, up to 4.55 (ITU-T P.862.1), at 8 or 16 kHz; otherwise as `pesq_wb`."""
     sample_rate = whole_rate(sample_rate)
     if sample_rate not in (8_000, 16_000):
@@ -60,7 +60,7 @@ def pesq_nb(reference: Any, estimate: Any, sample_rate: int) -> float:
     return _pesq(reference, estimate, sample_rate, "nb")
 
 
-def _pesq(reference: Any, estimate: Any, sample_rate: int, mode: str) -> float:
+def _pesq(reference: ArrayLike, estimate: ArrayLike, sample_rate: int, mode: str) -> float:
     library = need("pesq", "metrics", "PESQ")
     r, d = as_pair(reference, estimate)
     if not r.any() or len(r) < sample_rate // 4:
@@ -93,7 +93,7 @@ print(pesq.pesq(int(sys.argv[1]), r, d, sys.argv[2]))
 """
 
 
-def stoi(reference: Any, estimate: Any, sample_rate: int) -> float:
+def stoi(reference: ArrayLike, estimate: ArrayLike, sample_rate: int) -> float:
     """Short-time objective intelligibility, 0 to 1 (Taal et al. 2011, the `pystoi` package), at any rate.
 
     NaN when the reference holds less than about 0.4 s of speech, where the measure is undefined; 0 for a silent
@@ -102,12 +102,12 @@ def stoi(reference: Any, estimate: Any, sample_rate: int) -> float:
     return _stoi(reference, estimate, sample_rate, extended=False)
 
 
-def estoi(reference: Any, estimate: Any, sample_rate: int) -> float:
+def estoi(reference: ArrayLike, estimate: ArrayLike, sample_rate: int) -> float:
     """Extended STOI (Jensen & Taal 2016), for noise that fluctuates; otherwise as `stoi`."""
     return _stoi(reference, estimate, sample_rate, extended=True)
 
 
-def _stoi(reference: Any, estimate: Any, sample_rate: int, extended: bool) -> float:
+def _stoi(reference: ArrayLike, estimate: ArrayLike, sample_rate: int, extended: bool) -> float:
     sample_rate = whole_rate(sample_rate)
     library = need("pystoi", "metrics", "STOI")
     r, d = as_pair(reference, estimate)

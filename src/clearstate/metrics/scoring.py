@@ -78,15 +78,16 @@ def score_pair(pair: Pair, options: Options) -> FileScores:
 def _intrusive(loaded: Loaded, options: Options, notes: list[str]) -> dict[str, float]:
     """The scores against the clean signal at its own rate, and those that are defined at 16 kHz."""
     r, d, rate = loaded.clean, loaded.enhanced, loaded.rate
+    x = r[:0] if loaded.noisy is None else loaded.noisy  # improvements are chosen only where there are noisy files
     wanted = set(options.keys)
     high = options.high_band or rate / 4
     at_own_rate: dict[str, Callable[[], float]] = {
         "stoi": lambda: stoi(r, d, rate),
         "estoi": lambda: estoi(r, d, rate),
         "si_sdr": lambda: si_sdr(r, d),
-        "si_sdri": lambda: si_sdr(r, d) - si_sdr(r, loaded.noisy),
+        "si_sdri": lambda: si_sdr(r, d) - si_sdr(r, x),
         "sdr": lambda: sdr(r, d),
-        "sdri": lambda: sdr(r, d) - sdr(r, loaded.noisy),
+        "sdri": lambda: sdr(r, d) - sdr(r, x),
         "snr": lambda: snr(r, d),
         "lsd": lambda: lsd(r, d, rate),
         "lsd_high": lambda: lsd(r, d, rate, above=high),

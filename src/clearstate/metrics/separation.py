@@ -11,9 +11,9 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from clearstate.metrics.files import Matches, Pair, audio_under, bare, load
 from clearstate.metrics.intrusive import si_sdr
@@ -22,7 +22,7 @@ SPEAKERS_AT_MOST = 6  # 720 orders
 _SPEAKER = re.compile(r"[-_. ](?:s|spk|speaker)(\d)$")
 
 
-def best_order(references: Sequence[Any], estimates: Sequence[Any]) -> tuple[int, ...]:
+def best_order(references: Sequence[ArrayLike], estimates: Sequence[ArrayLike]) -> tuple[int, ...]:
     """order[i] is the estimate that belongs to reference i, by the highest mean SI-SDR over all orders.
 
     Args:

@@ -311,6 +311,7 @@ class MPSENet(nn.Module):
     """See the module's drawing. Maps noisy (b, n) to enhanced (b, n); every output depends on the whole signal."""
 
     causal = False
+    predicts_spectrum = True  # forward knows `with_spectrum`
     window: Tensor
 
     def __init__(self, config: MPSENetConfig | None = None) -> None:

@@ -81,6 +81,7 @@ class SEMamba(nn.Module):
     """See the module's drawing. Maps noisy (b, n) to enhanced (b, n); every output depends on the whole signal."""
 
     causal = False
+    predicts_spectrum = True  # forward knows `with_spectrum`
     window: Tensor
 
     def __init__(self, config: SEMambaConfig | None = None) -> None:

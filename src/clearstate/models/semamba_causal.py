@@ -190,6 +190,7 @@ class SEMambaCausal(nn.Module):
     """See the module's drawing. Maps noisy (b, n) to enhanced (b, n); `step` does the same hop by hop."""
 
     causal = True
+    predicts_spectrum = True  # forward knows `with_spectrum`
     window: Tensor
     synthesis: Tensor
 

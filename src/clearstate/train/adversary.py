@@ -7,32 +7,20 @@ import torch
 from lightning.fabric import Fabric
 from torch import Tensor
 
-from clearstate.metrics.extras import need
 from clearstate.train import losses, optim
 from clearstate.train.discriminator import MetricDiscriminator, discriminator_loss, metric_loss
 from clearstate.train.pool import ScorePool
-from clearstate.train.recipe import Recipe, RecipeError
+from clearstate.train.recipe import Recipe
 
 
 class Adversary:
-    """A discriminator, its optimiser, and the processes that compute the PESQ it learns from.
-
-    Raises:
-        RecipeError: if the model's rate is not 16 kHz, the only one at which wide-band PESQ exists.
-        MissingExtra: if `pesq` is not installed.
-    """
+    """A discriminator, its optimiser, and the processes that compute the PESQ it learns from."""
 
     def __init__(self, fabric: Fabric, recipe: Recipe, sample_rate: int):
-        if sample_rate != 16_000:
-            raise RecipeError(
-                f"loss.metric predicts wide-band PESQ, defined at 16000 Hz; the model runs at {sample_rate}"
-            )
-        need("pesq", "metrics", "loss.metric")
         self.fabric, self.recipe, self.sample_rate = fabric, recipe, sample_rate
         self.plain = MetricDiscriminator()
-        self.optimiser_plain = optim.adamw(self.plain, recipe.optimiser)
-        self.model, self.optimiser = fabric.setup(self.plain, self.optimiser_plain)
-        self.pool = ScorePool("clearstate.train.scoring:pesq_target", recipe.valid.workers, timeout=20.0)
+        self.model, self.optimiser = fabric.setup(self.plain, optim.adamw(self.plain, recipe.optimiser))
+        self.pool = ScorePool[float]("clearstate.train.scoring:pesq_target", recipe.valid.workers, timeout=20.0)
         self.unscored = 0  # items whose PESQ failed or is undefined
 
     def turn(
@@ -72,8 +60,7 @@ class Adversary:
             self.model, self.optimiser, max_norm=self.recipe.optimiser.clip, error_if_nonfinite=False
         )
         if norm is not None and math.isfinite(norm):
-            for group in self.optimiser.param_groups:
-                group["lr"] = rate
+            optim.set_rate(self.optimiser, rate)
             self.optimiser.step()
 
     def judge(self, clean: Tensor, candidate: Tensor) -> Tensor:
@@ -85,8 +72,8 @@ class Adversary:
             self.plain.requires_grad_(True)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"model": self.plain.state_dict(), "optimiser": self.optimiser_plain.state_dict()}
+        return {"model": self.plain.state_dict(), "optimiser": self.optimiser.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.plain.load_state_dict(state["model"])
-        self.optimiser_plain.load_state_dict(state["optimiser"])
+        self.optimiser.load_state_dict(state["optimiser"])

@@ -9,6 +9,7 @@ together the batch that one process of batch size b w would take.
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import Protocol
@@ -58,7 +59,7 @@ def permutation(items: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(items, generator=generator)
 
 
-class Keyed(Dataset):
+class Keyed(Dataset[dict[str, Tensor]]):
     """`Items` behind the interface of a DataLoader, asked with a key instead of a number."""
 
     def __init__(self, items: Items):
@@ -68,7 +69,7 @@ class Keyed(Dataset):
         return self.items.example(*key)
 
 
-def loader(items: Items, positions: Positions, workers: int, prefetch: int) -> DataLoader:
+def loader(items: Items, positions: Positions, workers: int, prefetch: int) -> DataLoader[dict[str, Tensor]]:
     """An endless loader; its workers live as long as it is iterated."""
     return DataLoader(
         Keyed(items),
@@ -89,6 +90,6 @@ def quiet_worker(_: int) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    if hasattr(os, "nice"):
+    if sys.platform != "win32":
         os.nice(1)  # when cores are few, the step that is being computed goes first
     torch.set_num_threads(1)

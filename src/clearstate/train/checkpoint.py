@@ -36,7 +36,8 @@ def load(folder: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        return state
     except Exception as error:
         raise ValueError(
             f"{path} cannot be read ({_first_line(error)}): restore it from a copy, "

@@ -30,23 +30,18 @@ def run_recipe(recipe: Recipe, *, quiet: bool = False) -> "Outcome":
     check_machine(recipe)
     check_folder(Path(recipe.run))
     torch.manual_seed(recipe.seed)
-    from clearstate import models
-
     model = build_model(recipe)
 
-    from clearstate.train.batches import Items
     from clearstate.train.doubts import doubts
-    from clearstate.train.items import Stretched, open_items, open_pairs
+    from clearstate.train.items import Drawn
     from clearstate.train.loop import Run
+    from clearstate.train.plan import resolve
 
-    rate = int(model.sample_rate)  # type: ignore[arg-type]  # every model of ours has one
-    task = models.find(recipe.model.name).task
-    drawn = open_items(recipe, task, rate)
-    items: Items = drawn if recipe.data.pcs is None else Stretched(drawn, recipe.data.pcs, task, rate)
-    pairs = open_pairs(recipe, task, rate)
-    for doubt in doubts(recipe, model, drawn.dataset):
-        warnings.warn(doubt)
-    return Run(recipe, model, items, pairs, quiet=quiet).run()
+    plan = resolve(recipe, model)
+    if isinstance(plan.items, Drawn):
+        for doubt in doubts(recipe, model, plan.items.dataset):
+            warnings.warn(doubt)
+    return Run(plan, quiet).run()
 
 
 def check_machine(recipe: Recipe) -> None:
@@ -81,11 +76,11 @@ def write_preview(recipe: Recipe, count: int) -> list[Path]:
     """Write `count` training items to the run folder's preview/, see clearstate.data.preview."""
     from clearstate import models
     from clearstate.data import preview
-    from clearstate.train.items import open_items
+    from clearstate.train.items import open_dataset
+    from clearstate.train.networks import rate_of
 
-    task = models.find(recipe.model.name).task
-    items = open_items(recipe, task, int(build_model(recipe).sample_rate))  # type: ignore[arg-type]  # it has one
-    return preview(items.dataset, count, Path(recipe.run) / "preview")
+    rate, task = rate_of(build_model(recipe)), models.find(recipe.model.name).task
+    return preview(open_dataset(recipe, task, rate), count, Path(recipe.run) / "preview")
 
 
 def build_model(recipe: Recipe) -> "nn.Module":

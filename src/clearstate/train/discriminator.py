@@ -57,7 +57,8 @@ class MetricDiscriminator(nn.Module):
             )
         x = torch.stack([clean, candidate], dim=1)  # (b, 2, t, f)
         x = self.body(x).amax((2, 3))  # (b, 128)
-        return self.head(x)[:, 0]
+        scores: Tensor = self.head(x)  # (b, 1)
+        return scores[:, 0]
 
 
 def discriminator_loss(judged_clean: Tensor, judged: Tensor, target: Tensor, known: Tensor) -> Tensor:

@@ -4,7 +4,8 @@ What a model does (its preset's task) decides what an item is: enhancement learn
 a mixture and its sources, extension from narrow and wide. The loop calls the one `noisy` and the other `clean`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any, Protocol
 
@@ -29,10 +30,12 @@ from clearstate.data import (
     open_sources,
     recognise,
 )
+from clearstate.data.corpora import Mixture
+from clearstate.data.preview import Items as RatedDataset
 from clearstate.train.recipe import DataRecipe, Recipe, RecipeError, ValidRecipe, audio_path, nearest
 
 INPUTS, TARGETS = ("noisy", "mixture", "narrow"), ("clean", "sources", "wide")
-MIXED: dict[str, tuple[type, type]] = {
+MIXED: dict[str, tuple[Callable[..., RatedDataset], type]] = {
     "enhance": (MixtureDataset, MixtureConfig),
     "separate": (SeparationDataset, SeparationConfig),
     "extend": (ExtensionDataset, ExtensionConfig),
@@ -42,53 +45,43 @@ MIXED: dict[str, tuple[type, type]] = {
 class Dataset(Protocol):
     """What clearstate.data gives: item i of epoch e is `dataset[e * len(dataset) + i]`."""
 
-    rate: Any
-
     def __len__(self) -> int: ...
     def __getitem__(self, index: int, /) -> dict[str, Any]: ...
 
 
-class Drawn:
-    """Training items, or whole held-out ones, of a data set."""
+class Pairs(Protocol):
+    """Held-out pairs in full length, at the model's rate."""
 
-    def __init__(self, dataset: Dataset):
-        self.dataset = dataset
+    def __len__(self) -> int: ...
+
+    def pair(self, i: int) -> tuple[Tensor, Tensor]:
+        """Noisy and clean waveform of pair i, (n,) each."""
+        ...
+
+
+class Drawn:
+    """Training items, or whole held-out ones, of a data set.
+
+    Args:
+        makeup: stretch the perceptual contrast of the targets of training, as SEMamba + PCS learns it. Departure: item
+            by item. The published program stretches whole files before they are cut, and by default divides them by
+            their peak ("peak"), which leaves target and input at unrelated levels; "rms" keeps the target's.
+    """
+
+    def __init__(self, dataset: Dataset, makeup: Makeup | None = None):
+        self.dataset, self.makeup = dataset, makeup
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def example(self, epoch: int, item: int) -> dict[str, Tensor]:
-        noisy, clean = in_and_out(self.dataset[epoch * len(self.dataset) + item])
+        noisy, clean = self.pair(epoch * len(self.dataset) + item)
+        if self.makeup is not None:
+            clean = torch.from_numpy(stretch_contrast(clean.numpy(), self.makeup))
         return {"noisy": noisy, "clean": clean}
 
     def pair(self, i: int) -> tuple[Tensor, Tensor]:
         return in_and_out(self.dataset[i])
-
-
-class Stretched:
-    """Training items with the perceptual contrast of the target stretched, as SEMamba + PCS learns it.
-
-    Departure: item by item. The published program stretches whole files before they are cut, and by default divides
-    them by their peak ("peak"), which leaves target and input at unrelated levels; "rms" keeps the target's.
-
-    Raises:
-        RecipeError: if the items are not of 16 kHz, whose bands alone are published, or not speech to be enhanced.
-    """
-
-    def __init__(self, items: Drawn, makeup: Makeup, task: str, sample_rate: int):
-        if task != "enhance" or sample_rate != 16_000:
-            raise RecipeError(
-                f"data.pcs stretches the targets of models that enhance at 16000 Hz; this one is there to {task} at "
-                f"{sample_rate}: leave data.pcs out"
-            )
-        self.items, self.makeup = items, makeup
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def example(self, epoch: int, item: int) -> dict[str, Tensor]:
-        drawn = self.items.example(epoch, item)
-        return {**drawn, "clean": torch.from_numpy(stretch_contrast(drawn["clean"].numpy(), self.makeup))}
 
 
 def in_and_out(drawn: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
@@ -99,13 +92,18 @@ def in_and_out(drawn: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
 
 
 def open_items(recipe: Recipe, task: str, sample_rate: int) -> Drawn:
-    """The training items of a recipe at the model's rate.
+    """The training items of a recipe at the model's rate; raises RecipeError as `open_dataset`."""
+    return Drawn(open_dataset(recipe, task, sample_rate), recipe.data.pcs)
+
+
+def open_dataset(recipe: Recipe, task: str, sample_rate: int) -> RatedDataset:
+    """The data set that the training items of a recipe are drawn from.
 
     Raises:
         RecipeError: for an unknown key of data.sources or data.mixture, or audio that is not there.
     """
     data = recipe.data
-    try:
+    with opening("training"):
         if data.sources:
             dataset_class, config_class = MIXED[task]
             config = checked({"seconds": data.seconds} | data.mixture, config_class, "data.mixture")
@@ -115,12 +113,10 @@ def open_items(recipe: Recipe, task: str, sample_rate: int) -> Drawn:
                 listed = paths if isinstance(paths, (list, tuple)) else [paths]
                 spec[role] = tuple(str(audio_path(recipe, str(path))) for path in listed)
             sources = open_sources(SourceSpec(**spec))
-            return Drawn(dataset_class(sources, config_class(**config), recipe.seed, data.items))
+            return dataset_class(sources, config_class(**config), recipe.seed, data.items)
         if task == "separate":
-            return Drawn(MixtureFolder(mixtures(recipe, data, "train"), sample_rate, data.seconds, recipe.seed))
-        return Drawn(PairedCrops(pairs(recipe, data, "train", sample_rate), data.seconds, recipe.seed))
-    except (FileNotFoundError, ValueError) as error:
-        raise missing(error, "training") from error
+            return MixtureFolder(mixtures(recipe, data, "train"), sample_rate, data.seconds, recipe.seed)
+        return PairedCrops(pairs(recipe, data, "train", sample_rate), data.seconds, recipe.seed)
 
 
 def open_pairs(recipe: Recipe, task: str, sample_rate: int) -> Drawn | None:
@@ -132,14 +128,12 @@ def open_pairs(recipe: Recipe, task: str, sample_rate: int) -> Drawn | None:
     valid = recipe.valid
     if valid.clean is None and valid.corpus is None:
         return None
-    try:
+    with opening("validation"):
         if task == "separate":
             return Drawn(MixtureFolder(mixtures(recipe, valid, "valid"), sample_rate))
         if task == "extend" and isinstance(valid.clean, str) and valid.noisy is None:
             return Drawn(NarrowedFolder(audio_path(recipe, valid.clean), sample_rate))
         return Drawn(pairs(recipe, valid, "valid", sample_rate, valid.allow_test_set))
-    except (FileNotFoundError, ValueError) as error:
-        raise missing(error, "validation") from error
 
 
 def pairs(
@@ -158,7 +152,7 @@ def pairs(
     )  # fmt: skip
 
 
-def mixtures(recipe: Recipe, where: DataRecipe | ValidRecipe, split: str) -> list[Any]:
+def mixtures(recipe: Recipe, where: DataRecipe | ValidRecipe, split: str) -> list[Mixture]:
     """The mixtures that a data or valid section names: a known corpus by its split, or a folder for each voice."""
     if where.corpus is not None:
         root = audio_path(recipe, where.corpus)
@@ -170,12 +164,16 @@ def mixtures(recipe: Recipe, where: DataRecipe | ValidRecipe, split: str) -> lis
     return mixtures_of(*(audio_path(recipe, folder) for folder in folders))
 
 
-def missing(error: Exception, what: str) -> RecipeError:
-    """The error for audio that cannot be opened."""
-    if isinstance(error, RecipeError):
-        return error
-    text = str(error).replace("pass validate_on_test_set=True", "say valid.allow_test_set=true")
-    return RecipeError(f"{what} audio: {text}. docs/training.md says what to fetch and where it goes")
+@contextmanager
+def opening(what: str) -> Iterator[None]:
+    """Audio that cannot be opened becomes a RecipeError."""
+    try:
+        yield
+    except RecipeError:
+        raise
+    except (FileNotFoundError, ValueError) as error:
+        text = str(error).replace("pass validate_on_test_set=True", "say valid.allow_test_set=true")
+        raise RecipeError(f"{what} audio: {text}. docs/training.md says what to fetch and where it goes") from error
 
 
 def checked(values: dict[str, Any], cls: type, where: str) -> dict[str, Any]:

@@ -1,18 +1,15 @@
 """The loss of a recipe: its terms weighted and summed, spectra computed once."""
 
-import inspect
 import math
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from clearstate.metrics.extras import need
-from clearstate.models import find
 from clearstate.train import losses
-from clearstate.train.recipe import LossRecipe, Recipe, RecipeError, loss_weights
-from clearstate.train.scoring import metrics_of
+from clearstate.train.networks import Frames
+from clearstate.train.recipe import LossRecipe, loss_weights
 
 
 class Judged(NamedTuple):
@@ -21,7 +18,7 @@ class Judged(NamedTuple):
 
 
 class Objective:
-    """Weighted sum of the terms of `clearstate.losses` whose weight in the recipe is not zero.
+    """Weighted sum of the terms of `clearstate.train.losses` whose weight in the recipe is not zero.
 
     All signals are first brought to the level at which the noisy one has an RMS of 1. Every item counts the same,
     whatever its level and whatever the batch it came in.
@@ -90,62 +87,18 @@ def own_loss(terms: dict[str, Tensor], weight: float) -> Judged:
     return Judged(weight * total, {name: value.detach().mean() for name, value in terms.items()})
 
 
-def at_common_level(spec: Tensor, noisy: Tensor, config: Any) -> Tensor:
+def at_common_level(spec: Tensor, noisy: Tensor, frames: Frames) -> Tensor:
     """A spectrum (b, t, f) that a model predicted with a Hann window, at the level of the loss's own spectra.
 
     Noisy signal of RMS 1, window of unit energy (3/8 n_fft for Hann).
     """
-    return spec * (losses.level(noisy)[..., None] / math.sqrt(3 / 8 * config.n_fft))
+    return spec * (losses.level(noisy)[..., None] / math.sqrt(3 / 8 * frames.n_fft))
 
 
-def predicted_consistency(spec: Tensor, noisy: Tensor, config: Any) -> Tensor:
+def predicted_consistency(spec: Tensor, noisy: Tensor, frames: Frames) -> Tensor:
     """`losses.consistency_loss` of a spectrum (b, t, f) that a model predicted with a Hann window."""
-    unit = at_common_level(spec, noisy, config)
-    return losses.consistency_loss(unit, config.n_fft, config.hop, noisy.shape[-1])
-
-
-def check_extras(recipe: Recipe) -> None:
-    """Raise MissingExtra now, not at the first validation hours later, if something it uses is not installed."""
-    for library in ("pesq", "pystoi"):
-        need(library, "metrics", "validation")
-    if recipe.valid.pictures:
-        need("matplotlib.figure", "train", "valid.pictures")
-
-
-def check_model(recipe: Recipe, model: nn.Module) -> None:
-    """Raise RecipeError if the loss needs what the model does not give, or no validation gives what is to choose."""
-    known, _ = metrics_of(find(recipe.model.name).task)
-    if recipe.valid.clean is not None and recipe.valid.best not in known:
-        raise RecipeError(f"valid.best={recipe.valid.best}: {recipe.model.name} is scored by {', '.join(known)}")
-    terms = {name for name, weight in loss_weights(recipe.loss).items() if weight > 0}
-    if (find(recipe.model.name).task == "separate") != (terms == {"snr_pit"}):
-        raise RecipeError(
-            f"{recipe.model.name} with the loss {', '.join(sorted(terms))}: snr_pit, and nothing else, is the loss of "
-            "models that separate sources"
-        )
-    diffuses = getattr(model, "is_diffusion", False)
-    if (diffuses or "own" in terms) and terms != {"own"}:
-        raise RecipeError(
-            f"{recipe.model.name} with the loss {', '.join(sorted(terms))}: own goes by itself"
-            + (", and a diffusion model has no other: set loss={own: 1}" if diffuses else "")
-        )
-    if "own" in terms and not hasattr(model, "training_loss"):
-        raise RecipeError(f"loss.own: {recipe.model.name} has no loss of its own, so name terms, such as loss.l1=1")
-    for key, wanted, instead in (
-        ("loss.consistency", recipe.loss.consistency > 0, "loss.consistency=0"),
-        ("loss.metric_sees=prediction", sees_prediction(recipe.loss), "loss.metric_sees=output"),
-    ):
-        if wanted and "with_spectrum" not in inspect.signature(model.forward).parameters:
-            raise RecipeError(
-                f"{key} needs the spectrum that a model predicts, and {recipe.model.name} gives none "
-                f"(its forward has no with_spectrum): set {instead}"
-            )
-    config: Any = model.config
-    if sees_prediction(recipe.loss) and (config.n_fft, config.hop) != (recipe.loss.n_fft, recipe.loss.hop):
-        raise RecipeError(
-            f"loss.metric_sees=prediction compares spectra of the model with those of the loss: set "
-            f"loss.n_fft={config.n_fft} and loss.hop={config.hop}"
-        )
+    unit = at_common_level(spec, noisy, frames)
+    return losses.consistency_loss(unit, frames.n_fft, frames.hop, noisy.shape[-1])
 
 
 def sees_prediction(loss: LossRecipe) -> bool:

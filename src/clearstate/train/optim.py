@@ -2,14 +2,17 @@
 
 import copy
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from clearstate.train.recipe import OptimiserRecipe, ScheduleRecipe
 
+Group = dict[str, Any]  # of an optimiser: "params", and the settings that hold for them
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[Group]:
     """Matrices and filters are decayed; what sets a scale, an offset or a time constant is not.
 
     Not decayed: one-dimensional parameters (norm gains, biases, PReLU slopes, D) and A_log, whose decay would pull
@@ -22,13 +25,13 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
             continue
         plain = parameter.ndim <= 1 or name.rpartition(".")[2] in ("A_log", "D")
         (free if plain or getattr(parameter, "_no_weight_decay", False) else decayed).append(parameter)
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
+    groups = ((decayed, weight_decay), (free, 0.0))
+    return [{"params": parameters, "weight_decay": decay} for parameters, decay in groups if parameters]
 
 
 def adamw(model: nn.Module, recipe: OptimiserRecipe) -> torch.optim.AdamW:
     """AdamW over `parameter_groups`; the learning rate is set at every step."""
-    groups = [group for group in parameter_groups(model, recipe.weight_decay) if group["params"]]
-    return torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas)
+    return torch.optim.AdamW(parameter_groups(model, recipe.weight_decay), lr=recipe.lr, betas=recipe.betas)
 
 
 class Muon(torch.optim.Optimizer):
@@ -43,7 +46,7 @@ class Muon(torch.optim.Optimizer):
 
     SMALLEST = 16  # rows and columns from which a matrix has a spectrum worth flattening
 
-    def __init__(self, groups: list[dict], lr: float, betas: tuple[float, float]) -> None:
+    def __init__(self, groups: list[Group], lr: float, betas: tuple[float, float]) -> None:
         super().__init__(groups, {"lr": lr, "betas": betas, "weight_decay": 0.0})
 
     @torch.no_grad()
@@ -63,18 +66,20 @@ class Muon(torch.optim.Optimizer):
                 parameter.add_(update(parameter.grad, state, group), alpha=-group["lr"])
 
     @staticmethod
-    def _orthogonal(gradient: Tensor, state: dict, group: dict) -> Tensor:
+    def _orthogonal(gradient: Tensor, state: dict[str, Any], group: Group) -> Tensor:
         mean = state["mean"].mul_(0.95).add_(gradient)
         matrix = (gradient + 0.95 * mean).flatten(1)
-        return (orthogonal(matrix) * 0.2 * max(matrix.shape) ** 0.5).view_as(gradient)
+        update: Tensor = orthogonal(matrix) * 0.2 * max(matrix.shape) ** 0.5
+        return update.view_as(gradient)
 
     @staticmethod
-    def _adam(gradient: Tensor, state: dict, group: dict) -> Tensor:
+    def _adam(gradient: Tensor, state: dict[str, Any], group: Group) -> Tensor:
         first, second = group["betas"]
         mean = state["mean"].lerp_(gradient, 1 - first)
         square = state["square"].mul_(second).addcmul_(gradient, gradient, value=1 - second)
         root = (square / (1 - second ** state["step"])).sqrt() + 1e-8
-        return mean / (1 - first ** state["step"]) / root
+        update: Tensor = mean / (1 - first ** state["step"]) / root
+        return update
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
@@ -82,7 +87,7 @@ def orthogonal(matrix: Tensor) -> Tensor:
 
     Five Newton-Schulz steps with the quintic polynomial of Jordan et al. 2024, whose slope at zero is steep.
     """
-    x = matrix / (matrix.norm() + 1e-7)
+    x: Tensor = matrix / (matrix.norm() + 1e-7)
     tall = x.shape[0] > x.shape[1]
     x = x.T if tall else x
     for _ in range(5):
@@ -95,8 +100,13 @@ def make(model: nn.Module, recipe: OptimiserRecipe) -> torch.optim.Optimizer:
     """The optimiser of a recipe."""
     if recipe.name == "adamw":
         return adamw(model, recipe)
-    groups = [group for group in parameter_groups(model, recipe.weight_decay) if group["params"]]
-    return Muon(groups, recipe.lr, recipe.betas)
+    return Muon(parameter_groups(model, recipe.weight_decay), recipe.lr, recipe.betas)
+
+
+def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
+    """Give all groups one learning rate."""
+    for group in optimiser.param_groups:
+        group["lr"] = rate
 
 
 def progress(schedule: ScheduleRecipe, step: int, minutes: float) -> float:
@@ -116,7 +126,7 @@ def rate(schedule: ScheduleRecipe, done: float) -> float:
         return done / schedule.warmup
     fall = (done - schedule.warmup) / (1 - schedule.warmup)
     if schedule.fall == "exponential":
-        return schedule.floor**fall
+        return math.pow(schedule.floor, fall)
     return schedule.floor + (1 - schedule.floor) * 0.5 * (1 + math.cos(math.pi * fall))
 
 
@@ -142,9 +152,9 @@ class Ema:
             old.copy_(new)
         self.updates += 1
 
-    def state_dict(self) -> dict:
+    def state_dict(self) -> dict[str, Any]:
         return {"model": self.model.state_dict(), "updates": self.updates}
 
-    def load_state_dict(self, state: dict) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
         self.updates = state["updates"]

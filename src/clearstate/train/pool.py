@@ -7,13 +7,21 @@ import sys
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Generic, TypeVar
 
 import numpy as np
 from torch import Tensor
 
+Score = TypeVar("Score")
 
-class ScorePool:
+
+class Driven(threading.local):
+    """The process that a thread drives, if it has started one."""
+
+    process: subprocess.Popen[bytes] | None = None
+
+
+class ScorePool(Generic[Score]):
     """Runs a function of (clean, estimate, sample_rate) over pairs of waveforms in `workers` processes.
 
     Scores come back in order. An item whose scoring raised, took longer than `timeout` seconds or took its process
@@ -31,17 +39,17 @@ class ScorePool:
         self.function, self.workers, self.timeout = function, workers, timeout
         self.failures = 0
         self._threads: ThreadPoolExecutor | None = None
-        self._own = threading.local()  # each thread drives one process
-        self._processes: list[subprocess.Popen] = []
+        self._own = Driven()
+        self._processes: list[subprocess.Popen[bytes]] = []
 
-    def submit(self, clean: Sequence[Tensor], estimate: Sequence[Tensor], sample_rate: int) -> list[Future]:
+    def submit(self, clean: Sequence[Tensor], estimate: Sequence[Tensor], rate: int) -> list[Future[Score | None]]:
         """Queue pairs of (n,) waveforms; they are copied."""
         if self._threads is None:
             self._threads = ThreadPoolExecutor(self.workers, thread_name_prefix="scores")
-        pairs = [(_copy(c), _copy(e), sample_rate) for c, e in zip(clean, estimate, strict=True)]
+        pairs = [(_copy(c), _copy(e), rate) for c, e in zip(clean, estimate, strict=True)]
         return [self._threads.submit(self._ask, pair) for pair in pairs]
 
-    def collect(self, futures: Sequence[Future]) -> list[Any]:
+    def collect(self, futures: Sequence[Future[Score | None]]) -> list[Score | None]:
         """The scores of `submit`'s futures, None where one failed."""
         scores = [future.result() for future in futures]
         self.failures += sum(score is None for score in scores)
@@ -56,9 +64,9 @@ class ScorePool:
             process.kill()
             process.wait()
         self._processes = []
-        self._own = threading.local()
+        self._own = Driven()
 
-    def _ask(self, pair: tuple) -> Any:
+    def _ask(self, pair: tuple[np.ndarray, np.ndarray, int]) -> Score | None:
         """One question to this thread's process; a process that hangs or died is replaced at the next."""
         process = self._process()
         assert process.stdin is not None and process.stdout is not None
@@ -67,7 +75,8 @@ class ScorePool:
         try:
             pickle.dump(pair, process.stdin)
             process.stdin.flush()
-            return pickle.load(process.stdout)
+            score: Score | None = pickle.load(process.stdout)
+            return score
         except (EOFError, OSError, pickle.UnpicklingError):
             process.kill()
             process.wait()  # or the next question may still find it among the living
@@ -75,8 +84,8 @@ class ScorePool:
         finally:
             clock.cancel()
 
-    def _process(self) -> subprocess.Popen:
-        process = getattr(self._own, "process", None)
+    def _process(self) -> subprocess.Popen[bytes]:
+        process = self._own.process
         if process is None or process.poll() is not None:
             environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
             process = subprocess.Popen(
@@ -89,4 +98,4 @@ class ScorePool:
 
 
 def _copy(x: Tensor) -> np.ndarray:
-    return x.detach().float().cpu().numpy().copy()
+    return np.array(x.detach().float().cpu().numpy())

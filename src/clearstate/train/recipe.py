@@ -322,11 +322,6 @@ def loss_weights(loss: LossRecipe) -> dict[str, float]:
     return {f.name: getattr(loss, f.name) for f in dataclasses.fields(loss) if f.name not in settings}
 
 
-def as_tree(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as plain values, for a checkpoint or a YAML file."""
-    return dataclasses.asdict(recipe)
-
-
 def audio_path(recipe: Recipe, path: str) -> Path:
     """A path of the recipe, `~` and $VARIABLES expanded, relative to its audio folder.
 

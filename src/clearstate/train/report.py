@@ -4,14 +4,19 @@ import json
 import math
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
-from clearstate.train.checkpoint import write_atomically
+from clearstate.audio.atomic import replacing
+from clearstate.metrics.extras import need
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 PLAIN_SECONDS = 30.0  # between lines when the output is no terminal
 
@@ -25,11 +30,12 @@ class Report:
         lines = read_log(self.path)
         kept = "".join(json.dumps(line) + "\n" for line in lines if line["step"] <= after_step).encode()
         if not self.path.is_file() or self.path.read_bytes() != kept:
-            write_atomically(self.path, lambda file: file.write(kept))
+            with replacing(self.path) as temporary:
+                Path(temporary).write_bytes(kept)
         self._file = self.path.open("a", encoding="utf-8")
         self._board = tensorboard_writer(folder, after_step) if tensorboard else None
         self._console = Console(file=sys.stderr, quiet=quiet)
-        self._last_line = -math.inf
+        self._last_line, self._loss = -math.inf, math.nan
         self._bar: Progress | None = None
         if self._console.is_terminal and not quiet:
             self._bar = Progress(
@@ -39,9 +45,12 @@ class Report:
             self._task = self._bar.add_task("training", total=1.0, text="")
             self._bar.start()
 
-    def moved(self, done: float, step: int, loss: float, speed: float, minutes_left: float) -> None:
-        """Show progress: `done` 0 to 1, speed in hours of audio per hour."""
-        text = f"step {step}  loss {loss:.4f}  {speed:.0f} h/h  {clock(minutes_left)} left"
+    def moved(self, done: float, step: int, loss: float, speed: float, minutes: float) -> None:
+        """Show progress: `done` 0 to 1 after so many minutes, speed in hours of audio per hour, the loss smoothed."""
+        if math.isfinite(loss):
+            self._loss = loss if math.isnan(self._loss) else 0.95 * self._loss + 0.05 * loss
+        left = minutes / done * (1 - done) if done else math.nan
+        text = f"step {step}  loss {self._loss:.4f}  {speed:.0f} h/h  {clock(left)} left"
         if self._bar is not None:
             self._bar.update(self._task, completed=done, text=text)
         elif time.monotonic() - self._last_line >= PLAIN_SECONDS:
@@ -52,14 +61,14 @@ class Report:
         """Print one line above the bar."""
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
-    def write(self, kind: str, step: int, values: dict[str, Any]) -> None:
+    def write(self, kind: str, step: int, values: Mapping[str, float | None]) -> None:
         """Append one line to the log; what is not finite becomes null, which JSON can say."""
         line = {"kind": kind, "step": step, **{name: plain(value) for name, value in values.items()}}
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
         if self._board is not None:
             for name, value in values.items():
-                if isinstance(value, (int, float)):
+                if value is not None:
                     self._board.add_scalar(f"{kind}/{name}", value, step)
 
     def close(self) -> None:
@@ -82,9 +91,9 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def plain(value: Any) -> Any:
+def plain(value: float | None) -> float | None:
     """A number JSON can hold: six significant digits would hide a difference, so floats stay as they are."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return None if value is None or not math.isfinite(value) else value
 
 
 def clock(minutes: float) -> str:
@@ -94,17 +103,13 @@ def clock(minutes: float) -> str:
     return f"{int(minutes // 60)}:{int(minutes % 60):02d} h" if minutes >= 60 else f"{math.ceil(minutes)} min"
 
 
-def tensorboard_writer(folder: Path, after_step: int) -> Any:
-    """A SummaryWriter in the run folder; events beyond `after_step` are hidden.
+def tensorboard_writer(folder: Path, after_step: int) -> "SummaryWriter":
+    """A writer in the run folder; events beyond `after_step` are hidden.
 
     Raises:
-        ImportError: naming the extra, when TensorBoard is not installed.
+        MissingExtra: when TensorBoard is not installed.
     """
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise ImportError(
-            "tensorboard: true needs TensorBoard: pip install 'clearstate[tensorboard]', or leave it out; "
-            "log.jsonl holds the same numbers"
-        ) from error
+    need("tensorboard", "tensorboard", "tensorboard: true")
+    from torch.utils.tensorboard import SummaryWriter
+
     return SummaryWriter(str(folder / "tensorboard"), purge_step=after_step + 1)

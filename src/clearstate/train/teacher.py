@@ -7,35 +7,17 @@ Knowledge distillation as RT-SEMamba has it (arXiv:2608.12099): L_out between th
 (`losses.feature_distillation`).
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from clearstate.models import load_model
 from clearstate.train import losses
+from clearstate.train.networks import blocks_of, rate_of
 from clearstate.train.recipe import Recipe, RecipeError
 
 
-class Heard:
-    """The latest output of each of some modules; of (output, state) the output."""
-
-    def __init__(self, modules: list[nn.Module]) -> None:
-        self.modules = modules
-        self.outputs: dict[nn.Module, Tensor] = {}
-        for module in modules:
-            module.register_forward_hook(self._keep)
-
-    def _keep(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        self.outputs[module] = output[0] if isinstance(output, tuple) else output
-
-    def take(self) -> list[Tensor]:
-        """In the order of the modules; forgets them, and the graph they hold on to."""
-        return [self.outputs.pop(module) for module in self.modules]
-
-
 class Teacher:
-    """The teacher that a recipe names, and the ear on the student's last block.
+    """The teacher that a recipe names; keeps the latest output of its blocks and of the student's last one.
 
     Raises:
         RecipeError: if it runs at another rate than the student, or blocks are to be compared and one has none.
@@ -46,15 +28,22 @@ class Teacher:
         assert loss.teacher is not None
         self.loss = loss
         self.model = load_model(loss.teacher).eval().requires_grad_(False).to(device)
-        if self.model.sample_rate != student.sample_rate:
+        theirs, ours = rate_of(self.model), rate_of(student)
+        if theirs != ours:
             raise RecipeError(
-                f"loss.teacher={loss.teacher} runs at {self.model.sample_rate} Hz, the student at "
-                f"{student.sample_rate}: the two must agree"
+                f"loss.teacher={loss.teacher} runs at {theirs} Hz, the student at {ours}: the two must agree"
             )
-        self.blocks = self.block = None
+        self.blocks: list[nn.Module] = []  # that are compared, the student's first
+        self.outputs: dict[nn.Module, Tensor] = {}
         if loss.distill_features > 0:
-            self.blocks = Heard(blocks_of(self.model, "loss.distill_features", loss.teacher))
-            self.block = Heard(blocks_of(student, "loss.distill_features", recipe.model.name)[-1:])
+            key = "loss.distill_features"
+            self.blocks = blocks_of(student, key, recipe.model.name)[-1:] + blocks_of(self.model, key, loss.teacher)
+        for block in self.blocks:
+            block.register_forward_hook(self.keep)
+
+    def keep(self, block: nn.Module, inputs: object, output: Tensor | tuple[Tensor, object]) -> None:
+        """Remember what a block returned; of (output, state) the output."""
+        self.outputs[block] = output[0] if isinstance(output, tuple) else output
 
     def terms(self, noisy: Tensor, estimate: Tensor, done: float) -> dict[str, Tensor]:
         """What the student (b, n), which has just heard `noisy` (b, n), is told: (b,) each; call after each pass.
@@ -70,8 +59,8 @@ class Teacher:
         if loss.distill > 0:
             gain = losses.level(noisy)
             terms["distill"] = ramp * losses.output_distillation(estimate * gain, taught * gain, loss.n_fft, loss.hop)
-        if self.block is not None and self.blocks is not None:
-            (ours,), theirs = self.block.take(), self.blocks.take()
+        if self.blocks:
+            ours, *theirs = [self.outputs.pop(block) for block in self.blocks]  # or their graph would be held on to
             if ours.shape != theirs[0].shape:
                 raise RecipeError(
                     f"loss.distill_features compares blocks of the same size: the student's give "
@@ -79,15 +68,3 @@ class Teacher:
                 )
             terms["distill_features"] = ramp * losses.feature_distillation(ours.float(), theirs)
         return terms
-
-
-def blocks_of(model: nn.Module, key: str, name: str) -> list[nn.Module]:
-    """The blocks of a model.
-
-    Raises:
-        RecipeError: naming `key`, if it has none.
-    """
-    blocks = getattr(model, "blocks", None)
-    if not isinstance(blocks, nn.ModuleList) or not len(blocks):
-        raise RecipeError(f"{key} is about a model's blocks, and {name} has none: set {key}=0")
-    return list(blocks)

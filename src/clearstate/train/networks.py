@@ -1,0 +1,56 @@
+"""What training asks of a model beyond mapping waveforms (b, n) to waveforms (b, n) or (b, sources, n)."""
+
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+from clearstate.train.recipe import RecipeError
+
+
+@runtime_checkable
+class Sampled(Protocol):
+    """Every model: it runs at one rate."""
+
+    sample_rate: int  # Hz
+
+
+@runtime_checkable
+class JudgesItself(Protocol):
+    """A diffusion model: it trains with its own loss, which returns (b,) for each term, and with no other."""
+
+    def training_loss(self, narrow: Tensor, wide: Tensor) -> dict[str, Tensor]: ...
+
+
+class Frames(Protocol):
+    """The STFT of a model, with a Hann window; part of its configuration."""
+
+    @property
+    def n_fft(self) -> int: ...  # samples
+    @property
+    def hop(self) -> int: ...  # samples
+
+
+@runtime_checkable
+class PredictsSpectrum(Protocol):
+    """forward(noisy, with_spectrum=True) returns the waveform and the predicted spectrum (b, t, f) that became it."""
+
+    predicts_spectrum: bool
+    config: Frames
+
+
+def rate_of(model: nn.Module) -> int:
+    """The sample rate of a model, Hz."""
+    assert isinstance(model, Sampled)
+    return model.sample_rate
+
+
+def blocks_of(model: nn.Module, key: str, name: str) -> list[nn.Module]:
+    """The blocks of a model.
+
+    Raises:
+        RecipeError: naming `key`, if it has none.
+    """
+    blocks = dict(model.named_children()).get("blocks")
+    if not isinstance(blocks, nn.ModuleList) or not len(blocks):
+        raise RecipeError(f"{key} is about a model's blocks, and {name} has none: set {key}=0")
+    return list(blocks)

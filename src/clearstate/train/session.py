@@ -1,0 +1,183 @@
+"""One process of a run: the model and all that learns with it, where it stands, and the checkpoint in its folder."""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from types import FrameType
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+from torch import Tensor
+
+from clearstate.train import checkpoint, optim
+from clearstate.train.adversary import Adversary
+from clearstate.train.plan import Plan
+from clearstate.train.recipe import Recipe, RecipeError
+from clearstate.train.teacher import Teacher
+
+
+@dataclass
+class Counters:
+    """Where a run stands; kept in its checkpoint."""
+
+    step: int = 0  # optimiser steps, skipped ones included
+    position: int = 0  # items consumed, over all processes
+    minutes: float = 0.0  # spent training, over all resumptions
+    hours: float = 0.0  # of audio
+    skipped: int = 0  # steps whose loss or gradient was not finite
+    skipped_in_a_row: int = 0
+    best: float | None = None  # value of the metric that chooses
+    best_step: int = 0
+    validated_step: int = 0
+    validated_minutes: float = 0.0
+    window: dict[str, float] = field(default_factory=dict)  # sums since the last line of the log
+
+    @property
+    def speed(self) -> float:
+        """Hours of audio per hour since the last line of the log."""
+        return 60 * self.window["hours"] / max(self.window["minutes"], 1e-9)
+
+
+class Session:
+    """What a process trains for a plan; goes back to the folder's checkpoint, if there is one.
+
+    Raises:
+        RecipeError: if the checkpoint is of another model or optimiser than the recipe's.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        recipe, self.plan = plan.recipe, plan
+        if recipe.threads:
+            torch.set_num_threads(recipe.threads)
+        self.fabric = make_fabric(recipe)
+        self.fabric.launch()
+        plan.folder.mkdir(parents=True, exist_ok=True)
+        torch.manual_seed(recipe.seed * 1_000 + self.fabric.global_rank)  # dropout differs between processes
+        self.model, self.optimiser = self.fabric.setup(plan.model, optim.make(plan.model, recipe.optimiser))
+        if recipe.loss.own > 0:
+            self.model.mark_forward_method("training_loss")  # so that its gradients meet those of other processes
+        self.ema = optim.Ema(plan.model, recipe.optimiser.ema)
+        self.adversary = Adversary(self.fabric, recipe, plan.sample_rate) if recipe.loss.metric > 0 else None
+        self.teacher = Teacher(recipe, plan.model, self.fabric.device) if recipe.loss.teacher is not None else None
+        self.at = Counters()
+        self.signalled = 0  # by a signal to this process; it becomes a stop when all have heard of it
+        self.stop_signal = 0
+        self.resume()
+
+    @property
+    def done(self) -> float:
+        """Share of the schedule that is over, 0 to 1."""
+        return optim.progress(self.plan.recipe.schedule, self.at.step, self.at.minutes)
+
+    @property
+    def rate(self) -> float:
+        """The learning rate now."""
+        return self.plan.recipe.optimiser.lr * optim.rate(self.plan.recipe.schedule, self.done)
+
+    def agree(self, values: dict[str, Tensor]) -> dict[str, float]:
+        """Means over the processes of some scalars, so that all of them decide alike; a signal to one stops all.
+
+        A process that stopped by itself would leave the others waiting for it in the middle of a step.
+        """
+        scalars = [torch.as_tensor(v, dtype=torch.float64, device=self.fabric.device) for v in values.values()]
+        stop = torch.tensor(float(self.signalled), dtype=torch.float64, device=self.fabric.device)
+        reduced = self.fabric.all_reduce(torch.stack([*scalars, stop]), reduce_op="mean")
+        assert isinstance(reduced, Tensor)
+        means = reduced.tolist()
+        if means[-1]:
+            self.stop()
+        return dict(zip(values, means[:-1], strict=True))
+
+    def stop(self) -> None:
+        """End the run for the signal that came, here or to another process."""
+        self.stop_signal = self.stop_signal or self.signalled or signal.SIGTERM
+
+    @contextmanager
+    def heeding_signals(self) -> Iterator[None]:
+        """SIGTERM and Ctrl-C end the run after the step in hand; a second Ctrl-C ends it at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def note(number: int, _: FrameType | None) -> None:
+            if number == signal.SIGINT and self.signalled:
+                raise KeyboardInterrupt
+            self.signalled = number
+
+        previous = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def save(self) -> None:
+        """Write a checkpoint; every process gives its random state, the first one writes."""
+        mine = checkpoint.random_state()
+        states = [mine] * self.fabric.world_size
+        if self.fabric.world_size > 1:
+            torch.distributed.all_gather_object(states, mine)
+        if self.fabric.is_global_zero:
+            state = {
+                "format": 1,
+                "recipe": asdict(self.plan.recipe),
+                "counters": asdict(self.at),
+                "model": self.model.state_dict(),
+                "ema": self.ema.state_dict(),
+                "optimiser": self.optimiser.state_dict(),
+                "random": states,
+                "adversary": None if self.adversary is None else self.adversary.state_dict(),
+            }
+            checkpoint.save(self.plan.folder, state)
+        self.fabric.barrier()
+
+    def resume(self) -> None:
+        """Go back to the folder's checkpoint, if it has one."""
+        state = checkpoint.load(self.plan.folder)
+        if state is None:
+            return
+        try:
+            self._restore(state)
+        except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+            raise ValueError(
+                f"{self.plan.folder / checkpoint.NAME} is no checkpoint of this program, or of another version "
+                f"({type(error).__name__}: {error}): remove it to start this run afresh, or give another run=FOLDER"
+            ) from error
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        """Take everything from a checkpoint, in place."""
+        before, now = state["recipe"], asdict(self.plan.recipe)
+        for what, old, new in (
+            ("model", before["model"], now["model"]),
+            ("optimiser", before["optimiser"].get("name", "adamw"), now["optimiser"]["name"]),
+        ):
+            if old != new:
+                raise RecipeError(
+                    f"{self.plan.folder} holds a checkpoint of the {what} {old}, the recipe asks for {new}: "
+                    "give this run another folder with run=FOLDER, or remove the old one"
+                )
+        self.model.load_state_dict(state["model"])
+        self.ema.load_state_dict(state["ema"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        if self.adversary is not None and state.get("adversary") is not None:
+            self.adversary.load_state_dict(state["adversary"])
+        self.at = Counters(**state["counters"])
+        if self.fabric.global_rank < len(state["random"]):
+            checkpoint.restore_random_state(state["random"][self.fabric.global_rank])
+
+
+def make_fabric(recipe: Recipe) -> Fabric:
+    """Fabric for the recipe's device and precision; under torchrun for the processes it started."""
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", recipe.devices))
+    world = int(os.environ.get("WORLD_SIZE", local))
+    return Fabric(
+        accelerator=recipe.accelerator,
+        devices=local,
+        num_nodes=max(1, world // local),
+        strategy="ddp" if world > 1 else "auto",
+        precision="bf16-mixed" if recipe.precision == "bfloat16" else "32-true",
+    )
