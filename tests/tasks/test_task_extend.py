@@ -19,7 +19,7 @@ from clearstate.tasks.extend import MODEL_RATE, Extender, highpass, length_at, m
 class Meddler(nn.Module):
     """Changes everything: half the input, and loud noise that is a function of the place in the block."""
 
-    sample_rate, causal = MODEL_RATE, False
+    task, sample_rate, causal = "extend", MODEL_RATE, False
 
     def forward(self, narrow, *, bandwidth_hz=None):
         noise = torch.randn(narrow.shape, generator=torch.Generator().manual_seed(0))
@@ -29,7 +29,7 @@ class Meddler(nn.Module):
 class Copying(nn.Module):
     """Adds the signal moved up by 12 kHz: depends on the input alone, with the place on the grid of its carrier."""
 
-    sample_rate, causal = MODEL_RATE, False
+    task, sample_rate, causal = "extend", MODEL_RATE, False
 
     def forward(self, narrow, *, bandwidth_hz=None):
         carrier = torch.tensor([1.0, 0.0, -1.0, 0.0]).repeat(-(-narrow.shape[-1] // 4))[: narrow.shape[-1]]
@@ -38,6 +38,8 @@ class Copying(nn.Module):
 
 class Stepwise(Copying):
     """With the interface of a diffusion model; notes what it was asked."""
+
+    is_diffusion = True
 
     def __init__(self):
         super().__init__()
@@ -122,14 +124,14 @@ def test_the_interpolation_is_aligned():
 class Quiet(nn.Module):
     """Adds nothing."""
 
-    sample_rate, causal = MODEL_RATE, False
+    task, sample_rate, causal = "extend", MODEL_RATE, False
 
     def forward(self, narrow, *, bandwidth_hz=None):
         return narrow
 
 
 def test_the_crossover_is_flat_above_and_down_by_80_db_below():
-    response = np.abs(np.fft.rfft(highpass(8_000).numpy(), 65_536))
+    response = np.abs(np.fft.rfft(highpass(8_000), 65_536))
     f = np.linspace(0, 24_000, len(response))
     assert 20 * np.log10(response[f < 7_500].max()) < -78
     assert np.abs(20 * np.log10(response[f > 8_010])).max() < 0.01
@@ -251,11 +253,11 @@ def test_what_cannot_be_is_told(model, signal, rate, to, says):
 
 
 def test_models_of_other_kinds_are_refused(model):
-    with pytest.raises(ValueError, match="does not extend"):
+    with pytest.raises(ValueError, match="Live is an enhancement model; `extend` needs an extension model"):
         Extender(build("live"))
     with pytest.raises(ValueError, match="one step"):
         Extender(model, steps=4)
-    with pytest.raises(ValueError, match="it is there to enhance"):
+    with pytest.raises(ValueError, match="live is an enhancement model"):
         clearstate.extend("a.wav", "b.wav", model="live")
 
 

@@ -11,21 +11,28 @@ import torch
 from doubles import CausalDouble, Identity
 from torch import nn
 
+from clearstate.audio.mono import MEAN
 from clearstate.audio.resample import resample
 from clearstate.models.s4m import S4M, S4MConfig
+from clearstate.runtime import open_model
 from clearstate.tasks import voices as stages
 from clearstate.tasks.enhance import Enhancer
 from clearstate.tasks.separate import Activity, Separator, load_separator, output_names
-from clearstate.tasks.voices import OverlappingBlocks, Voices, best_order
+from clearstate.tasks.voices import Voices, best_order, runner_for
 
 RATE = 8_000
 SPLIT_HZ = 900.0
 
 
+def joined(pairs, delay, samples):
+    """What a runner gave, aligned with its input."""
+    return (np.concatenate(rows, axis=1)[:, delay : delay + samples] for rows in zip(*pairs, strict=True))
+
+
 class Bands(nn.Module):
     """An oracle for sources in disjoint bands, which gives them out in a random order at every call."""
 
-    sample_rate, causal, speakers = RATE, False, 2
+    task, sample_rate, causal, speakers = "separate", RATE, False, 2
 
     def __init__(self, error: float = 0.0) -> None:
         super().__init__()
@@ -43,7 +50,7 @@ class Bands(nn.Module):
 class Halves(nn.Module):
     """A causal separator: 0.7 and 0.2 of the input, 24 samples late."""
 
-    sample_rate, causal, speakers, hop, latency = RATE, True, 2, 64, 24
+    task, sample_rate, causal, speakers, hop, latency = "separate", RATE, True, 2, 64, 24
 
     def init_state(self, batch):
         return torch.zeros(batch, self.latency)
@@ -156,7 +163,7 @@ def test_the_result_does_not_depend_on_the_chunks(model, rate):
     results = []
     for size in (x.shape[1], 7_001, 160_000):
         model.random = np.random.default_rng(3)
-        voices = Voices(model, rate, 1)
+        voices = Voices(open_model(model, "separate"), rate, 1)
         parts = [voices.push(x[:, i : i + size]) for i in range(0, x.shape[1], size)]
         results.append(np.concatenate([*parts, voices.finish()], axis=2))
         assert results[-1].shape == (2, *x.shape)
@@ -197,7 +204,7 @@ def test_memory_does_not_grow_with_the_length():
     model, chunk = Bands(), conversation(20.0).sum(0, keepdims=True)
     peaks = []
     for rounds in (3, 9):
-        voices = Voices(model, RATE, 1)
+        voices = Voices(open_model(model, "separate"), RATE, 1)
         tracemalloc.start()
         for _ in range(rounds):
             voices.push(chunk)
@@ -220,9 +227,9 @@ def test_a_real_causal_model_agrees_with_its_offline_output():
     torch.manual_seed(0)
     model = S4M(S4MConfig(sample_rate=RATE, window_ms=4.0, channels=8, hidden=16, passes=2, causal=True)).eval()
     x = conversation(1.0).sum(0, keepdims=True)
-    blocks = stages.CausalBlocks(model, 1)
-    parts = [blocks.push(x[:, i : i + 777]) for i in range(0, x.shape[1], 777)]
-    X, E = stages.joined([*parts, blocks.finish()])
+    runner = runner_for(open_model(model, "separate"), 1, MEAN)
+    parts = [runner.push(x[:, i : i + 777]) for i in range(0, x.shape[1], 777)]
+    X, E = joined([*parts, runner.finish()], runner.delay, x.shape[1])
     np.testing.assert_array_equal(X, x)
     with torch.no_grad():
         np.testing.assert_allclose(E, model(torch.from_numpy(x).float())[0].numpy(), atol=1e-5)
@@ -338,8 +345,8 @@ def test_bad_arrays_are_named():
 
 def test_a_model_of_another_task_is_refused():
     with pytest.raises(ValueError, match="separate-fast"):
-        Voices(CausalDouble(gain=1.0), RATE, 1)
-    with pytest.raises(ValueError, match="speakers"):
+        Separator(CausalDouble(gain=1.0))
+    with pytest.raises(ValueError, match="live is an enhancement model"):
         load_separator("live")
 
 
@@ -352,13 +359,13 @@ def test_the_grid_of_blocks_covers_everything_once():
     """With a model that gives its input back, blocks and cross-fades are invisible."""
 
     class Echo(nn.Module):
-        sample_rate, causal, speakers = RATE, False, 1
+        task, sample_rate, causal, speakers = "separate", RATE, False, 1
 
         def forward(self, x):
             return x[:, None]
 
     x = np.random.default_rng(0).standard_normal((1, 61 * RATE + 17))
-    blocks = OverlappingBlocks(Echo(), 1)
-    X, E = stages.joined([blocks.push(x), blocks.finish()])
+    runner = runner_for(open_model(Echo(), "separate"), 1, MEAN)
+    X, E = joined([runner.push(x), runner.finish()], 0, x.shape[1])
     np.testing.assert_array_equal(X, x)
     np.testing.assert_allclose(E, x, atol=1e-6)

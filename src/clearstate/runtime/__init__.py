@@ -4,7 +4,7 @@ import os
 import sys
 from typing import Any, Literal, overload
 
-from clearstate.runtime.contract import EnhancementModel, ExtensionModel, SeparationModel
+from clearstate.runtime.contract import EnhancementModel, ExtensionModel, SeparationModel, wrong_task
 
 Task = Literal["enhance", "separate", "extend"]
 Source = str | os.PathLike[str]
@@ -33,8 +33,7 @@ def open_model(model: Any, task: Task, **sampling: int | None) -> Any:
 
         name = os.fspath(model)
         if name in PRESETS and PRESETS[name].task != task:
-            known = ", ".join(preset.name for preset in PRESETS.values() if preset.task == task and preset.weights)
-            raise ValueError(f"{name} is a model to {PRESETS[name].task}; {task} needs one such as {known}")
+            raise ValueError(wrong_task(name, PRESETS[name].task, task))
         model = load_model(name)
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(model, torch.nn.Module):

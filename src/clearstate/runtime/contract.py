@@ -13,6 +13,19 @@ Array = NDArray[np.float32]
 Advance = Callable[[Array], Array]  # the next samples (rows, m hop) of a stream in, as many out, `latency` samples late
 
 
+KINDS = {  # of models by the task, and the default of each
+    "enhance": ("an enhancement model", "live"),
+    "separate": ("a separation model", "separate-fast"),
+    "extend": ("an extension model", "extend-fast"),
+}
+
+
+def wrong_task(name: str, task: str, wanted: str) -> str:
+    """The message for a model that was given to the functions of another task."""
+    kind, default = KINDS[wanted]
+    return f"{name} is {KINDS[task][0]}; `{wanted}` needs {kind}, such as {default}"
+
+
 class Model(Protocol):
     """What every model tells about itself."""
 

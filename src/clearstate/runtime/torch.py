@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from clearstate.kernels.threads import inference
-from clearstate.runtime.contract import Advance, Array
+from clearstate.runtime.contract import Advance, Array, wrong_task
 
 
 @runtime_checkable
@@ -51,7 +51,7 @@ class TorchModel:
             raise ValueError(f"{self.name} is no model of ours ({error}); take one from `clearstate models`") from None
         task = getattr(network, "task", "enhance")
         if task != self.task:
-            raise ValueError(f"{self.name} is a model to {task}; {self.task} needs another one (`clearstate models`)")
+            raise ValueError(wrong_task(self.name, task, self.task))
         self.device = next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
 
     def tensor(self, x: Array) -> Tensor:
