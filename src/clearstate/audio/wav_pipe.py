@@ -25,7 +25,6 @@ from clearstate.audio.atomic import explained
 from clearstate.audio.io import (
     BLOCK_SECONDS,
     BYTES,
-    STDIO,
     AudioError,
     AudioInfo,
     Block,
@@ -33,9 +32,9 @@ from clearstate.audio.io import (
     checked,
     in_words,
     open_reader,
-    tell,
 )
-from clearstate.audio.streams import close_stream, open_stream
+from clearstate.audio.quiet import tell
+from clearstate.audio.streams import STDIO, close_stream, open_stream
 
 PCM, IEEE_FLOAT, EXTENSIBLE = 1, 3, 0xFFFE
 UNKNOWN = 0xFFFFFFFF

@@ -15,10 +15,11 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from clearstate.audio.streams import is_stream
-from clearstate.cli.inputs import STDIO, Job
+from clearstate.audio.paths import shown
+from clearstate.audio.streams import STDIO, is_stream
+from clearstate.cli.inputs import Job
 from clearstate.cli.signals import unwind_when_terminated
-from clearstate.cli.terminal import clock, explain, note, shown
+from clearstate.cli.terminal import clock, explain, note
 
 Progress = Callable[[float, float], None]  # seconds of audio done, seconds in all
 Worker = Callable[[Job, Progress], dict[str, Any]]  # returns what the report says of the file

@@ -6,8 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
+from clearstate.audio.streams import STDIO
 from clearstate.cli.batch import Outcome, Progress, Worker, run_batch
-from clearstate.cli.inputs import STDIO, Job, make_room, plan
+from clearstate.cli.inputs import Job, make_room, plan
 from clearstate.cli.terminal import UsageError, explain
 from clearstate.cli.verbs import (
     AsJson,

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from clearstate.audio.paths import why_no_file
-from clearstate.cli.terminal import CommandError, UsageError, explain, note, shown
+from clearstate.audio.paths import shown, why_no_file
+from clearstate.cli.terminal import CommandError, UsageError, explain, note
 
 if TYPE_CHECKING:
     from clearstate.metrics.files import Matches

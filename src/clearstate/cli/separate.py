@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from clearstate.audio.streams import as_stdio, is_stream
+from clearstate.audio.streams import STDIO, as_stdio, is_stream
 from clearstate.cli.batch import Outcome, Progress, Worker, run_batch
-from clearstate.cli.inputs import STDIO, Job, Plan, gather, one_name, too_long
+from clearstate.cli.inputs import Job, Plan, gather, one_name, too_long
 from clearstate.cli.terminal import UsageError, explain, note
 from clearstate.cli.verbs import AsJson, Inputs, Jobs, Overwrite, Track, check_model, check_pipes, close, lengths
 

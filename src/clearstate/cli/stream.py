@@ -2,12 +2,18 @@
 
 import sys
 from enum import Enum
-from typing import Annotated, BinaryIO
+from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
 
 from clearstate.cli.terminal import UsageError, explain, note
 from clearstate.cli.verbs import check_stdin, check_stdout
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from clearstate.tasks.stream import Stream
 
 
 class Format(str, Enum):
@@ -59,7 +65,7 @@ def run(
         note(f"clearstate: {stream.bad_samples} samples were NaN or infinite and became silence")
 
 
-def pump(stream, source: BinaryIO, sink: BinaryIO, channels: int, sample_format: Format) -> None:
+def pump(stream: "Stream", source: BinaryIO, sink: BinaryIO, channels: int, sample_format: Format) -> None:
     """Pass everything from `source` through `stream` to `sink`; partial samples wait for their other bytes.
 
     Raises:
@@ -82,7 +88,7 @@ def pump(stream, source: BinaryIO, sink: BinaryIO, channels: int, sample_format:
         )
 
 
-def decode(data: bytes, channels: int, sample_format: Format):
+def decode(data: bytes, channels: int, sample_format: Format) -> "NDArray[np.float32]":
     """Bytes to float32 samples (channels, n) in [-1, 1]."""
     import numpy as np
 
@@ -93,7 +99,7 @@ def decode(data: bytes, channels: int, sample_format: Format):
     return np.ascontiguousarray(flat.reshape(-1, channels).T)  # (channels, n)
 
 
-def encode(samples, sample_format: Format) -> bytes:
+def encode(samples: "NDArray[np.float32]", sample_format: Format) -> bytes:
     """Float samples (channels, n) to bytes; integers are rounded and held within their range."""
     import numpy as np
 

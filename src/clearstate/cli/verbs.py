@@ -10,9 +10,9 @@ import typer
 
 from clearstate import __version__
 from clearstate.audio.paths import native_name
-from clearstate.audio.streams import is_stream
+from clearstate.audio.streams import STDIO, is_stream
 from clearstate.cli.batch import Outcome
-from clearstate.cli.inputs import STDIO, Job
+from clearstate.cli.inputs import Job
 from clearstate.cli.terminal import UsageError, abandon_stdout, note
 
 Inputs = Annotated[

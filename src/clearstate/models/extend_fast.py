@@ -53,6 +53,7 @@ class ExtendFastConfig:
 class ExtendFast(nn.Module):
     """See the module's drawing. Maps narrow (b, n), sinc-interpolated to 48 kHz, to wide (b, n), n >= 1."""
 
+    Config = ExtendFastConfig
     task = "extend"
     causal = False
     window: Tensor

@@ -81,6 +81,7 @@ class FineBlock(nn.Module):
 class Live(nn.Module):
     """See the module's drawing. Maps noisy (b, n) to enhanced (b, n); `step` does the same hop by hop."""
 
+    Config = LiveConfig
     causal = True
     window: Tensor
 

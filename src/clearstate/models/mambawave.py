@@ -172,6 +172,7 @@ class Prior(NamedTuple):
 class MambaWave(nn.Module):
     """See the drawing. Maps narrow (b, n) at 48 kHz to wide (b, n), any n >= 1."""
 
+    Config = MambaWaveConfig
     task = "extend"
     causal = False
     is_diffusion = True

@@ -77,6 +77,7 @@ class Layer(nn.Module):
 class MambaWaveAsPublished(nn.Module):
     """See the drawing. Maps narrow (b, n) at 48 kHz, which must end at 12 kHz, to wide (b, n), any n >= 1."""
 
+    Config = AsPublishedConfig
     task = "extend"
     causal = False
     is_diffusion = True

@@ -310,6 +310,7 @@ class Branches(nn.Module):
 class MPSENet(nn.Module):
     """See the module's drawing. Maps noisy (b, n) to enhanced (b, n); every output depends on the whole signal."""
 
+    Config = MPSENetConfig
     causal = False
     predicts_spectrum = True  # forward knows `with_spectrum`
     window: Tensor

@@ -254,6 +254,7 @@ class S4M(nn.Module):
     All items of a batch have the same length: the non-causal form's statistics are those of the whole signal.
     """
 
+    Config = S4MConfig
     task = "separate"
 
     def __init__(self, config: S4MConfig | None = None) -> None:

@@ -314,6 +314,7 @@ class Fusion(nn.Module):
 class SAF(nn.Module):
     """See the module's drawing. Maps noisy (b, n) to enhanced (b, n); if causal, `step` does the same hop by hop."""
 
+    Config = SAFConfig
     window: Tensor
     synthesis: Tensor
 

@@ -80,6 +80,7 @@ def mixer(config: SEMambaConfig) -> nn.Module:
 class SEMamba(nn.Module):
     """See the module's drawing. Maps noisy (b, n) to enhanced (b, n); every output depends on the whole signal."""
 
+    Config = SEMambaConfig
     causal = False
     predicts_spectrum = True  # forward knows `with_spectrum`
     window: Tensor

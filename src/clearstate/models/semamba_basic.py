@@ -94,6 +94,7 @@ class SEMambaBasic(nn.Module):
     all of the past at every step, so it is not offered as a stream.
     """
 
+    Config = SEMambaBasicConfig
     window: Tensor
     synthesis: Tensor
 

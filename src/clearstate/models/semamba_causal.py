@@ -189,6 +189,7 @@ class CausalBlock(nn.Module):
 class SEMambaCausal(nn.Module):
     """See the module's drawing. Maps noisy (b, n) to enhanced (b, n); `step` does the same hop by hop."""
 
+    Config = SEMambaCausalConfig
     causal = True
     predicts_spectrum = True  # forward knows `with_spectrum`
     window: Tensor

@@ -83,6 +83,7 @@ class SeparateFast(nn.Module):
     All items of a batch have the same length.
     """
 
+    Config = SeparateFastConfig
     task = "separate"
     causal = False
     window: Tensor

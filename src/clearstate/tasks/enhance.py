@@ -13,9 +13,9 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from clearstate.audio.io import STDIO, BrokenOffError, check_target, open_reader, open_writer, until_broken
+from clearstate.audio.io import BrokenOffError, check_target, open_reader, open_writer, until_broken
 from clearstate.audio.rates import whole_rate
-from clearstate.audio.streams import is_stream
+from clearstate.audio.streams import STDIO, is_stream
 from clearstate.runtime import open_model
 from clearstate.tasks.chain import BLOCK_SECONDS, check_channels_mode, open_chain
 from clearstate.tasks.first_pass import survey

@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 from clearstate.audio import tags
 from clearstate.audio.bandwidth import HOP, N_FFT, power_spectrum, upper_edge
 from clearstate.audio.conditioning import Offset
-from clearstate.audio.io import STDIO, BrokenOffError, check_target, open_reader, open_writer, until_broken
+from clearstate.audio.io import BrokenOffError, check_target, open_reader, open_writer, until_broken
 from clearstate.audio.rates import whole_rate
-from clearstate.audio.streams import is_stream
+from clearstate.audio.streams import STDIO, is_stream
 from clearstate.runtime import open_model
 from clearstate.runtime.contract import ExtensionModel
 from clearstate.tasks.blocks import Layout, Overlapping

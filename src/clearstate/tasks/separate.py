@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from clearstate.audio.atomic import write_text
 from clearstate.audio.io import (
     CONTAINERS,
-    STDIO,
     BrokenOffError,
     check_target,
     open_reader,
@@ -30,7 +29,7 @@ from clearstate.audio.io import (
 )
 from clearstate.audio.mono import MEAN, Mix, find_mix, mix_of
 from clearstate.audio.rates import whole_rate
-from clearstate.audio.streams import is_stream
+from clearstate.audio.streams import STDIO, is_stream
 from clearstate.runtime import open_model
 from clearstate.tasks.chain import Chain
 from clearstate.tasks.enhance import Enhancer
