@@ -12,6 +12,7 @@ Verbs that turn files into files share `inputs.plan` (what to read and where to 
 worker processes, failures at the end, Ctrl-C).
 """
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Annotated
@@ -21,7 +22,7 @@ import typer
 from clearstate import __version__
 from clearstate.cli import convert, doctor, enhance, extend, leaderboard, models, plot, score, separate, stream, train
 from clearstate.cli.signals import unwind_when_terminated
-from clearstate.cli.terminal import CommandError, abandon_stdout, explain, fail
+from clearstate.cli.terminal import CommandError, abandon_stdout, explain, fail, show_log
 
 VERBS: dict[str, Callable[..., None]] = {
     "enhance": enhance.run,
@@ -68,9 +69,22 @@ def _about(
     """
 
 
+def threads_sleep() -> None:
+    """Let threads that wait for others sleep, not spin: spinning takes the processor from those that are waited for.
+
+    On a machine with other work, or with a limit on processor time, a program that spins is many times slower. OpenMP
+    reads these variables when PyTorch loads it; what the user has set stays.
+    """
+    settings = {"OMP_WAIT_POLICY": "passive", "KMP_BLOCKTIME": "0"}  # GNU; LLVM and Intel
+    if not any(name in os.environ for name in (*settings, "GOMP_SPINCOUNT")) and "torch" not in sys.modules:
+        os.environ.update(settings)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line and leave with its exit code: 0 done, 1 something failed, 2 wrong use, 130 interrupted."""
     unwind_when_terminated()
+    show_log()
+    threads_sleep()
     try:
         app(args=list(argv) if argv is not None else None, prog_name="clearstate")
     except CommandError as error:

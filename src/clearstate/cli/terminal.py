@@ -1,5 +1,6 @@
 """What every verb says and how: errors in one line, notes on stderr, never a surprise on stdout."""
 
+import logging
 import os
 import sys
 import traceback
@@ -21,6 +22,18 @@ class UsageError(CommandError):
 def note(message: str) -> None:
     """Print a line on stderr."""
     print(message, file=sys.stderr, flush=True)
+
+
+class _Notes(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        note(f"clearstate: {record.getMessage()}")
+
+
+def show_log() -> None:
+    """Print what the package logs as notes."""
+    logger = logging.getLogger("clearstate")
+    logger.setLevel(logging.INFO)
+    logger.handlers = [_Notes()]
 
 
 def fail(message: str, exit_code: int) -> NoReturn:
