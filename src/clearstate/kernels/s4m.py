@@ -11,7 +11,6 @@ A norm over frames and channels is one multiplication and one addition for each 
 """
 
 import numpy as np
-from numba import prange
 
 from clearstate.kernels.cache import njit
 
@@ -270,125 +269,58 @@ def unfold(moments, sums, per_item, per_item_back, count, weight, scale, stats, 
 
 
 # ------------------------------------------------------------------------------------------------------- all tasks
-# Written out, because Numba's cache keeps only functions of the module. The serial ones are for small arrays and for
-# forked processes, in which threads cannot be started again.
+# Written out, because Numba's cache keeps only functions of the module.
 
 
 @njit(nogil=True, cache=True)
-def span_serial(tasks, frames):
-    for task in range(tasks):
-        _span(task, frames)
-
-
-@njit(nogil=True, cache=True, parallel=True)
-def span_parallel(tasks, frames):
-    for task in prange(tasks):
-        _span(task, frames)
-
-
-@njit(nogil=True, cache=True)
-def moments_serial(tasks, x, sums):
-    for task in range(tasks):
-        _moments(task, x, sums)
-
-
-@njit(nogil=True, cache=True, parallel=True)
-def moments_parallel(tasks, x, sums):
-    for task in prange(tasks):
+def moments(part, parts, tasks, x, sums):
+    for task in range(part, tasks, parts):
         _moments(task, x, sums)
 
 
 @njit(nogil=True, cache=True)
-def norm_serial(tasks, x, A, B, slope, y):
-    for task in range(tasks):
-        _norm(task, x, A, B, slope, y)
-
-
-@njit(nogil=True, cache=True, parallel=True)
-def norm_parallel(tasks, x, A, B, slope, y):
-    for task in prange(tasks):
+def norm(part, parts, tasks, x, A, B, slope, y):
+    for task in range(part, tasks, parts):
         _norm(task, x, A, B, slope, y)
 
 
 @njit(nogil=True, cache=True)
-def norm_sums_serial(tasks, x, A, B, slope, dy, sums):
-    for task in range(tasks):
-        _norm_sums(task, x, A, B, slope, dy, sums)
-
-
-@njit(nogil=True, cache=True, parallel=True)
-def norm_sums_parallel(tasks, x, A, B, slope, dy, sums):
-    for task in prange(tasks):
+def norm_sums(part, parts, tasks, x, A, B, slope, dy, sums):
+    for task in range(part, tasks, parts):
         _norm_sums(task, x, A, B, slope, dy, sums)
 
 
 @njit(nogil=True, cache=True)
-def norm_back_serial(tasks, x, A, B, slope, dy, C1, C2, dx):
-    for task in range(tasks):
-        _norm_back(task, x, A, B, slope, dy, C1, C2, dx)
-
-
-@njit(nogil=True, cache=True, parallel=True)
-def norm_back_parallel(tasks, x, A, B, slope, dy, C1, C2, dx):
-    for task in prange(tasks):
+def norm_back(part, parts, tasks, x, A, B, slope, dy, C1, C2, dx):
+    for task in range(part, tasks, parts):
         _norm_back(task, x, A, B, slope, dy, C1, C2, dx)
 
 
 @njit(nogil=True, cache=True)
-def modulate_serial(tasks, x, A, B, gate, shift, y):
-    for task in range(tasks):
-        _modulate(task, x, A, B, gate, shift, y)
-
-
-@njit(nogil=True, cache=True, parallel=True)
-def modulate_parallel(tasks, x, A, B, gate, shift, y):
-    for task in prange(tasks):
+def modulate(part, parts, tasks, x, A, B, gate, shift, y):
+    for task in range(part, tasks, parts):
         _modulate(task, x, A, B, gate, shift, y)
 
 
 @njit(nogil=True, cache=True)
-def modulate_sums_serial(tasks, x, A, B, gate, dy, sums, dgate, dshift):
-    for task in range(tasks):
-        _modulate_sums(task, x, A, B, gate, dy, sums, dgate, dshift)
-
-
-@njit(nogil=True, cache=True, parallel=True)
-def modulate_sums_parallel(tasks, x, A, B, gate, dy, sums, dgate, dshift):
-    for task in prange(tasks):
+def modulate_sums(part, parts, tasks, x, A, B, gate, dy, sums, dgate, dshift):
+    for task in range(part, tasks, parts):
         _modulate_sums(task, x, A, B, gate, dy, sums, dgate, dshift)
 
 
 @njit(nogil=True, cache=True)
-def modulate_back_serial(tasks, x, A, gate, dy, C1, C2, dx):
-    for task in range(tasks):
-        _modulate_back(task, x, A, gate, dy, C1, C2, dx)
-
-
-@njit(nogil=True, cache=True, parallel=True)
-def modulate_back_parallel(tasks, x, A, gate, dy, C1, C2, dx):
-    for task in prange(tasks):
+def modulate_back(part, parts, tasks, x, A, gate, dy, C1, C2, dx):
+    for task in range(part, tasks, parts):
         _modulate_back(task, x, A, gate, dy, C1, C2, dx)
 
 
 @njit(nogil=True, cache=True)
-def convolve_serial(tasks, x, weight, bias, stride, around, y):
-    for task in range(tasks):
-        _convolve(task, x, weight, bias, stride, around, y)
-
-
-@njit(nogil=True, cache=True, parallel=True)
-def convolve_parallel(tasks, x, weight, bias, stride, around, y):
-    for task in prange(tasks):
+def convolve(part, parts, tasks, x, weight, bias, stride, around, y):
+    for task in range(part, tasks, parts):
         _convolve(task, x, weight, bias, stride, around, y)
 
 
 @njit(nogil=True, cache=True)
-def convolve_back_serial(tasks, x, weight, stride, around, dy, dx, sums):
-    for task in range(tasks):
-        _convolve_back(task, x, weight, stride, around, dy, dx, sums)
-
-
-@njit(nogil=True, cache=True, parallel=True)
-def convolve_back_parallel(tasks, x, weight, stride, around, dy, dx, sums):
-    for task in prange(tasks):
+def convolve_back(part, parts, tasks, x, weight, stride, around, dy, dx, sums):
+    for task in range(part, tasks, parts):
         _convolve_back(task, x, weight, stride, around, dy, dx, sums)

@@ -15,7 +15,7 @@ conjugate pair are summed everywhere.
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from clearstate.kernels.autograd import operator
 from clearstate.kernels.backend import backend
-from clearstate.kernels.threads import threads_for
+from clearstate.kernels.threads import in_parts, threads_for
 
 KINDS = ("legs", "inv", "lin", "dplr")
 METHODS = ("bilinear", "zoh")
@@ -374,9 +374,14 @@ def scan_op(u: Tensor, a: Tensor, b: Tensor, c: Tensor, state: Tensor) -> tuple[
 
     tasks = len(u) * -(-u.shape[2] // kernels.WIDTH)
     y, last = u.new_empty(u.shape), u.new_empty(state.shape)
-    parallel = threads_for(tasks, u.numel() * a.shape[1]) > 1
-    kernel: Any = kernels.forward_parallel if parallel else kernels.forward_serial
-    kernel(tasks, *arrays(u, a, b, c, state), y.numpy(), last.numpy())
+    in_parts(
+        kernels.forward,
+        threads_for(tasks, u.numel() * a.shape[1]),
+        tasks,
+        *arrays(u, a, b, c, state),
+        y.numpy(),
+        last.numpy(),
+    )
     return y, last
 
 
@@ -395,9 +400,12 @@ def scan_backward_op(
     tasks = len(u) * -(-u.shape[2] // kernels.WIDTH)
     du, dstate = u.new_empty(u.shape), u.new_empty(state.shape)
     da, db, dc = (u.new_zeros(len(u), *a.shape) for _ in range(3))
-    parallel = threads_for(tasks, u.numel() * a.shape[1]) > 1
-    kernel: Any = kernels.backward_parallel if parallel else kernels.backward_serial
-    kernel(tasks, *arrays(u, a, b, c, state, dy, dlast, du, da, db, dc, dstate))
+    in_parts(
+        kernels.backward,
+        threads_for(tasks, u.numel() * a.shape[1]),
+        tasks,
+        *arrays(u, a, b, c, state, dy, dlast, du, da, db, dc, dstate),
+    )
     return [du, da.sum(0), db.sum(0), dc.sum(0), dstate]
 
 

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from clearstate.audio.contrast import ContrastStretcher
 from clearstate.audio.resample import Resampler
+from clearstate.kernels.threads import inference
 
 Array = NDArray[Any]
 
@@ -242,7 +243,7 @@ def stepwise(model: Any, channels: int) -> Callable[[Array], Array]:
 
     def advance(x: Array) -> Array:
         nonlocal state
-        with torch.inference_mode():
+        with inference(model):
             y, state = model.step(torch.from_numpy(x).to(device), state)
         return y.cpu().numpy()
 
@@ -285,7 +286,7 @@ class BlockRunner:
     def _block(self, noisy: Array, last: bool) -> Array:
         if not noisy.shape[1]:
             return np.zeros((2, len(noisy), 0), dtype=np.float32)
-        with torch.inference_mode():
+        with inference(self.model):
             x = torch.from_numpy(np.ascontiguousarray(noisy)).to(self.device)
             # Channel by channel: a batch would be no faster on a CPU, and need the memory of all at once.
             parts = [self.model(channel[None], *known) for channel, known in zip(x, self.known, strict=True)]

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from clearstate.audio.bandwidth import HOP, N_FFT, power_spectrum, upper_edge
 from clearstate.audio.io import STDIO, check_target, open_reader, open_writer
 from clearstate.ssm.s4 import fft_size
+from clearstate.kernels.threads import inference
 from clearstate.tasks.chain import device_of
 from clearstate.tasks.enhance import as_floats, as_type
 
@@ -373,7 +374,7 @@ class Blocks:
         told: dict[str, Any] = {"progress": self._progress(share)} if self.tells else {}
         if self.places:  # the same noise in both blocks where they overlap
             told["position"] = self._position
-        with torch.inference_mode():
+        with inference(self.model):
             narrow = torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32)).to(self.device)[None]
             wide = self.model(narrow, bandwidth_hz=self.reach, **self.sampling, **told)
             change = (wide - narrow)[0].cpu().double()

@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from clearstate.audio.resample import Resampler
+from clearstate.kernels.threads import inference
 
 Array = NDArray[Any]
 
@@ -96,4 +97,5 @@ def survey(model: Any, sample_rate: int, channels: int, blocks: Iterable[Array],
         return None
     device = next(model.parameters()).device
     pieces, gain = (torch.from_numpy(x).to(device) for x in (heard.pieces(), heard.gain()))
-    return [model.overview(pieces[c : c + 1], gain[c].view(1, 1)) for c in range(channels)]
+    with inference(model):
+        return [model.overview(pieces[c : c + 1], gain[c].view(1, 1)) for c in range(channels)]

@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from clearstate.audio.resample import Resampler
+from clearstate.kernels.threads import inference
 from clearstate.tasks.chain import device_of
 
 Array = NDArray[Any]
@@ -183,7 +184,7 @@ class CausalBlocks:
         if not whole:
             return X[:, :0], np.zeros((self.speakers, 0))
         ready, self._held = self._held[:, :whole], self._held[:, whole:].copy()
-        with torch.inference_mode():
+        with inference(self.model):
             mono = torch.from_numpy(ready.mean(0, keepdims=True).astype(np.float32)).to(device_of(self.model))
             y, self.state = self.model.step(mono, self.state)
         drop = min(self._early, whole)
@@ -202,7 +203,7 @@ class CausalBlocks:
 def separate_once(model: torch.nn.Module, X: Array) -> Array:
     """The model on the mean of the channels X (channels, n): float64 (speakers, n)."""
     mono = torch.from_numpy(X.mean(0, keepdims=True).astype(np.float32)).to(device_of(model))
-    with torch.inference_mode():
+    with inference(model):
         return model(mono)[0].cpu().numpy().astype(np.float64)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clearstate.kernels.backend import backend
-from clearstate.kernels.threads import threads_for
+from clearstate.kernels.threads import in_parts, threads_for
 
 
 class Depthwise(nn.Module):
@@ -141,8 +141,7 @@ def run(name: str, items: int, frames: int, *arguments: Any) -> None:
 
     arrays = [a.detach().numpy() if isinstance(a, Tensor) else a for a in arguments]
     tasks = s4m_cpu.tasks_for(items, frames)
-    parallel = threads_for(tasks, arrays[0].size) > 1
-    getattr(s4m_cpu, f"{name}_parallel" if parallel else f"{name}_serial")(tasks, *arrays)
+    in_parts(getattr(s4m_cpu, name), threads_for(tasks, arrays[0].size), tasks, *arrays)
 
 
 def task_sums(x: Tensor, rows: int, frames: int) -> Tensor:
