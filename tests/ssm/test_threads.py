@@ -81,10 +81,10 @@ def noise(seed: int, seconds: float = 0.5) -> np.ndarray:
     return np.random.default_rng(seed).normal(0, 0.1, int(seconds * RATE)).astype(np.float32)
 
 
-@pytest.fixture(scope="module", params=["live", "semamba-causal-1"])  # below the limit for one thread, and above it
-def enhancer(request):
-    torch.manual_seed(0)
-    return clearstate.Enhancer(clearstate.build(request.param))
+@pytest.fixture(params=[threads.SMALL_MODEL, 0], ids=["one-thread", "two-threads"])
+def enhancer(request, monkeypatch):
+    monkeypatch.setattr(threads, "SMALL_MODEL", request.param)
+    return clearstate.Enhancer(clearstate.build("live"))
 
 
 def streamed(model, x):

@@ -239,7 +239,9 @@ class CausalRunner:
 
 def stepwise(model: Any, channels: int) -> Callable[[Array], Array]:
     """The model's `step` with its state kept: samples (channels, m * hop) in, as many out."""
-    device, state = device_of(model), model.init_state(channels)
+    device = device_of(model)
+    with inference(model):
+        state = model.init_state(channels)
 
     def advance(x: Array) -> Array:
         nonlocal state

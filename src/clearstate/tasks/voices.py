@@ -172,7 +172,8 @@ class CausalBlocks:
 
     def __init__(self, model: Any, channels: int) -> None:
         self.model, self.speakers, self.hop, self.late = model, int(model.speakers), int(model.hop), int(model.latency)
-        self.state = model.init_state(1)
+        with inference(model):
+            self.state = model.init_state(1)
         self._held = np.zeros((channels, 0))  # less than a hop
         self._heard = np.zeros((channels, 0))  # whose estimates have not come out
         self._early = self.late  # samples to drop, so that the rest is aligned
