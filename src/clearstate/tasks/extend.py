@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 
 from clearstate.audio.bandwidth import HOP, N_FFT, power_spectrum, upper_edge
 from clearstate.audio.io import STDIO, check_target, open_reader, open_writer
-from clearstate.ssm.s4 import fft_size
 from clearstate.kernels.threads import inference
+from clearstate.ssm.s4 import fft_size
 from clearstate.tasks.chain import device_of
 from clearstate.tasks.enhance import as_floats, as_type
 
