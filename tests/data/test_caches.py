@@ -89,7 +89,7 @@ def a_file(cache: Path):
 
 
 def a_dangling_link(cache: Path):
-    cache.symlink_to("/nonexistent/folder")
+    cache.symlink_to(cache.parent / "missing" / "folder")
 
 
 @pytest.mark.parametrize("harm", [a_file, a_dangling_link])

@@ -136,7 +136,7 @@ def a_file(folder):
 
 def a_dangling_link(folder):
     folder.parent.mkdir(parents=True)
-    folder.symlink_to("/nonexistent/folder")
+    folder.symlink_to(folder.parent / "missing" / "folder")
 
 
 @pytest.mark.parametrize("harm", [a_file, a_dangling_link])
@@ -188,7 +188,7 @@ def test_a_full_disk_leaves_nothing_behind(places, monkeypatch, caplog):
 
 def test_a_new_folder_replaces_those_of_earlier_versions_only(places, tmp_path):
     beside = places[0].parent
-    for name, owner in (("mine", str(cache.PACKAGE)), ("gone", "/nonexistent"), ("other", str(tmp_path))):
+    for name, owner in (("mine", str(cache.PACKAGE)), ("gone", str(tmp_path / "missing")), ("other", str(tmp_path))):
         (beside / name).mkdir(parents=True)
         (beside / name / cache.OWNER).write_text(owner)
     (beside / "unmarked").mkdir()

@@ -11,6 +11,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
+from clearstate.kernels.blas import quick_products
+
 SMALL = 1 << 17  # element-states (or elements) under which a second thread costs more than it saves: 0.1 ms of work
 SMALL_MODEL = 400_000  # parameters; threads that wait for each other after every layer gain little on a model below
 
@@ -55,7 +57,7 @@ def _pool() -> ThreadPoolExecutor:
 
 @contextmanager
 def inference(model: nn.Module) -> Iterator[None]:
-    """`torch.inference_mode`, with the number of threads that suits the model; the caller's number afterwards.
+    """`torch.inference_mode` with the threads and the library for products that suit; the caller's settings afterwards.
 
     A small model runs on one thread. Beside other work, or under a limit on processor time, the threads of PyTorch wait
     for each other after every layer, which makes a small model up to 70 times slower than one thread is.
@@ -67,7 +69,7 @@ def inference(model: nn.Module) -> Iterator[None]:
     if alone:
         torch.set_num_threads(1)
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), quick_products():
             yield
     finally:
         if alone:
