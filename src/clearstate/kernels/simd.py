@@ -21,7 +21,9 @@ from clearstate.kernels.scan_loops import EXP2, LOG2E
 
 LANES = 16
 FAST = {"contract", "nsz", "arcp"}  # a * b + c is one instruction; sums stay in the order in which they are written
-inner_njit: Any = numba.njit(fastmath=FAST)  # for what compiled code calls
+inner_njit: Any = numba.njit(
+    fastmath=FAST, no_cpython_wrapper=True, no_cfunc_wrapper=True
+)  # for what compiled code calls
 intrinsic: Any = numba.extending.intrinsic  # whose first parameter, the typing context, callers do not pass
 
 _SCALAR, _INTEGER = ir.FloatType(), ir.IntType(32)

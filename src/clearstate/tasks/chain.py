@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from clearstate.audio.contrast import ContrastStretcher
 from clearstate.audio.resample import Resampler
+from clearstate.kernels import live as compiled
 from clearstate.kernels.threads import inference
 
 Array = NDArray[Any]
@@ -196,8 +197,8 @@ class CausalRunner:
     def __init__(self, model: Any, channels: int, live: bool = False, warm_up: bool = False) -> None:
         self.delay = int(model.latency)
         self.hop = self.grid = int(model.hop)
-        compiled = model.begin_stream(channels) if live and hasattr(model, "begin_stream") else None
-        self.advance: Callable[[Array], Array] = compiled or stepwise(model, channels)
+        fused = live and compiled.supports(model)
+        self.advance: Callable[[Array], Array] = (compiled.open_stream if fused else stepwise)(model, channels)
         self._held = np.zeros((channels, 0), dtype=np.float32)  # less than a hop
         self._noisy = np.zeros((channels, self.delay), dtype=np.float32)  # to come out beside its enhanced form
         # So many samples wait until the model has heard all of them once.
