@@ -105,7 +105,7 @@ class PastDenseBlock(nn.Module):
 
     def forward(self, x: Tensor, moments_of: MomentsOf = codec.own_moments) -> Tensor:
         """(b, t, f, c) to the same."""
-        if codec.compiled(x) and x.shape[0] * x.shape[1] <= TILED:
+        if codec.fast(x) and x.shape[0] * x.shape[1] <= TILED:
             return codec.in_tiles(self.layers, x, moments_of)
         maps = [x]
         for layer in self.layers:

@@ -26,7 +26,6 @@ from clearstate.kernels.live.layers import (
     dense,
     normalise,
     place,
-    rounded,
     tape_of,
 )
 from clearstate.kernels.live.mamba import MixerSizes, mixer_sizes, mixer_step, mixer_tape
@@ -42,6 +41,7 @@ from clearstate.kernels.simd import (
     load,
     power,
     root,
+    rounded,
     silu,
     splat,
     store,
