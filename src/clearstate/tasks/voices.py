@@ -177,7 +177,6 @@ class CausalBlocks:
         self._held = np.zeros((channels, 0))  # less than a hop
         self._heard = np.zeros((channels, 0))  # whose estimates have not come out
         self._early = self.late  # samples to drop, so that the rest is aligned
-        self._rest = 0  # samples of silence that were pushed at the end
 
     def push(self, X: Array) -> tuple[Array, Array]:
         self._held, self._heard = (np.concatenate([held, X], axis=1) for held in (self._held, self._heard))
