@@ -22,6 +22,7 @@ import numpy as np
 import torch
 
 from clearstate.kernels.backend import backend, use_backend
+from clearstate.kernels.live import open_stream, supports
 from clearstate.models import build, load_model
 from clearstate.tasks.stream import Stream
 
@@ -60,10 +61,9 @@ def hops(call: Callable[[], Any], count: int) -> dict[str, float]:
 
 def stepper(model: Any, batch: int, compiled: bool = True) -> Callable[[], Any]:
     """The model alone, hop by hop on noise, by its compiled step if it has one; its state goes round."""
-    begun = model.begin_stream(batch) if compiled and hasattr(model, "begin_stream") else None
-    if begun is not None:
-        hop = noise(batch, model.hop)
-        return lambda: begun(hop)
+    if compiled and supports(model):
+        stream, hop = open_stream(model, batch), noise(batch, model.hop)
+        return lambda: stream(hop)
     advance = model.step
     x = torch.from_numpy(noise(batch, model.hop))
     state = [model.init_state(batch)]
@@ -78,10 +78,9 @@ def stepper(model: Any, batch: int, compiled: bool = True) -> Callable[[], Any]:
 def offline(model: Any, seconds: float = 10.0) -> list[tuple[str, float, float, float]]:
     """Forms of the model on a whole signal: name, RTF on the wall, RTF of the processor, largest difference."""
     x = torch.from_numpy(noise(1, int(seconds * model.sample_rate) // model.hop * model.hop))
-    state = model.init_state(1)
     forms: dict[str, Callable[[], torch.Tensor]] = {"layer by layer": lambda: model(x)}
-    if hasattr(model, "step_compiled"):
-        forms["compiled"] = lambda: model.step_compiled(x, state)[0]
+    if supports(model):
+        forms["compiled"] = lambda: torch.from_numpy(open_stream(model, 1)(x.numpy()))
 
     def timed(form: Callable[[], torch.Tensor], times: int) -> tuple[float, float, torch.Tensor]:
         wall, cpu = [], []
@@ -165,7 +164,7 @@ def main() -> None:
     with use_backend("reference"):
         row("step, plain PyTorch (reference)", stepper(model, 1, compiled=False), hop, max(200, wanted.hops // 10))
     row("step, layer by layer", stepper(model, 1, compiled=False), hop, wanted.hops)
-    if hasattr(model, "begin_stream"):
+    if supports(model):
         row("step, compiled", stepper(model, 1), hop, wanted.hops)
     for rate, channels in ((model.sample_rate, 1), (48_000, 1), (44_100, 2)):
         chunk = noise(channels, round(rate * hop))

@@ -1,9 +1,14 @@
 """The default model keeps every contract, scales with its input, and says its latency and size truly."""
 
+import copy
+import pickle
+
+import numpy as np
 import pytest
 import torch
 from contracts import CAUSAL, OFFLINE, noise
 
+from clearstate.kernels.live import open_stream, supports
 from clearstate.models import build
 from clearstate.models.live import LiveConfig
 from clearstate.ssm import use_backend
@@ -85,78 +90,84 @@ def shaken(**values):
     return model
 
 
+def streamed(model, x, hops=1):
+    """x (b, n) through a compiled stream, so many hops at a time."""
+    stream = open_stream(model, len(x))
+    return torch.cat([torch.from_numpy(stream(piece.numpy())) for piece in x.split(hops * model.hop, dim=-1)], dim=-1)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("values", CONFIGS)
-def test_the_compiled_step_is_the_readable_network(values, monkeypatch):
+@pytest.mark.parametrize("hops", [1, 3])
+def test_the_compiled_stream_is_the_readable_network(values, hops):
     model = shaken(**values)
-    state = model.init_state(2)
-    for hops in (1, 3, 1):  # states carried on in both forms
-        x = noise(2, hops * model.hop, 0.1, hops)
-        before = [s.clone() for s in flat((x, state))]
-        with monkeypatch.context() as only:
-            only.setattr(model, "step", None)  # what it would fall back to
-            ours = model.step_compiled(x, state)
-        for now, then in zip(flat((x, state)), before, strict=True):
-            assert torch.equal(now, then), "the compiled step wrote into something it was given"
-        readable = model.step(x, state)
-        for a, b in zip(flat(ours), flat(readable), strict=True):
-            torch.testing.assert_close(a, b, atol=2e-5, rtol=1e-4)
-        state = ours[1]
+    assert supports(model)
+    x = noise(2, 9 * model.hop, 0.1)
+    before = x.clone()
+    y, _ = model.step(x, model.init_state(2))
+    torch.testing.assert_close(streamed(model, x, hops), y, atol=2e-5, rtol=1e-4)
+    assert torch.equal(x, before), "the stream wrote into what it was given"
 
 
-@torch.no_grad()
-def test_the_compiled_step_steps_aside_where_it_does_not_apply(model):
-    x, state = noise(1, model.hop), model.init_state(1)
-    expected = model.step(x, state)[0]
+@pytest.mark.parametrize(
+    "values",
+    [{"channels": 24}, {"gathered": 4, "bands": 18}, {"fine_bins": 8}, {"blocks": 0}, {"n_fft": 322, "hop": 161}],
+)
+def test_other_widths_are_left_to_the_readable_network(values):
+    assert not supports(shaken(**values))
+
+
+def test_other_precision_models_and_backends_are_left_to_the_readable_network(model):
+    assert supports(model)
+    assert not supports(shaken().double())
+    assert not supports(build("semamba-basic-causal"))
+    assert not supports(torch.nn.Linear(1, 1))
     with use_backend("reference"):
-        torch.testing.assert_close(model.step_compiled(x, state)[0], expected, atol=2e-5, rtol=1e-3)
-    with torch.enable_grad():
-        assert model.step_compiled(x, state)[0].requires_grad
-    narrow = shaken(channels=24, heads=3)
-    y = narrow.step_compiled(x, narrow.init_state(1))[0]
-    assert torch.equal(y, narrow.step(x, narrow.init_state(1))[0])
-    with pytest.raises(ValueError, match="hold the last 1 back"):
-        model.step_compiled(noise(1, model.hop + 1), state)
+        assert not supports(model)
 
 
-@torch.no_grad()
+@pytest.mark.parametrize("shape", [(1, 257), (2, 256), (256,)])
+def test_a_chunk_of_another_shape_is_refused(model, shape):
+    with pytest.raises(ValueError, match=r"expected \(1, a multiple of hop=256\)"):
+        open_stream(model, 1)(np.zeros(shape, np.float32))
+
+
 def test_nan_in_one_stream_stays_there_and_stays_visible(model):
-    x = noise(3, model.hop)
-    expected, _ = model.step_compiled(x, model.init_state(3))
+    x = noise(3, 2 * model.hop)
+    expected = streamed(model, x)
     x[1, 7] = torch.nan
-    y, state = model.step_compiled(x, model.init_state(3))
+    y = streamed(model, x)
     assert torch.equal(y[::2], expected[::2])
-    y, _ = model.step_compiled(x, state)
-    assert y[1].isnan().any() and y[::2].isfinite().all()
+    assert y[1, model.hop :].isnan().any()
+
+
+def test_silence_is_silent_in_the_compiled_stream(model):
+    assert not streamed(model, torch.zeros(1, 5 * model.hop)).any()
 
 
 @torch.no_grad()
-def test_silence_is_silent_in_the_compiled_step(model):
-    y, state = model.step_compiled(torch.zeros(1, 5 * model.hop), model.init_state(1))
-    assert not y.any() and all(part.isfinite().all() for part in flat(state))
-
-
-@torch.no_grad()
-def test_the_compiled_frame_follows_a_change_of_the_weights():
-    model, x = build("live").eval(), noise(1, 256)
-    first, _ = model.step_compiled(x, model.init_state(1))
+def test_a_stream_has_the_weights_of_its_beginning():
+    model, x = build("live").eval(), noise(1, 256).numpy()
+    stream = open_stream(model, 1)
     model.head.bias.mul_(0.5)
-    second, _ = model.step_compiled(x, model.init_state(1))
-    assert (second - first).abs().max() > 1e-3
+    assert np.abs(stream(x) - open_stream(model, 1)(x)).max() > 1e-3
+
+
+def test_a_copy_of_a_stream_goes_on_by_itself(model):
+    x = noise(1, 3 * model.hop).numpy().reshape(3, 1, -1)
+    stream = open_stream(model, 1)
+    stream(x[0])
+    copied, packed = copy.deepcopy(stream), pickle.loads(pickle.dumps(stream))
+    expected = [stream(piece) for piece in x[1:]]
+    for other in (copied, packed):
+        np.testing.assert_array_equal([other(piece) for piece in x[1:]], expected)
 
 
 @torch.no_grad()
-def test_a_stream_in_the_compiled_step_is_the_offline_output(model):
-    x, state, out = noise(2, 20 * model.hop), model.init_state(2), []
-    for piece in x.split(model.hop, dim=-1):
-        y, state = model.step_compiled(piece, state)
-        out.append(y)
+def test_a_compiled_stream_is_the_offline_output(model):
+    x = noise(2, 20 * model.hop)
     offline = model(x)[:, : -model.latency]
-    torch.testing.assert_close(torch.cat(out, -1)[:, model.latency :], offline, atol=2e-5, rtol=1e-3)
-
-
-def flat(nested):
-    return [nested] if isinstance(nested, torch.Tensor) else [x for part in nested for x in flat(part)]
+    torch.testing.assert_close(streamed(model, x)[:, model.latency :], offline, atol=2e-5, rtol=1e-3)
 
 
 def test_another_config_builds_and_an_unknown_value_is_named():

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from clearstate.models.parts import s4m_ops
-from clearstate.models.parts.s4m_ops import compiled, depthwise, global_modulate, global_norm
+from clearstate.kernels.backend import fast
+from clearstate.models.parts.s4m_ops import depthwise, global_modulate, global_norm
 from clearstate.models.s4m import S4M, S4MConfig
 from clearstate.ssm import use_backend
 
@@ -18,7 +18,7 @@ def compared(function, *inputs):
     for backend in ("auto", "reference"):
         leaves = [x.clone().requires_grad_() if isinstance(x, torch.Tensor) else x for x in inputs]
         with use_backend(backend):
-            assert compiled(inputs[0]) == (backend == "auto")
+            assert fast(inputs[0], gradient=True) == (backend == "auto")
             y = function(*leaves)
             weight = torch.randn_like(y) if weight is None else weight
             given = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
@@ -114,4 +114,4 @@ def test_the_whole_model_is_the_same_in_both_forms(every_scale):
 
 
 def test_half_precision_takes_the_plain_form():
-    assert not s4m_ops.compiled(torch.zeros(1, dtype=torch.bfloat16))
+    assert not fast(torch.zeros(1, dtype=torch.bfloat16), gradient=True)

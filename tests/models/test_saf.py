@@ -9,7 +9,6 @@ from doubles import shaken
 from torch.nn import functional as F
 
 from clearstate.models import build
-from clearstate.models.parts.saf_ops import shifted
 from clearstate.models.saf import (
     SAF,
     BandAttention,
@@ -19,6 +18,7 @@ from clearstate.models.saf import (
     SAFConfig,
     TCNBlock,
     rms,
+    shifted,
 )
 from clearstate.train.losses import negative_si_sdr
 from clearstate.train.objective import Objective

@@ -10,7 +10,6 @@ from clearstate.ssm.s4 import (
     S4,
     S4State,
     convolve,
-    diagonal_init,
     diagonal_kernel,
     diagonal_scan,
     discretise,
@@ -22,9 +21,6 @@ from clearstate.ssm.s4 import (
 CASES = [
     ("legs", "bilinear"),
     ("legs", "zoh"),
-    ("inv", "bilinear"),
-    ("inv", "zoh"),
-    ("lin", "zoh"),
     ("dplr", "bilinear"),
 ]
 
@@ -200,7 +196,7 @@ def test_a_kernel_for_another_length_is_refused():
 
 @pytest.mark.parametrize("length", [1, 2, 3, 10, 1000])
 def test_the_blocked_kernel_is_the_sum_of_powers(length):
-    A, B = (torch.from_numpy(x).expand(4, -1) for x in diagonal_init("legs", 16))
+    A, B = (torch.from_numpy(x).expand(4, -1) for x in hippo_legs(16)[:2])
     A_bar, B_bar = discretise(A, B, torch.logspace(-3, -1, 4).double())
     weights = torch.randn(2, 4, 8, dtype=torch.complex128) * B_bar
     powers = A_bar[..., None] ** torch.arange(length)
@@ -212,9 +208,6 @@ def test_published_initial_values():
     legs = hippo_legs(16)[0]
     np.testing.assert_allclose(legs.real, -0.5)
     assert (legs.imag > 0).all() and len(legs) == 8
-    inv, lin = (diagonal_init(kind, 16)[0] for kind in ("inv", "lin"))
-    np.testing.assert_allclose(inv.imag[0], 16 / np.pi * 15)
-    np.testing.assert_allclose(lin.imag, np.pi * np.arange(8))
 
 
 @pytest.mark.parametrize("method", ["bilinear", "zoh"])
@@ -247,7 +240,7 @@ def test_the_ledger_of_a_layer():
     """Section 5 of the S4M code's hyper-parameters: 512 channels, 16 states, two directions."""
     counts = {kind: sum(p.numel() for p in S4(512, 16, kind).parameters()) for kind in KINDS}
     assert counts["dplr"] == 568_320 - 1_024  # without its layer norm
-    assert {counts[kind] for kind in ("legs", "inv", "lin")} == {counts["dplr"] - 8_192}
+    assert counts["legs"] == counts["dplr"] - 8_192
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ def run() -> None:
     `clearstate doctor`
     """
     wrong = 0
-    for examine in (_python, _torch, _scan, _codecs, _extras, _models, _speed):
+    for examine in (_python, _torch, _scan, _cache, _codecs, _extras, _models, _speed):
         for finding in _safely(examine):
             wrong += finding.state == "wrong"
             print(f"{finding.state:<7} {finding.what:<12} {finding.detail}", flush=True)
@@ -86,6 +86,21 @@ def _scan() -> Iterator[Finding]:
     else:
         detail = f"{name}: the slow form" + "".join(f" ({warning.message})" for warning in said)
         yield Finding("wrong", "scan", detail, "unset CLEARSTATE_SCAN if it is set; pip install --upgrade numba")
+
+
+def _cache() -> Iterator[Finding]:
+    """Where compiled kernels are kept. Without such a place everything works; each start compiles again."""
+    from clearstate.kernels.cache import cache_folders, reason_unwritable
+
+    best, *others = cache_folders() or (None,)
+    reason = reason_unwritable(best) if best else "no home folder"
+    if best and reason is None:
+        yield Finding("ok", "cache", f"compiled kernels are in {best}; to clear: rm -r {best.parent}")
+    else:
+        usable = next((folder for folder in others if folder and reason_unwritable(folder) is None), None)
+        instead = f"they are in {usable}" if usable else "each start compiles them again"
+        detail = f"compiled kernels cannot be kept in {best or 'a cache folder'} ({reason}): {instead}"
+        yield Finding("absent", "cache", detail, "set XDG_CACHE_HOME to a folder that you can write to")
 
 
 def _codecs() -> Iterator[Finding]:

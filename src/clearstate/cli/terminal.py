@@ -2,6 +2,7 @@
 
 import codecs
 import errno
+import logging
 import os
 import re
 import sys
@@ -70,6 +71,18 @@ def home_expanded(words: Sequence[str]) -> list[str]:
         return (found[1] or "") + os.path.expanduser(found[2]) if found and not os.path.lexists(word) else word
 
     return [expanded(word) for word in words]
+
+
+class _Notes(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        note(f"clearstate: {record.getMessage().removeprefix('clearstate: ')}")
+
+
+def show_log() -> None:
+    """Print what the package logs as notes."""
+    logger = logging.getLogger("clearstate")
+    logger.setLevel(logging.INFO)
+    logger.handlers = [_Notes()]
 
 
 def fail(message: str, exit_code: int) -> NoReturn:

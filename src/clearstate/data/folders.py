@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
 import tempfile
@@ -24,6 +25,8 @@ from clearstate.audio.paths import Found, native_name, walk
 from clearstate.audio.quiet import quiet
 from clearstate.audio.rates import whole_rate
 from clearstate.data.shards import BrokenClipError, Clip, Progress, default_cache
+
+logger = logging.getLogger(__name__)
 
 AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au", ".w64", ".caf", ".sph"})
 MARGIN = 0.02  # s read before and after a crop that is resampled, so that the filter has settled at its ends
@@ -201,8 +204,8 @@ def scan(
         digest.update(os.fsencode(path) + f"\0{state}\n".encode())
     folder = Path(cache).expanduser() if cache is not None else default_cache()
     kept = folder / f"scan-{digest.hexdigest()[:16]}.json"
-    if kept.is_file():
-        return [(frames, rate) for frames, rate in json.loads(kept.read_text(encoding="utf-8"))]
+    if (known := _recall(kept, len(paths))) is not None:
+        return known
 
     def header(path: Path) -> tuple[int, int]:
         try:
@@ -220,8 +223,35 @@ def scan(
             headers.append(found)
             if progress is not None and (done % 256 == 0 or done == len(paths)):
                 progress(name, done, len(paths))
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=folder, prefix=".scan-", delete=False, encoding="utf-8") as file:
-        json.dump(headers, file)
-    Path(file.name).replace(kept)
+    try:
+        _keep(kept, headers)
+    except OSError as error:
+        logger.warning(f"{kept} cannot be written ({error.strerror or error}): the next start reads the headers again")
     return headers
+
+
+def _recall(kept: Path, count: int) -> list[tuple[int, int]] | None:
+    """The headers that an earlier scan of `count` files kept; None if there are none, or not what it wrote."""
+    try:
+        headers = [(frames, rate) for frames, rate in json.loads(kept.read_text(encoding="utf-8"))]
+        if len(headers) != count or not all(type(f) is type(r) is int and f >= 0 and r > 0 for f, r in headers):
+            raise ValueError("not what was written")
+        return headers
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, TypeError) as error:
+        logger.warning(f"{kept} is not used ({error}): the headers are read again")
+        return None
+
+
+def _keep(kept: Path, headers: list[tuple[int, int]]) -> None:
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=kept.parent, prefix=".scan-", delete=False, encoding="utf-8") as file:
+        partial = Path(file.name)
+        try:
+            json.dump(headers, file)
+            file.flush()
+            partial.replace(kept)
+        except OSError:
+            partial.unlink(missing_ok=True)
+            raise

@@ -9,14 +9,17 @@ parallel, into a folder of the cache:
     <cache>/<name>-<rate>-<digest>/index.json    where each begins, its scale, its levels, its labels
 
 Crops are then slices of a memory map, shared by all workers. The folder appears under its name only when it is
-complete.
+complete. A folder that is damaged is decoded again; without a cache that can be written to, a set is decoded into a
+temporary folder that goes when the process ends.
 """
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import io
 import json
+import logging
 import os
 import re
 import shutil
@@ -25,6 +28,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -38,6 +42,8 @@ from clearstate.audio.length import inspect_bytes
 from clearstate.audio.mono import to_mono
 from clearstate.audio.quiet import quiet
 from clearstate.audio.rates import whole_rate
+
+logger = logging.getLogger(__name__)
 
 FORMAT = 1  # of the cache; a higher number makes old folders invisible
 Progress = Callable[[str, int, int], None]  # (set name, clips done, clips in all)
@@ -56,7 +62,6 @@ class Clip:
     source: str  # the corpus it came from
     samples: int  # at the rate of its set
     level_db: float | None = None  # RMS of the active parts, dBFS; None until somebody has decoded it
-    floor_db: float | None = None  # RMS of the quietest tenth, dBFS
     licence: str = ""
     split: str = ""  # "train", "valid" or "test" where the corpus says so
 
@@ -79,11 +84,24 @@ class ShardSet:
         index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
         self.name: str = index["name"]
         self.rate: int = index["rate"]  # Hz
-        self.clips: Sequence[Clip] = [Clip(**row) for row in index["clips"]]
+        self.clips: Sequence[Clip] = [_clip(**row) for row in index["clips"]]
         self.broken: list[str] = index["broken"]
         self._starts = np.array(index["starts"], np.int64)
         self._scales = np.array(index["scales"], np.float32)
         self._audio: np.ndarray | None = None
+        self._check()
+
+    def _check(self) -> None:
+        """ValueError unless the index fits itself and the audio beside it."""
+        samples = np.array([clip.samples for clip in self.clips], np.int64)
+        ends = samples.cumsum()
+        size = (self.folder / "audio.i16").stat().st_size
+        if len(self._scales) != len(samples) or not np.array_equal(self._starts, ends - samples):
+            raise ValueError("index.json contradicts itself")
+        if not len(samples) or samples.min() < 1 or not (np.isfinite(self._scales) & (self._scales > 0)).all():
+            raise ValueError("index.json holds clips without audio")
+        if size != 2 * ends[-1]:
+            raise ValueError(f"audio.i16 holds {size} bytes, index.json says {2 * ends[-1]}")
 
     def read(self, index: int, start: int = 0, length: int | None = None) -> np.ndarray:
         """Samples [start, start + length) of clip `index` as float32, shorter where the clip ends."""
@@ -98,9 +116,17 @@ class ShardSet:
         return self.__dict__ | {"_audio": None}  # a worker that is spawned maps the file itself
 
 
+def _clip(floor_db: float | None = None, **row: Any) -> Clip:
+    """A clip from its row in an index; `floor_db` is in those that earlier versions wrote."""
+    return Clip(**row)
+
+
 def default_cache() -> Path:
-    """$CLEARSTATE_CACHE, or ~/.cache/clearstate."""
-    return Path(os.environ.get("CLEARSTATE_CACHE", "~/.cache/clearstate")).expanduser()
+    """$CLEARSTATE_CACHE, or ~/.cache/clearstate; without a home, a folder among the temporary files."""
+    try:
+        return Path(os.environ.get("CLEARSTATE_CACHE") or "~/.cache/clearstate").expanduser()
+    except RuntimeError:
+        return Path(tempfile.gettempdir(), "clearstate-cache")
 
 
 def open_shards(
@@ -122,26 +148,61 @@ def open_shards(
     name = index.stem
     cache = Path(cache).expanduser() if cache is not None else default_cache()
     folder = cache / f"{name}-{rate}-{_digest(index, rows, rate)}"
-    if not (folder / "index.json").is_file():
-        cache.mkdir(parents=True, exist_ok=True)
-        making = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=cache))
+    opened = _open_decoded(folder)
+    if opened is None:
+        decode = partial(_decode_all, name, index.parent, rows, rate, progress=progress)
         try:
-            _decode_all(name, index.parent, rows, rate, making, progress)
-            making.chmod(0o755)
-            try:
-                making.rename(folder)
-            except OSError:  # another process finished the same set first: theirs is as good
-                if not (folder / "index.json").is_file():
-                    raise
-        finally:
-            shutil.rmtree(making, ignore_errors=True)
-    opened = ShardSet(folder)
+            opened = ShardSet(_decode_into(folder, decode))
+        except OSError as error:  # read-only, full, a file in the place of a folder
+            why = error.strerror or error
+            logger.warning(f"decoded audio cannot be kept in {cache} ({why}): it is decoded for this run only")
+            temporary = Path(tempfile.mkdtemp(prefix=f"clearstate-{name}-"))
+            atexit.register(_remove_own, temporary, os.getpid())
+            decode(temporary)
+            opened = ShardSet(temporary)
     if opened.broken:
         shown = ", ".join(opened.broken[:3]) + (", ..." if len(opened.broken) > 3 else "")
         warnings.warn(
             f"{name}: {len(opened.broken)} of {len(rows)} files could not be decoded and are left out: {shown}"
         )
     return opened
+
+
+def _open_decoded(folder: Path) -> ShardSet | None:
+    """The decoded set in a folder of the cache; None if there is none, or none that is whole."""
+    try:
+        return ShardSet(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # what a damaged index can raise
+        logger.warning(f"{folder} is damaged ({type(error).__name__}: {error}); it is decoded again")
+        return None
+
+
+def _decode_into(folder: Path, decode: Callable[[Path], None]) -> Path:
+    """Decode beside a folder of the cache, and give it its name when it is complete; the folder that holds the set."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    making = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        decode(making)
+        making.chmod(0o755)
+        try:
+            making.rename(folder)
+        except OSError:  # another process finished the same set first, which is as good, or what is there is damaged
+            if _open_decoded(folder) is None:
+                if folder.is_dir() and not folder.is_symlink():
+                    shutil.rmtree(folder)
+                else:
+                    folder.unlink(missing_ok=True)
+                making.rename(folder)
+    finally:
+        shutil.rmtree(making, ignore_errors=True)
+    return folder
+
+
+def _remove_own(folder: Path, process: int) -> None:
+    if os.getpid() == process:  # not in a copy of the process made by fork
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def read_index(index: Path) -> list[dict[str, Any]]:
@@ -260,15 +321,12 @@ def _decode_all(
 
 def describe(row: dict[str, Any], audio: np.ndarray, rate: int) -> Clip:
     """The Clip of an index row, with its levels measured."""
-    power = np.sort(frame_power(audio, rate))
-    floor = float(power[: max(1, len(power) // 10)].mean())
     return Clip(
         key=row["file"],
         owner=row.get("speaker") or row.get("group") or "",
         source=row.get("source", ""),
         samples=len(audio),
         level_db=max(active_level(audio, rate), -120.0),
-        floor_db=10 * float(np.log10(floor + 1e-12)),
         licence=row.get("licence", ""),
         split=row.get("split", ""),
     )

@@ -17,6 +17,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 VARIABLE = "CLEARSTATE_SCAN"
 NAMES = ("auto", "numba", "triton", "reference", "parallel")
@@ -46,6 +50,15 @@ def backend(device: str = "cpu") -> str:
         raise RuntimeError(f"backend {kernel!r} was asked for and cannot run: {reason}")
     _warn_slow(kernel, reason)
     return "reference"
+
+
+def fast(x: "Tensor", *, gradient: bool = False) -> bool:
+    """Whether a compiled kernel takes this tensor: float32, on the CPU, no gradient asked for unless it has one."""
+    import torch
+
+    if torch.compiler.is_compiling() or (torch.is_grad_enabled() and not gradient):
+        return False
+    return x.dtype == torch.float32 and x.device.type == "cpu" and backend("cpu") == "numba"
 
 
 def requested() -> str:

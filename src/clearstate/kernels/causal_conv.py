@@ -5,7 +5,6 @@ of channels. The last `taps - 1` inputs stay in scratch rows, so the input is re
 """
 
 import numpy as np
-from numba import prange
 
 from clearstate.kernels.cache import njit
 from clearstate.kernels.scan import CHUNK, FAST, GROUPS, _copy
@@ -111,24 +110,12 @@ def _backward_task(task, size, strides, x, weight, bias, past, reverse, dy, dlas
 
 
 @njit(fastmath=FAST, nogil=True, cache=True)
-def forward_serial(tasks, size, strides, x, weight, bias, past, reverse, y, last):
-    for task in range(tasks):
-        _forward_task(task, size, strides, x, weight, bias, past, reverse, y, last)
-
-
-@njit(fastmath=FAST, nogil=True, cache=True, parallel=True)
-def forward_parallel(tasks, size, strides, x, weight, bias, past, reverse, y, last):
-    for task in prange(tasks):
+def forward(part, parts, tasks, size, strides, x, weight, bias, past, reverse, y, last):
+    for task in range(part, tasks, parts):
         _forward_task(task, size, strides, x, weight, bias, past, reverse, y, last)
 
 
 @njit(fastmath=FAST, nogil=True, cache=True)
-def backward_serial(tasks, size, strides, x, weight, bias, past, reverse, dy, dlast, dx, dweight, dpast):
-    for task in range(tasks):
-        _backward_task(task, size, strides, x, weight, bias, past, reverse, dy, dlast, dx, dweight, dpast)
-
-
-@njit(fastmath=FAST, nogil=True, cache=True, parallel=True)
-def backward_parallel(tasks, size, strides, x, weight, bias, past, reverse, dy, dlast, dx, dweight, dpast):
-    for task in prange(tasks):
+def backward(part, parts, tasks, size, strides, x, weight, bias, past, reverse, dy, dlast, dx, dweight, dpast):
+    for task in range(part, tasks, parts):
         _backward_task(task, size, strides, x, weight, bias, past, reverse, dy, dlast, dx, dweight, dpast)

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import prange
 from torch import Tensor
 
 from clearstate.kernels.cache import njit
@@ -26,8 +25,7 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     x = x.contiguous()
     b, t, f, c = x.shape
     sums = np.empty((b, PARTS, 2, c), np.float64)
-    kernel = _moments_parallel if threads_for(b * PARTS, x.numel()) > 1 else _moments_serial
-    kernel(x.view(b, t, f * c).numpy(), c, sums)
+    in_parts(_moments, threads_for(b * PARTS, x.numel()), x.view(b, t, f * c).numpy(), c, sums)
     counts = np.diff(np.arange(PARTS + 1) * t // PARTS)[:, None] * f  # bins x frames of each part
     means, squares = sums[:, :, 0], sums[:, :, 1]  # squares: of the deviations from the part's mean
     mean = (means * counts).sum(1) / (t * f)
@@ -39,9 +37,9 @@ def affine_prelu(x: Tensor, scale: Tensor, shift: Tensor, slope: Tensor, places:
     """PReLU(x scale + shift), written to each place: a contiguous (b, t, f, wider) tensor and its first channel."""
     x = x.contiguous()
     b, t, f, c = x.shape
-    kernel = _affine_parallel if threads_for(b * t, x.numel()) > 1 else _affine_serial
     (first, at), rest = places[0], places[1:]
-    kernel(
+    in_parts(
+        _affine, threads_for(b * t, x.numel()),
         x.view(b, t, f, c).numpy(), scale.numpy(), shift.numpy(), slope.detach().numpy(),
         first.numpy(), at, *(argument for i in range(2) for argument in _place(rest, i)),
     )  # fmt: skip
@@ -103,14 +101,8 @@ def _moments_task(task, x, c, sums):
 
 
 @njit(fastmath=FAST, nogil=True, cache=True)
-def _moments_serial(x, c, sums):
-    for task in range(x.shape[0] * PARTS):
-        _moments_task(task, x, c, sums)
-
-
-@njit(fastmath=FAST, nogil=True, cache=True, parallel=True)
-def _moments_parallel(x, c, sums):
-    for task in prange(x.shape[0] * PARTS):
+def _moments(part, parts, x, c, sums):
+    for task in range(part, x.shape[0] * PARTS, parts):
         _moments_task(task, x, c, sums)
 
 
@@ -139,14 +131,8 @@ def _affine_task(task, x, scale, shift, slope, one, at_one, two, at_two, three, 
 
 
 @njit(fastmath=FAST, nogil=True, cache=True)
-def _affine_serial(x, scale, shift, slope, one, at_one, two, at_two, three, at_three):
-    for task in range(x.shape[0] * x.shape[1]):
-        _affine_task(task, x, scale, shift, slope, one, at_one, two, at_two, three, at_three)
-
-
-@njit(fastmath=FAST, nogil=True, cache=True, parallel=True)
-def _affine_parallel(x, scale, shift, slope, one, at_one, two, at_two, three, at_three):
-    for task in prange(x.shape[0] * x.shape[1]):
+def _affine(part, parts, x, scale, shift, slope, one, at_one, two, at_two, three, at_three):
+    for task in range(part, x.shape[0] * x.shape[1], parts):
         _affine_task(task, x, scale, shift, slope, one, at_one, two, at_two, three, at_three)
 
 

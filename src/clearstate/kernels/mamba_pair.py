@@ -25,7 +25,6 @@ from torch.nn import functional as F
 
 from clearstate.kernels.cache import njit
 from clearstate.kernels.fast_exp import LARGEST, WITHIN, decay, power, quick_silu, quick_softplus
-from clearstate.kernels.live.layers import rounded, rounded_up
 from clearstate.kernels.matmul import Panels, as_fours, as_panels, filled, multiply, multiply_fours
 from clearstate.kernels.simd import (
     FAST,
@@ -35,6 +34,8 @@ from clearstate.kernels.simd import (
     inner_njit,
     larger,
     load,
+    rounded,
+    rounded_up,
     smaller,
     splat,
     spread,
@@ -42,7 +43,6 @@ from clearstate.kernels.simd import (
     total,
 )
 from clearstate.kernels.threads import in_parts, threads_for
-from clearstate.ssm import Mamba, MambaBlock
 
 STEPS = 64  # of a row that go through a mixer at a time
 GROUP = 8  # states whose recurrences are in registers together
@@ -85,8 +85,8 @@ class Shape(NamedTuple):
     reverse: bool
 
 
-def mix(x: Tensor, ahead: MambaBlock, back: MambaBlock, merge: torch.nn.Linear) -> Tensor:
-    """x + merge(ahead(x), back(x)) of rows (r, l, c), without gradients."""
+def mix(x: Tensor, ahead: Any, back: Any, merge: torch.nn.Linear) -> Tensor:
+    """x + merge(ahead(x), back(x)) of rows (r, l, c), without gradients; each an `ssm.MambaBlock`, back in reverse."""
     r, _, c = x.shape
     fill = -c % LANES
     to_ahead, to_back = (part.detach() for part in merge.weight.chunk(2, dim=1))  # (c, c) each
@@ -112,7 +112,7 @@ def _in_memory(x: Tensor) -> Any:
     return torch.as_strided(x, (x.numel(),), (1,)).numpy()
 
 
-def shape(mixer: Mamba) -> Shape:
+def shape(mixer: Any) -> Shape:
     c, states = mixer.in_proj.in_features, -(-mixer.d_state // GROUP) * GROUP
     assert mixer.dt_rank <= LANES
     return Shape(
@@ -120,7 +120,7 @@ def shape(mixer: Mamba) -> Shape:
     )
 
 
-def side(block: MambaBlock, join: Tensor) -> Side:
+def side(block: Any, join: Tensor) -> Side:
     """The weights of a mixer in the order of their use; `join` (c, c) is its half of the joining layer."""
     mixer, size = block.mixer, shape(block.mixer)
     inner, rank, n = mixer.d_inner, mixer.dt_rank, mixer.d_state
@@ -130,7 +130,6 @@ def side(block: MambaBlock, join: Tensor) -> Side:
     to_rank, to_b, to_c = mixer.x_proj.weight.T.detach().split([rank, n, n], dim=1)  # (d, ...)
     states = torch.cat([F.pad(to_b, (0, more)), F.pad(to_c, (0, more))], 1)
     rates = -torch.exp(mixer.A_log.detach()) * LOG2E  # (d, n)
-    assert mixer.conv1d.bias is not None
     fastest = rates.abs().amax(1)  # (d,)
     limit = torch.clamp(LARGEST / fastest.amax(), max=3e38).view(1)
     return Side(

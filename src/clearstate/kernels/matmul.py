@@ -14,12 +14,12 @@ import numpy as np
 from torch import Tensor
 from torch.nn import functional as F
 
-from clearstate.kernels.live.layers import rounded_up
 from clearstate.kernels.simd import (
     LANES,
     apart,
     inner_njit,
     load,
+    rounded_up,
     splat,
     spread,
     spread_four,

@@ -7,7 +7,6 @@ back computes them again. `s4.recurrence` is the slow twin.
 """
 
 import numpy as np
-from numba import prange
 
 from clearstate.kernels.cache import njit
 from clearstate.kernels.scan import FAST
@@ -79,24 +78,12 @@ def _backward_task(task, u, a, b, c, state, dy, dlast, du, da, db, dc, dstate):
 
 
 @njit(fastmath=FAST, nogil=True, cache=True)
-def forward_serial(tasks, u, a, b, c, state, y, last):
-    for task in range(tasks):
-        _forward_task(task, u, a, b, c, state, y, last)
-
-
-@njit(fastmath=FAST, nogil=True, cache=True, parallel=True)
-def forward_parallel(tasks, u, a, b, c, state, y, last):
-    for task in prange(tasks):
+def forward(part, parts, tasks, u, a, b, c, state, y, last):
+    for task in range(part, tasks, parts):
         _forward_task(task, u, a, b, c, state, y, last)
 
 
 @njit(fastmath=FAST, nogil=True, cache=True)
-def backward_serial(tasks, u, a, b, c, state, dy, dlast, du, da, db, dc, dstate):
-    for task in range(tasks):
-        _backward_task(task, u, a, b, c, state, dy, dlast, du, da, db, dc, dstate)
-
-
-@njit(fastmath=FAST, nogil=True, cache=True, parallel=True)
-def backward_parallel(tasks, u, a, b, c, state, dy, dlast, du, da, db, dc, dstate):
-    for task in prange(tasks):
+def backward(part, parts, tasks, u, a, b, c, state, dy, dlast, du, da, db, dc, dstate):
+    for task in range(part, tasks, parts):
         _backward_task(task, u, a, b, c, state, dy, dlast, du, da, db, dc, dstate)

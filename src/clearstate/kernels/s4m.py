@@ -10,10 +10,14 @@ A norm over frames and channels is one multiplication and one addition for each 
     z = A x + B,   A = weight scale / sqrt(variance + eps),   B = bias - mean weight / sqrt(variance + eps)
 """
 
+from typing import Any
+
 import numpy as np
-from numba import prange
+import torch
+from torch import Tensor
 
 from clearstate.kernels.cache import njit
+from clearstate.kernels.threads import in_parts, threads_for
 
 FAST = {"contract", "nsz", "arcp"}  # nothing that assumes the absence of NaN
 CHUNK = 128  # frames of a task
@@ -270,125 +274,165 @@ def unfold(moments, sums, per_item, per_item_back, count, weight, scale, stats, 
 
 
 # ------------------------------------------------------------------------------------------------------- all tasks
-# Written out, because Numba's cache keeps only functions of the module. The serial ones are for small arrays and for
-# forked processes, in which threads cannot be started again.
+# Written out, because Numba's cache keeps only functions of the module.
 
 
 @njit(nogil=True, cache=True)
-def span_serial(tasks, frames):
-    for task in range(tasks):
-        _span(task, frames)
-
-
-@njit(nogil=True, cache=True, parallel=True)
-def span_parallel(tasks, frames):
-    for task in prange(tasks):
-        _span(task, frames)
-
-
-@njit(nogil=True, cache=True)
-def moments_serial(tasks, x, sums):
-    for task in range(tasks):
-        _moments(task, x, sums)
-
-
-@njit(nogil=True, cache=True, parallel=True)
-def moments_parallel(tasks, x, sums):
-    for task in prange(tasks):
+def moments(part, parts, tasks, x, sums):
+    for task in range(part, tasks, parts):
         _moments(task, x, sums)
 
 
 @njit(nogil=True, cache=True)
-def norm_serial(tasks, x, A, B, slope, y):
-    for task in range(tasks):
-        _norm(task, x, A, B, slope, y)
-
-
-@njit(nogil=True, cache=True, parallel=True)
-def norm_parallel(tasks, x, A, B, slope, y):
-    for task in prange(tasks):
+def norm(part, parts, tasks, x, A, B, slope, y):
+    for task in range(part, tasks, parts):
         _norm(task, x, A, B, slope, y)
 
 
 @njit(nogil=True, cache=True)
-def norm_sums_serial(tasks, x, A, B, slope, dy, sums):
-    for task in range(tasks):
-        _norm_sums(task, x, A, B, slope, dy, sums)
-
-
-@njit(nogil=True, cache=True, parallel=True)
-def norm_sums_parallel(tasks, x, A, B, slope, dy, sums):
-    for task in prange(tasks):
+def norm_sums(part, parts, tasks, x, A, B, slope, dy, sums):
+    for task in range(part, tasks, parts):
         _norm_sums(task, x, A, B, slope, dy, sums)
 
 
 @njit(nogil=True, cache=True)
-def norm_back_serial(tasks, x, A, B, slope, dy, C1, C2, dx):
-    for task in range(tasks):
-        _norm_back(task, x, A, B, slope, dy, C1, C2, dx)
-
-
-@njit(nogil=True, cache=True, parallel=True)
-def norm_back_parallel(tasks, x, A, B, slope, dy, C1, C2, dx):
-    for task in prange(tasks):
+def norm_back(part, parts, tasks, x, A, B, slope, dy, C1, C2, dx):
+    for task in range(part, tasks, parts):
         _norm_back(task, x, A, B, slope, dy, C1, C2, dx)
 
 
 @njit(nogil=True, cache=True)
-def modulate_serial(tasks, x, A, B, gate, shift, y):
-    for task in range(tasks):
-        _modulate(task, x, A, B, gate, shift, y)
-
-
-@njit(nogil=True, cache=True, parallel=True)
-def modulate_parallel(tasks, x, A, B, gate, shift, y):
-    for task in prange(tasks):
+def modulate(part, parts, tasks, x, A, B, gate, shift, y):
+    for task in range(part, tasks, parts):
         _modulate(task, x, A, B, gate, shift, y)
 
 
 @njit(nogil=True, cache=True)
-def modulate_sums_serial(tasks, x, A, B, gate, dy, sums, dgate, dshift):
-    for task in range(tasks):
-        _modulate_sums(task, x, A, B, gate, dy, sums, dgate, dshift)
-
-
-@njit(nogil=True, cache=True, parallel=True)
-def modulate_sums_parallel(tasks, x, A, B, gate, dy, sums, dgate, dshift):
-    for task in prange(tasks):
+def modulate_sums(part, parts, tasks, x, A, B, gate, dy, sums, dgate, dshift):
+    for task in range(part, tasks, parts):
         _modulate_sums(task, x, A, B, gate, dy, sums, dgate, dshift)
 
 
 @njit(nogil=True, cache=True)
-def modulate_back_serial(tasks, x, A, gate, dy, C1, C2, dx):
-    for task in range(tasks):
-        _modulate_back(task, x, A, gate, dy, C1, C2, dx)
-
-
-@njit(nogil=True, cache=True, parallel=True)
-def modulate_back_parallel(tasks, x, A, gate, dy, C1, C2, dx):
-    for task in prange(tasks):
+def modulate_back(part, parts, tasks, x, A, gate, dy, C1, C2, dx):
+    for task in range(part, tasks, parts):
         _modulate_back(task, x, A, gate, dy, C1, C2, dx)
 
 
 @njit(nogil=True, cache=True)
-def convolve_serial(tasks, x, weight, bias, stride, around, y):
-    for task in range(tasks):
-        _convolve(task, x, weight, bias, stride, around, y)
-
-
-@njit(nogil=True, cache=True, parallel=True)
-def convolve_parallel(tasks, x, weight, bias, stride, around, y):
-    for task in prange(tasks):
+def convolve(part, parts, tasks, x, weight, bias, stride, around, y):
+    for task in range(part, tasks, parts):
         _convolve(task, x, weight, bias, stride, around, y)
 
 
 @njit(nogil=True, cache=True)
-def convolve_back_serial(tasks, x, weight, stride, around, dy, dx, sums):
-    for task in range(tasks):
+def convolve_back(part, parts, tasks, x, weight, stride, around, dy, dx, sums):
+    for task in range(part, tasks, parts):
         _convolve_back(task, x, weight, stride, around, dy, dx, sums)
 
 
-@njit(nogil=True, cache=True, parallel=True)
-def convolve_back_parallel(tasks, x, weight, stride, around, dy, dx, sums):
-    for task in prange(tasks):
-        _convolve_back(task, x, weight, stride, around, dy, dx, sums)
+# ---------------------------------------------------------------------------------- with gradients, for PyTorch
+
+
+def run(kernel: Any, items: int, frames: int, *arguments: Any) -> None:
+    """A kernel over all its tasks; tensors are passed as arrays."""
+    arrays = [a.detach().numpy() if isinstance(a, Tensor) else a for a in arguments]
+    tasks = tasks_for(items, frames)
+    in_parts(kernel, threads_for(tasks, arrays[0].size), tasks, *arrays)
+
+
+def task_sums(x: Tensor, rows: int, frames: int) -> Tensor:
+    """Room for the sums of each task over `frames` frames: (tasks, rows, h)."""
+    return x.new_empty(tasks_for(len(x), frames), rows, x.shape[2])
+
+
+def folded(x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """A, B (b, h) of the norm as z = A x + B; and for the way back the sums it was made from, and its statistics."""
+    b, frames, h = x.shape
+    sums, A, B = task_sums(x, 2, frames), x.new_empty(b, h), x.new_empty(b, h)
+    stats = torch.empty(b, 2, dtype=torch.float64)
+    run(moments, b, frames, x, sums)
+    arrays = [t.detach().numpy() for t in (weight, bias, scale)]
+    fold(sums.numpy(), len(sums) // b, frames * h, *arrays, eps, A.numpy(), B.numpy(), stats.numpy())
+    return A, B, sums, stats
+
+
+def unfolded(
+    x: Tensor, moments: Tensor, sums: Tensor, weight: Tensor, scale: Tensor, stats: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of weight, bias and scale (h,); and C1, C2 (b, h): x gets C1 + C2 x through the statistics."""
+    b, frames, h = x.shape
+    gradients = [np.zeros(h) for _ in range(3)]
+    C1, C2 = x.new_empty(b, h), x.new_empty(b, h)
+    unfold(
+        moments.numpy(), sums.numpy(), len(moments) // b, len(sums) // b, frames * h, weight.detach().numpy(),
+        scale.detach().numpy(), stats.numpy(), *gradients, C1.numpy(), C2.numpy(),
+    )  # fmt: skip
+    dweight, dbias, dscale = (torch.from_numpy(g).float() for g in gradients)
+    return dweight, dbias, dscale, C1, C2
+
+
+class GlobalNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, bias, slope, eps):
+        x, one = x.contiguous(), torch.ones_like(weight)
+        A, B, moments, stats = folded(x, weight, bias, one, eps)
+        y = torch.empty_like(x)
+        run(norm, *x.shape[:2], x, A, B, np.float32(slope.item()), y)
+        ctx.save_for_backward(x, weight, slope, one, A, B, moments, stats)
+        return y
+
+    @staticmethod
+    def backward(ctx, dy):
+        x, weight, slope, one, A, B, moments, stats = ctx.saved_tensors
+        dy, size = dy.contiguous(), x.shape[:2]
+        sums, dx = task_sums(x, 3, x.shape[1]), torch.empty_like(x)
+        run(norm_sums, *size, x, A, B, np.float32(slope.item()), dy, sums)
+        dweight, dbias, _, C1, C2 = unfolded(x, moments, sums, weight, one, stats)
+        run(norm_back, *size, x, A, B, np.float32(slope.item()), dy, C1, C2, dx)
+        return dx, dweight, dbias, sums[:, 2].double().sum().float().reshape(1), None
+
+
+class GlobalModulate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, bias, gate, shift, scale, eps):
+        x, gate, shift, scale = (tensor.contiguous() for tensor in (x, gate, shift, scale))
+        A, B, moments, stats = folded(x, weight, bias, scale, eps)
+        y = torch.empty_like(x)
+        run(modulate, *gate.shape[:2], x, A, B, gate, shift, y)
+        ctx.save_for_backward(x, weight, gate, scale, A, B, moments, stats)
+        return y
+
+    @staticmethod
+    def backward(ctx, dy):
+        x, weight, gate, scale, A, B, moments, stats = ctx.saved_tensors
+        dy, (b, frames, _) = dy.contiguous(), gate.shape
+        sums, dx, dgate, dshift = (
+            task_sums(x, 2, frames),
+            torch.empty_like(x),
+            torch.empty_like(gate),
+            torch.empty_like(gate),
+        )
+        run(modulate_sums, b, frames, x, A, B, gate, dy, sums, dgate, dshift)
+        dweight, dbias, dscale, C1, C2 = unfolded(x, moments, sums, weight, scale, stats)
+        run(modulate_back, b, frames, x, A, gate, dy, C1, C2, dx)
+        return dx, dweight, dbias, dgate, dshift, dscale, None
+
+
+class Depthwise(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, bias, stride, around):
+        x, taps = x.contiguous(), weight.T.contiguous()
+        y = x.new_empty(len(x), (x.shape[1] + 2 * around - len(taps)) // stride + 1, x.shape[2])
+        run(convolve, *y.shape[:2], x, taps, torch.zeros_like(taps[0]) if bias is None else bias, stride, around, y)
+        ctx.save_for_backward(x, taps)
+        ctx.stride, ctx.around, ctx.biased = stride, around, bias is not None
+        return y
+
+    @staticmethod
+    def backward(ctx, dy):
+        x, taps = ctx.saved_tensors
+        sums, dx = task_sums(x, len(taps) + 1, x.shape[1]), torch.empty_like(x)
+        run(convolve_back, *x.shape[:2], x, taps, ctx.stride, ctx.around, dy.contiguous(), dx, sums)
+        total = sums.double().sum(0).float()
+        return dx, total[:-1].T, total[-1] if ctx.biased else None, None, None

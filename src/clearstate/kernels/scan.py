@@ -12,7 +12,6 @@ are such slices) need no copy; the channel axis has stride 1. Optional inputs co
 """
 
 import numpy as np
-from numba import prange
 
 from clearstate.kernels.cache import njit
 from clearstate.kernels.scan_loops import (
@@ -191,35 +190,18 @@ def _backward_task(
 
 
 @njit(fastmath=FAST, nogil=True, cache=True)
-def forward_serial(tasks, size, strides, u, delta, a, b, c, d, z, bias, use_softplus, h0, reverse, y, h_last, kept):
-    for task in range(tasks):
-        _forward_task(task, size, strides, u, delta, a, b, c, d, z, bias, use_softplus, h0, reverse, y, h_last, kept)
-
-
-@njit(fastmath=FAST, nogil=True, cache=True, parallel=True)
-def forward_parallel(tasks, size, strides, u, delta, a, b, c, d, z, bias, use_softplus, h0, reverse, y, h_last, kept):
-    for task in prange(tasks):
+def forward(
+    part, parts, tasks, size, strides, u, delta, a, b, c, d, z, bias, use_softplus, h0, reverse, y, h_last, kept
+):
+    for task in range(part, tasks, parts):
         _forward_task(task, size, strides, u, delta, a, b, c, d, z, bias, use_softplus, h0, reverse, y, h_last, kept)
 
 
 @njit(fastmath=FAST, nogil=True, cache=True)
-def backward_serial(
-    tasks, size, strides, u, delta, a, b, c, d, z, bias, use_softplus, reverse, kept, dy, dh_last,
+def backward(part, parts, tasks, size, strides, u, delta, a, b, c, d, z, bias, use_softplus, reverse, kept, dy, dh_last,
     du, ddelta, da, db, dc, dd, dz, dh0,
 ):  # fmt: skip
-    for task in range(tasks):
-        _backward_task(
-            task, size, strides, u, delta, a, b, c, d, z, bias, use_softplus, reverse, kept, dy, dh_last,
-            du, ddelta, da, db, dc, dd, dz, dh0,
-        )  # fmt: skip
-
-
-@njit(fastmath=FAST, nogil=True, cache=True, parallel=True)
-def backward_parallel(
-    tasks, size, strides, u, delta, a, b, c, d, z, bias, use_softplus, reverse, kept, dy, dh_last,
-    du, ddelta, da, db, dc, dd, dz, dh0,
-):  # fmt: skip
-    for task in prange(tasks):
+    for task in range(part, tasks, parts):
         _backward_task(
             task, size, strides, u, delta, a, b, c, d, z, bias, use_softplus, reverse, kept, dy, dh_last,
             du, ddelta, da, db, dc, dd, dz, dh0,

@@ -48,24 +48,24 @@ NEAR2, FAR2, NEAR3, FAR3, NEAR4, FAR4 = NEAR**2, FAR**2, NEAR**3, FAR**3, NEAR**
 
 
 @contextmanager
-def lent_maps(x: Tensor, count: int, past: int = 0) -> Iterator[Tensor]:
-    """Memory for `count` transformed maps of the size of x (b, t, f, c): (count, b, 6, past + t, k, c); see `lent`."""
+def lent_maps(x: Tensor, count: int) -> Iterator[Tensor]:
+    """Memory for `count` transformed maps of the size of x (b, t, f, c): (count, b, 6, t, k, c); see `lent`."""
     b, t, f, c = x.shape
-    shape = (count, b, POINTS, past + t, -(-f // 4), c)
+    shape = (count, b, POINTS, t, -(-f // 4), c)
     with lent(math.prod(shape)) as memory:
         yield memory.view(shape)
 
 
-def enter(x: Tensor, scale: Tensor, shift: Tensor, slope: Tensor, out: Tensor, first: int = 0) -> None:
+def enter(x: Tensor, scale: Tensor, shift: Tensor, slope: Tensor, out: Tensor) -> None:
     """PReLU(x scale + shift), transformed along frequency.
 
     Args:
         x: (b, t, f, c), c a multiple of 16.   scale, shift: (b, c).   slope: (c,).
-        out: (b, 6, t or more, k, c).   first: the frame of `out` that x begins at.
+        out: (b, 6, t, k, c).
     """
     b, t = x.shape[:2]
     arrays = (a.detach().contiguous().numpy() for a in (x, scale, shift, slope))
-    in_parts(_enter_part, threads_for(b * t, x.numel()), *arrays, first, out.numpy())
+    in_parts(_enter_part, threads_for(b * t, x.numel()), *arrays, out.numpy())
 
 
 def convolve(maps: Tensor, conv: nn.Conv2d, out: Tensor) -> None:
@@ -157,7 +157,7 @@ def _from_points(m0, m1, m2, m3, m4):
 
 
 @inner_njit
-def _enter_frame(task, x, scale, shift, slope, first, out):
+def _enter_frame(task, x, scale, shift, slope, out):
     apart()
     frames, bins, c = x.shape[1:]
     item, t = task // frames, task % frames
@@ -168,7 +168,7 @@ def _enter_frame(task, x, scale, shift, slope, first, out):
     for j in range(0, c, LANES):
         a, b, s = load(scales, item * c + j), load(shifts, item * c + j), load(slope, j)
         p = task * bins * c + j
-        q = (item * POINTS * places + first + t) * tiles * c + j
+        q = (item * POINTS * places + t) * tiles * c + j
         x0, x1 = splat(np.float32(0)), _activated(flat, p, True, a, b, s)
         for tile in range(tiles):
             k = 4 * tile
@@ -297,9 +297,9 @@ def leave_frame(m, at, to_point, to_panel, bias, out, frame):
 
 
 @njit(fastmath=FAST, nogil=True, cache=True)
-def _enter_part(part, parts, x, scale, shift, slope, first, out):
+def _enter_part(part, parts, x, scale, shift, slope, out):
     for task in range(part, x.shape[0] * x.shape[1], parts):
-        _enter_frame(task, x, scale, shift, slope, first, out)
+        _enter_frame(task, x, scale, shift, slope, out)
 
 
 @njit(fastmath=FAST, nogil=True, cache=True)

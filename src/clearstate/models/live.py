@@ -10,29 +10,23 @@ The mask acts on the power-compressed spectrum, so a mask of one changes nothing
 
 The spectrum is divided by a running level before the network sees it: the output scales exactly with the input.
 
-Live sound comes hop by hop and takes `kernels/live/network.py`, the same arithmetic compiled into one function.
+For live sound `kernels/live` has the same arithmetic compiled into one function.
 
 b batch, t frames, f bins, k bands (fine: f / 4, coarse: config.bands), c channels.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clearstate.audio.stft import analyse, compress, expand, sqrt_hann, synthesise
-from clearstate.kernels.backend import backend
 from clearstate.models.parts.band_attention import BandAttention
 from clearstate.models.parts.running_level import running_power
 from clearstate.ssm import Mamba, MambaState
-
-if TYPE_CHECKING:
-    from clearstate.kernels.live.network import Packed
 
 
 @dataclass(frozen=True)
@@ -52,6 +46,9 @@ class LiveConfig:
     states: int = 8  # of Mamba, a channel
     heads: int = 3  # of the attention over bands
     wide: int = 96  # width of the Mamba over the whole band
+    wide_states: int = 16  # of that Mamba, a channel
+    gathered: int = 8  # channels of a band that it sees: enough for what all bands have in common
+    fine_bins: int = 4  # of a fine band, which sees half as many more on either side
 
 
 class LiveState(NamedTuple):
@@ -89,12 +86,12 @@ class Live(nn.Module):
         super().__init__()
         self.config = config = LiveConfig() if config is None else config
         fine, c, bands = config.fine_channels, config.channels, config.bands
-        self.fine_bands = config.n_fft // 8
+        self.fine_bands = config.n_fft // 2 // config.fine_bins
         self.sample_rate, self.hop = config.sample_rate, config.hop
         self.latency = config.n_fft - config.hop  # samples by which step() trails forward()
         self.register_buffer("window", sqrt_hann(config.n_fft), persistent=False)
-        # Encoder: 8 bins, half of them shared with the next band, to one fine band; fine bands to coarse ones.
-        self.bins_to_fine = nn.Linear(8 * 3, fine)
+        # Encoder: bins, half of them shared with the next band, to one fine band; fine bands to coarse ones.
+        self.bins_to_fine = nn.Linear(2 * config.fine_bins * 3, fine)
         self.encoder = nn.ModuleList(FineBlock(fine) for _ in range(config.fine_blocks))
         self.fine_to_bands = nn.Linear(self.fine_bands, bands, bias=False)
         self.widen = nn.Linear(fine, c)
@@ -102,23 +99,20 @@ class Live(nn.Module):
         self.time_norms = nn.ModuleList(nn.LayerNorm(c) for _ in range(config.blocks))
         self.time = nn.ModuleList(Mamba(c, d_state=config.states, expand=1) for _ in range(config.blocks))
         self.frequency = nn.ModuleList(BandAttention(c, config.heads) for _ in range(config.blocks))
-        # The whole band as one vector: 8 channels a band are enough for what all bands have in common.
-        self.gather = nn.Linear(c, 8)
-        self.wide_in = nn.Linear(8 * bands, config.wide)
+        # The whole band as one vector.
+        self.gather = nn.Linear(c, config.gathered)
+        self.wide_in = nn.Linear(config.gathered * bands, config.wide)
         self.wide_norm = nn.LayerNorm(config.wide)
-        self.wide = Mamba(config.wide, d_state=16)
-        self.wide_out = nn.Linear(config.wide, 8 * bands)
-        self.scatter = nn.Linear(8, c)
+        self.wide = Mamba(config.wide, d_state=config.wide_states)
+        self.wide_out = nn.Linear(config.wide, config.gathered * bands)
+        self.scatter = nn.Linear(config.gathered, c)
         # Decoder.
         self.narrow = nn.Linear(c, fine)
         self.bands_to_fine = nn.Linear(bands, self.fine_bands, bias=False)
         self.joins = nn.ModuleList(nn.Linear(2 * fine, fine) for _ in range(config.fine_blocks))
         self.decoder = nn.ModuleList(FineBlock(fine) for _ in range(config.fine_blocks))
         self.head_norm = nn.LayerNorm(fine)
-        self.head = nn.Linear(fine, 4 * 2)
-        self._packed_weights: Packed | None = None
-        self._watched: list[nn.Parameter] = []  # listed once: walking the modules costs more than the network
-        self._packed_at: tuple[int, int] | None = None
+        self.head = nn.Linear(fine, 2 * config.fine_bins)
         self._start_transparent()
 
     def _start_transparent(self) -> None:
@@ -129,7 +123,7 @@ class Live(nn.Module):
             self.fine_to_bands.weight.copy_(near / near.sum(1, keepdim=True) + 0.02 * torch.randn_like(near))
             self.bands_to_fine.weight.copy_(near.T + 0.02 * torch.randn_like(near.T))
             self.head.weight.mul_(0.1)
-            self.head.bias.copy_(torch.tensor([1.0, 0.0]).repeat(4))
+            self.head.bias.copy_(torch.tensor([1.0, 0.0]).repeat(self.config.fine_bins))
 
     def forward(self, noisy: Tensor) -> Tensor:
         """Enhance whole signals (b, n), n >= 1. The stream over all of it, its delay cut off."""
@@ -158,35 +152,6 @@ class Live(nn.Module):
         spec, level, bands, wide = self.enhance_spectrum(spec, state.level, state.bands, state.wide)
         y, tail = synthesise(spec, self.window, self.hop, state.tail)
         return y, LiveState(x[:, x.shape[-1] - self.latency :], level, bands, wide, tail)
-
-    def step_compiled(self, x: Tensor, state: LiveState) -> tuple[Tensor, LiveState]:
-        """`step` in one compiled function (kernels/live/network.py): what a hop costs is then arithmetic.
-
-        The same numbers up to rounding; compiled at the first call, then kept. Where it does not apply (gradients,
-        other devices, another backend, widths that do not fill a vector) it is `step`.
-        """
-        if not self._compiles(x):
-            return self.step(x, state)
-        from clearstate.kernels.live import network as live_fused
-
-        self._check_length(x)
-        memories = live_fused.memories(state)
-        y = torch.empty_like(x, memory_format=torch.contiguous_format)
-        live_fused.advance(self._packed(), memories, x.contiguous().numpy(), y.numpy())
-        return y, live_fused.state_of(memories, state)
-
-    def begin_stream(self, batch: int) -> Callable[[NDArray[np.float32]], NDArray[np.float32]] | None:
-        """`step_compiled` for who never looks at the state: it stays in the function that is returned.
-
-        The function takes samples (batch, m * hop) and gives as many, `latency` late, with the weights as they are now.
-        None where the compiled step does not apply.
-        """
-        with torch.no_grad():
-            if not self._compiles(self.window):
-                return None
-            from clearstate.kernels.live import network as live_fused
-
-            return live_fused.begin(self._packed(), self.init_state(batch))
 
     def _check_length(self, x: Tensor) -> None:
         if extra := x.shape[-1] % self.hop:
@@ -220,39 +185,20 @@ class Live(nn.Module):
         masked = torch.view_as_real(torch.view_as_complex(parts) * torch.view_as_complex(mask))
         return expand(masked, self.config.exponent) * level, level_state, tuple(after), wide
 
-    def _compiles(self, x: Tensor) -> bool:
-        """Whether the compiled step applies."""
-        from clearstate.kernels.live import network as live_fused
-
-        if torch.is_grad_enabled() or x.dtype != torch.float32 or x.device.type != "cpu":
-            return False
-        return backend() == "numba" and live_fused.suits(self)
-
-    def _packed(self) -> "Packed":
-        """The parameters in the layout of the compiled frame, packed again when any of them has changed."""
-        from clearstate.kernels.live import network as live_fused
-
-        if not self._watched:
-            self._watched = list(self.parameters())
-        now = (self._watched[0].data_ptr(), sum(p._version for p in self._watched))
-        if self._packed_at != now:
-            self._packed_weights, self._packed_at = live_fused.pack(self), now
-        assert self._packed_weights is not None
-        return self._packed_weights
-
     def running_level(self, spec: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Root of the mean power of the frames so far (b, t, 1), never zero, and the state to pass on."""
         power, state = running_power(spec, state, self.config.level_seconds * self.config.sample_rate / self.config.hop)
         return (power + 1e-12).sqrt(), state
 
     def to_fine_bands(self, parts: Tensor) -> Tensor:
-        """Eight bins around each group of four, to one fine band: (b, t, f, 2) to (b, t, k, c).
+        """The bins in and around each group, twice as many, to one fine band: (b, t, f, 2) to (b, t, k, c).
 
         The magnitude is given beside real and imaginary part: their signs are random, and no linear layer finds it.
         """
         magnitude = (parts.square().sum(-1, keepdim=True) + 1e-12).sqrt()
         x = torch.cat([parts, magnitude], dim=-1)[:, :, :-1]  # (b, t, f - 1, 3)
-        x = F.pad(x, (0, 0, 2, 2)).unfold(2, 8, 4)  # (b, t, k, 3, 8)
+        bins = self.config.fine_bins
+        x = F.pad(x, (0, 0, bins // 2, bins // 2)).unfold(2, 2 * bins, bins)  # (b, t, k, 3, bins)
         return self.bins_to_fine(x.flatten(3))
 
     def mix_time(self, i: int, x: Tensor, state: MambaState) -> tuple[Tensor, MambaState]:
@@ -266,4 +212,4 @@ class Live(nn.Module):
         """Mamba along time over all bands at once: (b, t, k, c)."""
         y = self.wide_in(self.gather(x).flatten(2))  # (b, t, wide)
         mixed, state = self.wide(self.wide_norm(y), state)
-        return x + self.scatter(self.wide_out(y + mixed).unflatten(2, (-1, 8))), state
+        return x + self.scatter(self.wide_out(y + mixed).unflatten(2, (-1, self.config.gathered))), state

@@ -32,7 +32,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clearstate.audio.stft import measured_bandwidth
-from clearstate.kernels.blas import quick_products
 from clearstate.models.parts import diffusion
 from clearstate.ssm import RMSNorm, causal_conv1d_silu, selective_scan
 
@@ -235,8 +234,7 @@ class MambaWave(nn.Module):
             log_snr = x.new_full((len(x), 1), level)
             return filtered(diffusion.from_velocity(x, self.velocity(x, log_snr, prior), log_snr), prior.response)
 
-        with quick_products():
-            x = diffusion.sample(sampler, predict, noise, levels, progress)
+        x = diffusion.sample(sampler, predict, noise, levels, progress)
         missing = filtered(prior.scale * filtered(x, prior.tilt), prior.response)
         return (padded + missing)[:, head : head + samples]
 

@@ -87,21 +87,13 @@ class PastLayer(nn.Module):
         y = torch.empty_like(maps[0])
         for start in range(0, frames, FRAMES):  # of a minute's maps, 0.5 GB each, five lie in memory and no more
             y[:, start : start + FRAMES] = self.convolve(maps, start, min(start + FRAMES, frames))
-        return self.norm_in_place(y, moments_of)
+        return self.norm(y, moments_of, reuse=True)
 
     def convolve(self, maps: list[Tensor], start: int, end: int) -> Tensor:
         """Frames start .. end of the convolution."""
         first = max(0, start - self.reach)
         x = torch.cat([m[:, first:end] for m in maps], dim=-1)
         return convolve(F.pad(x, (0, 0, 0, 0, self.reach - (start - first), 0)), self.conv)
-
-    def norm_in_place(self, y: Tensor, moments_of: MomentsOf) -> Tensor:
-        if not codec.compiled(y):
-            return self.norm(y, moments_of)
-        from clearstate.kernels import instance_norm as codec_cpu
-
-        codec_cpu.affine_prelu(y, *self.norm.coefficients(moments_of(y)), self.norm.slope, [(y, 0)])
-        return y
 
 
 class PastDenseBlock(nn.Module):
@@ -113,7 +105,7 @@ class PastDenseBlock(nn.Module):
 
     def forward(self, x: Tensor, moments_of: MomentsOf = codec.own_moments) -> Tensor:
         """(b, t, f, c) to the same."""
-        if codec.compiled(x) and x.shape[0] * x.shape[1] <= TILED:
+        if codec.fast(x) and x.shape[0] * x.shape[1] <= TILED:
             return codec.in_tiles(self.layers, x, moments_of)
         maps = [x]
         for layer in self.layers:
@@ -205,29 +197,14 @@ class TransformerBlock(nn.Module):
         if self.kv_norm == "shared":
             source = query if other is None else self.norm1(other)
         x = x + self.attend(query, source)
-        y = self.recur(self.norm2(x))  # (r, l, 2 hidden)
+        y = self.gru(self.norm2(x))[0]  # (r, l, 2 hidden)
         return self.norm3(x + self.leave(F.leaky_relu(y)))
-
-    def recur(self, x: Tensor) -> Tensor:
-        """The GRU."""
-        if codec.compiled(x):
-            from clearstate.kernels import gru as gru_cpu
-
-            if gru_cpu.fits(self.gru):
-                return gru_cpu.gru_both_ways(x, self.gru)
-        y: Tensor = self.gru(x)[0]
-        return y
 
     def attend(self, query: Tensor, source: Tensor) -> Tensor:
         r, steps, c = query.shape
         weight, bias = self.qkv.weight, self.qkv.bias
         q = F.linear(query, weight[:c], bias[:c])
         k, v = F.linear(source, weight[c:], bias[c:]).chunk(2, dim=-1)
-        if codec.compiled(q):
-            from clearstate.kernels import attention as attention_cpu
-
-            if attention_cpu.fits(c, self.heads):
-                return self.out(attention_cpu.attend(q, k, v))
         q, k, v = (x.view(r, steps, self.heads, -1).transpose(1, 2) for x in (q, k, v))  # (r, heads, l, c / heads)
         y = F.scaled_dot_product_attention(q, k, v)  # fused: its weights are never all in memory
         return self.out(y.transpose(1, 2).reshape(r, steps, c))

@@ -55,7 +55,7 @@ class S4MConfig:
     passes: int = 16  # through the one block
     every_scale: bool = False  # an S4 at each scale: S4M; at the coarsest alone: S4M-tiny (fit)
     expansion: int = 2  # of the feed-forward; 1 in S4M (fit)
-    ssm: str = "legs"  # "legs", "inv", "lin" (S4D), or "dplr" (S4, as published)
+    ssm: str = "legs"  # "legs" (S4D) or "dplr" (S4, as published)
     causal: bool = False
     compat: bool = False  # start the top-down path from the finer neighbour, as the published code does
     recompute: bool = False  # in training, keep only the input of each pass: a fraction of the memory, 4/3 of the work

@@ -24,7 +24,6 @@ from torch.nn import functional as F
 
 from clearstate.audio.stft import analyse, compress, dual_window, expand, sqrt_hann, synthesise
 from clearstate.models.parts.running_level import running_power
-from clearstate.models.parts.saf_ops import attend, depthwise, linear, norm_prelu, prelu, tcn_middle
 
 
 @dataclass(frozen=True)
@@ -79,19 +78,6 @@ class Context:
         self.after.append(x[:, x.shape[1] - reach :])
         return x
 
-    def exchange(self, last: Tensor, reach: int) -> Tensor | None:
-        """The `reach` frames before a chunk, if it is of a stream, for whose next chunk its `last` ones are kept.
-
-        Args:
-            last: the last frames of the chunk, `reach` of them or all.
-        """
-        if not self.streaming:
-            return None
-        before = next(self.before)
-        kept = torch.cat([before, last], dim=1)
-        self.after.append(kept[:, kept.shape[1] - reach :])
-        return before
-
 
 class Conv(nn.Conv2d):
     """A convolution over frames and bands of (b, t, k, c). Bands are padded with zeros, frames by a `Context`."""
@@ -108,11 +94,6 @@ class Conv(nn.Conv2d):
 
     def forward(self, x: Tensor, context: Context) -> Tensor:  # type: ignore[override]  # convolutions have one input
         """(b, t, k, inputs) to (b, t, k / stride, outputs)."""
-        if self.groups > 1:
-            around = 0 if context.streaming else self.reach // 2
-            x = context.extend(x, self.reach) if context.streaming else x
-            assert self.bias is not None
-            return depthwise(x, self.weight, self.bias, self.dilation[0], self.stride[1], around)
         x = context.extend(x, self.reach).permute(0, 3, 1, 2)
         weight = self.weight.contiguous(memory_format=torch.channels_last)
         return self._conv_forward(x, weight, self.bias).permute(0, 2, 3, 1)
@@ -125,14 +106,7 @@ class PReLU(nn.PReLU):
         super().__init__(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return prelu(x, self.weight)
-
-
-class LayerNorm(nn.LayerNorm):
-    """Over the channels of (b, t, k, c); then a PReLU, if one is given."""
-
-    def forward(self, x: Tensor, activate: PReLU | None = None) -> Tensor:
-        return norm_prelu(x, self.weight, self.bias, None if activate is None else activate.weight, self.eps)
+        return F.prelu(x.movedim(-1, 1), self.weight).movedim(1, -1)
 
 
 class BatchNorm(nn.BatchNorm1d):
@@ -146,12 +120,7 @@ def norm_of(config: SAFConfig, channels: int) -> nn.Module:
     """The norm of a layer. Over channels alone, so that length, number of bands and streaming are free."""
     if config.norm == "batch":
         return BatchNorm(channels)
-    return LayerNorm(channels) if config.norm == "layer" else nn.RMSNorm(channels, eps=1e-5)
-
-
-def activated(norm: nn.Module, activate: PReLU, x: Tensor) -> Tensor:
-    """A norm and the PReLU after it, which a layer norm does in one pass."""
-    return norm(x, activate) if isinstance(norm, LayerNorm) else activate(norm(x))
+    return nn.LayerNorm(channels) if config.norm == "layer" else nn.RMSNorm(channels, eps=1e-5)
 
 
 def zeroed(layer: nn.Linear) -> nn.Linear:
@@ -179,7 +148,7 @@ class Separable(nn.Module):
         self.norm, self.activate = norm_of(config, c), PReLU(c)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
-        y = activated(self.norm, self.activate, linear(self.spread(x, context), self.mix))
+        y = self.activate(self.norm(self.mix(self.spread(x, context))))
         return x + y if self.residual else y
 
 
@@ -196,7 +165,7 @@ class Encoder(nn.Module):
         self.widest = Separable(config, (3, 3), bands, dilation=4, residual=True)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
-        x = activated(self.norm, self.activate, self.enter(x, context))  # (b, t, f, c)
+        x = self.activate(self.norm(self.enter(x, context)))  # (b, t, f, c)
         x = self.down(x, context)  # (b, t, k, c)
         return self.widest(self.wider(x, context), context)
 
@@ -214,9 +183,9 @@ class Decoder(nn.Module):
         self.leave = Conv(c, outputs, (3, 3), bins)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
-        x = linear(self.second(self.first(x, context), context), self.up)  # (b, t, k, 2 c): two bins of a band
+        x = self.up(self.second(self.first(x, context), context))  # (b, t, k, 2 c): two bins of a band
         x = x.reshape(*x.shape[:2], 2 * x.shape[2], -1)[:, :, : self.bins]  # (b, t, f, c)
-        return self.leave(activated(self.norm, self.activate, x), context)
+        return self.leave(self.activate(self.norm(x)), context)
 
 
 # ----------------------------------------------------------------------------------------- spectrum attention fusion
@@ -240,10 +209,10 @@ class ConvolutionalAttention(nn.Module):
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         normed = self.norm(x)
-        weights = self.spread(F.gelu(linear(normed, self.enter)), context)  # (b, t, k, c)
+        weights = self.spread(F.gelu(self.enter(normed)), context)  # (b, t, k, c)
         split = weights.unflatten(-1, (self.heads, -1))
         weights = F.rms_norm(split, split.shape[-1:], eps=1e-6).flatten(-2)
-        return linear(weights * linear(normed, self.value), self.out, x)
+        return x + self.out(weights * self.value(normed))
 
 
 class BandAttention(nn.Module):
@@ -257,7 +226,37 @@ class BandAttention(nn.Module):
         self.offset = nn.Parameter(torch.zeros(config.heads, config.bands))  # a preference for each neighbour
 
     def forward(self, x: Tensor) -> Tensor:
-        return linear(attend(linear(self.norm(x), self.qkv), self.offset), self.out, x)
+        return x + self.out(attend(self.qkv(self.norm(x)), self.offset))
+
+
+def attend(qkv: Tensor, offset: Tensor) -> Tensor:
+    """Dot-product attention of each band to its neighbours in the same frame, (b, t, k, c), head by head.
+
+    Shifts instead of a gather: with three bands there are three products a bin. Bands beyond the edge take no part in
+    the softmax; zeros in their place would get a weight of e^0.
+
+    Args:
+        qkv: queries, keys and values side by side (b, t, k, 3 c).
+        offset: what is added to the scores (heads, neighbours), the number of neighbours odd.
+    """
+    (b, t, k, c), (heads, around) = qkv.shape, offset.shape
+    q, key, value = qkv.view(b, t, k, 3, heads, -1).unbind(3)  # (b, t, k, heads, c / heads)
+    q = q * q.shape[-1] ** -0.5
+    shifts = range(-(around // 2), around // 2 + 1)
+    scores = torch.stack([(q * shifted(key, j)).sum(-1) for j in shifts], dim=-1) + offset
+    at = torch.arange(k, device=qkv.device)[:, None] + torch.tensor(shifts, device=qkv.device)
+    outside = (at < 0) | (at >= k)  # (k, bands)
+    weights = scores.masked_fill(outside[:, None], -torch.inf).softmax(-1)  # (b, t, k, heads, bands)
+    y = sum((weights[..., i, None] * shifted(value, j) for i, j in enumerate(shifts)), torch.zeros_like(q))
+    return y.reshape(b, t, k, c // 3)
+
+
+def shifted(x: Tensor, j: int) -> Tensor:
+    """Band i + j in the place of band i of (b, t, k, ...), zeros where there is none."""
+    if abs(j) >= x.shape[2]:
+        return torch.zeros_like(x)
+    inside = x[:, :, max(j, 0) : x.shape[2] + min(j, 0)]
+    return F.pad(inside, (*(0, 0) * (x.ndim - 3), max(-j, 0), max(j, 0)))
 
 
 class TCNBlock(nn.Module):
@@ -273,23 +272,9 @@ class TCNBlock(nn.Module):
         self.inner_norm = norm_of(config, hidden)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
-        y = linear(self.norm(x), self.widen)  # (b, t, k, hidden)
-        few = context.streaming and y.shape[1] < self.along.reach  # then what is remembered would be copied twice
-        if isinstance(self.inner_norm, LayerNorm) and not few:
-            y = self.middle(y, self.inner_norm, context)
-        else:
-            y = activated(self.inner_norm, self.activate_again, self.along(self.activate(y), context))
-        return linear(y, self.narrow, x)
-
-    def middle(self, y: Tensor, norm: LayerNorm, context: Context) -> Tensor:
-        """PReLU, taps, norm and PReLU in one pass."""
-        conv, slope = self.along, self.activate.weight
-        before = context.exchange(prelu(y[:, -conv.reach :], slope), conv.reach) if context.streaming else None
-        assert conv.bias is not None
-        return tcn_middle(
-            y, slope, conv.weight, conv.bias, conv.dilation[0], before,
-            norm.weight, norm.bias, self.activate_again.weight, norm.eps,
-        )  # fmt: skip
+        y = self.activate(self.widen(self.norm(x)))  # (b, t, k, hidden)
+        y = self.activate_again(self.inner_norm(self.along(y, context)))
+        return x + self.narrow(y)
 
 
 class Fusion(nn.Module):
@@ -399,7 +384,7 @@ class SAF(nn.Module):
         """The model between STFT and iSTFT: spectra (b, t, f) at a level near 1 to spectra."""
         parts = compress(spec, self.config.exponent)  # (b, t, f, 2)
         x = torch.cat([self.polar(self.polar_input(spec), context), self.cartesian(parts, context)], dim=-1)
-        x = self.join_norm(linear(x, self.join))  # (b, t, k, c)
+        x = self.join_norm(self.join(x))  # (b, t, k, c)
         for layer in self.layers:
             x = layer(x, context)
         enhanced = torch.sigmoid(self.mask(x, context)) * parts + self.bias(x, context)  # (b, t, f, 2)

@@ -21,12 +21,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clearstate.audio.stft import analyse, dual_window, synthesise
-from clearstate.models.parts.dense_codec import compiled, convolve
+from clearstate.models.parts.dense_codec import convolve
 from clearstate.models.parts.dual_path import BiMix, along_frequency
 from clearstate.models.semamba import direction
 from clearstate.ssm import MambaBlock, MambaState
-
-TILED = 64  # frames from which on preparing the taps of the compiled convolutions pays
 
 
 @dataclass(frozen=True)
@@ -94,8 +92,6 @@ class CausalDenseBlock(nn.Module):
 
     def forward(self, x: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
         """(b, t, f, c) to the same; `past` are the earlier frames of the inputs of all layers, oldest map last."""
-        if compiled(x) and x.shape[1] >= max(TILED, past.shape[1]):
-            return self.in_tiles(x, past)
         frames = past.shape[1]
         before = past.split(x.shape[-1], dim=-1)[::-1]  # of the block's input, then of each output
         maps = torch.cat([before[0], x], dim=1)  # (b, frames + t, f, c)
@@ -105,30 +101,6 @@ class CausalDenseBlock(nn.Module):
             if i + 1 < len(self.layers):
                 maps = torch.cat([torch.cat([before[i + 1], y], dim=1), maps], dim=-1)
         return y, maps[:, maps.shape[1] - frames :]
-
-    def in_tiles(self, x: Tensor, past: Tensor) -> tuple[Tensor, Tensor]:
-        """The same for at least as many frames as there are in the past, by `kernels/winograd_causal.py`."""
-        from clearstate.kernels import winograd as winograd_cpu
-        from clearstate.kernels import winograd_causal as winograd_causal_cpu
-        from clearstate.kernels.live.layers import rounded_up
-        from clearstate.kernels.matmul import filled
-
-        b, t, _, c = x.shape
-        frames, width = past.shape[1], rounded_up(c)
-        before = past.split(c, dim=-1)[::-1]  # of the block's input, then of each output
-        as_it_is = x.new_ones(b, width), x.new_zeros(b, width), x.new_ones(width)
-        y = filled(x, width)
-        ends: list[Tensor] = []
-        with winograd_cpu.lent_maps(y, len(self.layers), frames) as maps:
-            for i, layer in enumerate(self.layers):
-                assert isinstance(layer, CausalDenseLayer)
-                norm = layer.norm
-                winograd_cpu.enter(filled(before[i], width), *as_it_is, maps[i])
-                winograd_cpu.enter(y, *as_it_is, maps[i], first=frames)
-                ends.insert(0, y[:, t - frames :, :, :c])
-                y = torch.empty_like(y)
-                winograd_causal_cpu.convolve(maps[: i + 1], layer.conv, norm.weight, norm.bias, norm.slope, y)
-        return y[..., :c], torch.cat(ends, dim=-1)
 
 
 class CausalEncoder(nn.Module):

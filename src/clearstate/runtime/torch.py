@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from clearstate.kernels import live as fused
 from clearstate.kernels.threads import inference
 from clearstate.runtime.contract import Advance, Array, wrong_task
 
@@ -21,13 +22,6 @@ class Surveyed(Protocol):
     """A network that enhances the blocks of a long signal with an overview of all of it."""
 
     def overview(self, pieces: Tensor, gain: Tensor) -> Any: ...
-
-
-@runtime_checkable
-class Compiled(Protocol):
-    """A network with a compiled step, None where it does not apply."""
-
-    def begin_stream(self, batch: int) -> Advance | None: ...
 
 
 class TorchModel:
@@ -79,9 +73,8 @@ class TorchEnhancer(TorchModel):
         return not self.causal and isinstance(self.network, Surveyed)
 
     def open_stream(self, rows: int, live: bool = False) -> Advance:
-        compiled = self.network.begin_stream(rows) if live and isinstance(self.network, Compiled) else None
-        if compiled:
-            return compiled
+        if live and fused.supports(self.network):
+            return fused.open_stream(self.network, rows)
         advance = self.stream_of(rows)
 
         def run(x: Array) -> Array:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from clearstate.kernels.autograd import operator
 from clearstate.kernels.backend import backend
-from clearstate.kernels.threads import threads_for
+from clearstate.kernels.threads import in_parts, threads_for
 
 from .scan import flat_arrays, optional_array
 
@@ -80,10 +80,10 @@ def conv_op(
     (x_,), strides = flat_arrays(x)
     y, last = x.new_empty(b, t, d), x.new_empty(b, k - 1, d)
     tasks = tasks_forward(b, d)
-    kernel = kernels.forward_parallel if threads_for(tasks, b * t * d) > 1 else kernels.forward_serial
     bias_ = optional_array(x.new_zeros(d) if bias is None else bias, 1, x)
-    kernel(
-        tasks, (b, t, d, k), strides, x_, optional_array(weight, 2, x), bias_, optional_array(state, 3, x), reverse,
+    in_parts(
+        kernels.forward, threads_for(tasks, b * t * d), tasks, (b, t, d, k), strides,
+        x_, optional_array(weight, 2, x), bias_, optional_array(state, 3, x), reverse,
         y.numpy(), last.numpy(),
     )  # fmt: skip
     return y, last
@@ -107,10 +107,10 @@ def conv_backward_op(
     (x_,), strides = flat_arrays(x)
     dx, dpast, dweight = x.new_empty(b, t, d), x.new_empty(b, k - 1, d), x.new_empty(min(b, GROUPS), d, k + 1)
     tasks = tasks_backward(b, d)
-    kernel = kernels.backward_parallel if threads_for(tasks, b * t * d) > 1 else kernels.backward_serial
     bias_ = optional_array(x.new_zeros(d) if bias is None else bias, 1, x)
-    kernel(
-        tasks, (b, t, d, k), strides, x_, optional_array(weight, 2, x), bias_, optional_array(state, 3, x), reverse,
+    in_parts(
+        kernels.backward, threads_for(tasks, b * t * d), tasks, (b, t, d, k), strides,
+        x_, optional_array(weight, 2, x), bias_, optional_array(state, 3, x), reverse,
         optional_array(dy, 3, x), optional_array(dlast, 3, x), dx.numpy(), dweight.numpy(), dpast.numpy(),
     )  # fmt: skip
     dweight = dweight.sum(0)

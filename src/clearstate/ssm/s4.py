@@ -15,7 +15,7 @@ conjugate pair are summed everywhere.
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,9 +24,9 @@ from torch.nn import functional as F
 
 from clearstate.kernels.autograd import operator
 from clearstate.kernels.backend import backend
-from clearstate.kernels.threads import threads_for
+from clearstate.kernels.threads import in_parts, threads_for
 
-KINDS = ("legs", "inv", "lin", "dplr")
+KINDS = ("legs", "dplr")
 METHODS = ("bilinear", "zoh")
 
 
@@ -72,15 +72,6 @@ def hippo_legs(states: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     half = frequency > 0
     V = V[:, half].conj().T
     return -0.5 + 1j * frequency[half], V @ root, V @ P
-
-
-def diagonal_init(kind: str, states: int) -> tuple[np.ndarray, np.ndarray]:
-    """Λ and B, (states / 2,) complex128, of S4D-LegS, S4D-Inv and S4D-Lin (arXiv:2206.11893, section 4)."""
-    if kind == "legs":
-        return hippo_legs(states)[:2]
-    n = np.arange(states // 2)
-    frequency = states / np.pi * (states / (2 * n + 1) - 1) if kind == "inv" else np.pi * n
-    return -0.5 + 1j * frequency, np.ones(states // 2, dtype=complex)
 
 
 # ---------------------------------------------------------------------------------------------- discrete systems
@@ -245,7 +236,7 @@ class S4(nn.Module):
     Args:
         d_model: channels d.
         d_state: states N of each channel, even; N / 2 conjugate pairs are stored.
-        kind: "legs", "inv", "lin" (diagonal, S4D) or "dplr" (S4; LegS with its rank-one part).
+        kind: "legs" (diagonal, S4D-LegS: arXiv:2206.11893, section 4) or "dplr" (S4; LegS with its rank-one part).
         method: "bilinear" or "zoh"; DPLR is bilinear.
         step_range: initial Δ, log-uniform: the time constants are about 2 / Δ steps.
     Raises:
@@ -266,7 +257,7 @@ class S4(nn.Module):
         self.d_model, self.d_state, self.kind, self.method, self.bidirectional = (
             d_model, d_state, kind, method, bidirectional,
         )  # fmt: skip
-        A, B = diagonal_init("legs" if kind == "dplr" else kind, d_state)
+        A, B, P = hippo_legs(d_state)
         low, high = map(math.log, step_range)
         pairs = len(A)
         self.log_step = nn.Parameter(torch.rand(d_model) * (high - low) + low)  # log Δ
@@ -275,7 +266,7 @@ class S4(nn.Module):
         self.B = nn.Parameter(repeated(B, d_model))  # complex ones as (..., 2)
         self.C = nn.Parameter(torch.randn(1 + bidirectional, d_model, pairs, 2) * 0.5**0.5)
         if kind == "dplr":
-            self.P = nn.Parameter(repeated(hippo_legs(d_state)[2], d_model))
+            self.P = nn.Parameter(repeated(P, d_model))
         self.D = nn.Parameter(torch.randn(d_model))
         for parameter in self.parameters():  # decay would pull every time constant towards one value
             parameter._no_weight_decay = True  # type: ignore[attr-defined]  # read by the optimiser's grouping
@@ -374,9 +365,14 @@ def scan_op(u: Tensor, a: Tensor, b: Tensor, c: Tensor, state: Tensor) -> tuple[
 
     tasks = len(u) * -(-u.shape[2] // kernels.WIDTH)
     y, last = u.new_empty(u.shape), u.new_empty(state.shape)
-    parallel = threads_for(tasks, u.numel() * a.shape[1]) > 1
-    kernel: Any = kernels.forward_parallel if parallel else kernels.forward_serial
-    kernel(tasks, *arrays(u, a, b, c, state), y.numpy(), last.numpy())
+    in_parts(
+        kernels.forward,
+        threads_for(tasks, u.numel() * a.shape[1]),
+        tasks,
+        *arrays(u, a, b, c, state),
+        y.numpy(),
+        last.numpy(),
+    )
     return y, last
 
 
@@ -395,9 +391,12 @@ def scan_backward_op(
     tasks = len(u) * -(-u.shape[2] // kernels.WIDTH)
     du, dstate = u.new_empty(u.shape), u.new_empty(state.shape)
     da, db, dc = (u.new_zeros(len(u), *a.shape) for _ in range(3))
-    parallel = threads_for(tasks, u.numel() * a.shape[1]) > 1
-    kernel: Any = kernels.backward_parallel if parallel else kernels.backward_serial
-    kernel(tasks, *arrays(u, a, b, c, state, dy, dlast, du, da, db, dc, dstate))
+    in_parts(
+        kernels.backward,
+        threads_for(tasks, u.numel() * a.shape[1]),
+        tasks,
+        *arrays(u, a, b, c, state, dy, dlast, du, da, db, dc, dstate),
+    )
     return [du, da.sum(0), db.sum(0), dc.sum(0), dstate]
 
 

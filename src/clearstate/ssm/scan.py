@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from clearstate.kernels.autograd import operator
 from clearstate.kernels.backend import backend
-from clearstate.kernels.threads import threads_for
+from clearstate.kernels.threads import in_parts, threads_for
 
 
 def selective_scan(
@@ -176,9 +176,9 @@ def scan_op(
     kept = u.new_empty(b, -(-t // kernels.CHUNK), n, d) if keep else u.new_empty(0, 0, 0, 0)
     u_, delta_, B_, C_, z_ = arrays
     tasks = kernels.tasks_forward(b, d)
-    kernel = kernels.forward_parallel if threads_for(tasks, b * t * d * n) > 1 else kernels.forward_serial
-    kernel(
-        tasks, (b, t, d, n), strides, u_, delta_, optional_array(A, 2, u), B_, C_,
+    in_parts(
+        kernels.forward, threads_for(tasks, b * t * d * n), tasks, (b, t, d, n), strides,
+        u_, delta_, optional_array(A, 2, u), B_, C_,
         optional_array(D, 1, u), z_, optional_array(delta_bias, 1, u),
         delta_softplus, optional_array(state, 3, u), reverse, y.numpy(), last.numpy(), kept.numpy(),
     )  # fmt: skip
@@ -208,9 +208,9 @@ def scan_backward_op(
     da, dd, dh0 = u.new_empty(groups, d, n), u.new_empty(groups, d), u.new_empty(b, d, n)
     db, dc = u.new_empty(blocks, b, t, n), u.new_empty(blocks, b, t, n)
     tasks = kernels.tasks_backward(b, d)
-    kernel = kernels.backward_parallel if threads_for(tasks, b * t * d * n) > 1 else kernels.backward_serial
-    kernel(
-        tasks, (b, t, d, n), strides, u_, delta_, optional_array(A, 2, u), B_, C_,
+    in_parts(
+        kernels.backward, threads_for(tasks, b * t * d * n), tasks, (b, t, d, n), strides,
+        u_, delta_, optional_array(A, 2, u), B_, C_,
         optional_array(D, 1, u), z_, optional_array(delta_bias, 1, u),
         delta_softplus, reverse, kept.numpy(), optional_array(dy, 3, u), optional_array(dh_last, 3, u),
         du.numpy(), ddelta.numpy(), da.numpy(), db.view(-1).numpy(), dc.view(-1).numpy(), dd.numpy(), dz.numpy(),

@@ -11,8 +11,8 @@ with w(q) = exp(-2 pi i / q) (Cooley and Tukey 1965). `torch.fft` is the slow tw
 
 import numpy as np
 
-from clearstate.kernels.live.layers import Block, accumulate, clear, place, rounded
-from clearstate.kernels.simd import apart, inner_njit, load, store
+from clearstate.kernels.live.layers import Block, accumulate, clear, place
+from clearstate.kernels.simd import apart, inner_njit, load, rounded, store
 
 COLUMNS = 16  # of the matrix that holds the samples
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from clearstate.kernels.simd import LANES, apart, inner_njit, load, splat, spread, store, total
+from clearstate.kernels.simd import LANES, apart, inner_njit, load, rounded, splat, spread, store, total
 
 
 class Block(NamedTuple):
@@ -18,14 +18,6 @@ class Block(NamedTuple):
     rows: int
     width: int
     step: int
-
-
-def rounded_up(count: int) -> int:
-    """The next multiple of a vector's length."""
-    return (count + LANES - 1) // LANES * LANES
-
-
-rounded = inner_njit(rounded_up)  # for compiled code
 
 
 @inner_njit

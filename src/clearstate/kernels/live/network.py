@@ -1,6 +1,6 @@
 """`live.py` for live sound: samples in, samples out, in one compiled function with no interpreter between the layers.
 
-`Live.step` is the readable form, and a test holds the two together. Names follow it. Nothing here is differentiable.
+`Live.step` is the readable form, and a test compares the two. Names follow it. Nothing here is differentiable.
 All parameters lie on one tape in the order of their use, all intermediate results in one working memory (blocks, see
 `layers.py`); the functions below take the position of their parameters and return that of the next layer's.
 
@@ -10,8 +10,7 @@ b streams, f bins, k fine bands or coarse bands, c channels.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,7 +26,6 @@ from clearstate.kernels.live.layers import (
     dense,
     normalise,
     place,
-    rounded,
     tape_of,
 )
 from clearstate.kernels.live.mamba import MixerSizes, mixer_sizes, mixer_step, mixer_tape
@@ -43,17 +41,14 @@ from clearstate.kernels.simd import (
     load,
     power,
     root,
+    rounded,
     silu,
     splat,
     store,
     total,
 )
-from clearstate.ssm import MambaState
 
-if TYPE_CHECKING:
-    from clearstate.models.live import LiveState
-
-GATHERED = 8  # channels of a band that the mixer over the whole band sees
+FINE = 4  # bins of a fine band, which sees two more on either side
 
 
 class Sizes(NamedTuple):
@@ -69,6 +64,7 @@ class Sizes(NamedTuple):
     blocks: int
     heads: int
     wide: int
+    gathered: int
     mixer: MixerSizes
     wide_mixer: MixerSizes
     working: int  # numbers of working memory
@@ -95,13 +91,17 @@ class Memories(NamedTuple):
 
 
 def suits(model: Any) -> bool:
-    """Whether the widths of a `Live` fill whole vectors, as the compiled function needs."""
+    """Whether a `Live` is in float32 on the CPU and its widths fill whole vectors, as the compiled function needs."""
     config = model.config
+    if not config.blocks:
+        return False
     widths = (
         config.fine_channels, config.channels // config.heads, model.time[0].d_inner, config.wide, model.wide.d_inner,
-        GATHERED * config.bands,
+        config.gathered * config.bands,
     )  # fmt: skip
-    return all(width % LANES == 0 for width in widths) and fits(config.n_fft) and len(model.time) > 0
+    whole = all(width % LANES == 0 for width in widths) and config.gathered <= LANES and config.fine_bins == FINE
+    plain = model.window.device.type == "cpu" and model.place.dtype == torch.float32
+    return whole and plain and fits(config.n_fft)
 
 
 @torch.no_grad()
@@ -130,8 +130,8 @@ def pack(model: Any) -> Packed:
     decay = math.exp(-config.hop / (config.level_seconds * config.sample_rate))
     sizes = Sizes(
         config.n_fft, config.hop, model.fine_bands, config.fine_channels, config.fine_blocks, config.bands,
-        config.channels, config.blocks, config.heads, config.wide, mixer_sizes(model.time[0]), mixer_sizes(model.wide),
-        _working(model),
+        config.channels, config.blocks, config.heads, config.wide, config.gathered, mixer_sizes(model.time[0]),
+        mixer_sizes(model.wide), _working(model),
     )  # fmt: skip
     return Packed(tape_of(parts), np.array([config.exponent, decay], np.float32), sizes)
 
@@ -158,55 +158,33 @@ def _fine(block):
     return [block.norm.weight, block.norm.bias, block.spread.bias, taps, *_linear(block.mix)]
 
 
-def memories(state: LiveState) -> Memories:
-    """Copies of a state's tensors."""
+def silence(state: Any) -> Memories:
+    """Zeros in the number that the tensors of a `LiveState` hold."""
 
-    def turned(x):
-        return x.numpy().swapaxes(1, 2).reshape(-1)
+    def zeros(*tensors: torch.Tensor) -> np.ndarray:
+        return np.zeros(sum(tensor.numel() for tensor in tensors), np.float32)
 
+    conv, ssm = zip(*state.bands, strict=True)
     return Memories(
-        state.past.numpy().flatten(),
-        state.level.numpy().flatten(),
-        np.concatenate([mamba.conv.numpy().reshape(-1) for mamba in state.bands]),
-        np.concatenate([turned(mamba.ssm) for mamba in state.bands]),
-        state.wide.conv.numpy().flatten(),
-        turned(state.wide.ssm).copy(),
-        state.tail.numpy().flatten(),
-    )
+        zeros(state.past), zeros(state.level), zeros(*conv), zeros(*ssm), zeros(state.wide.conv), zeros(state.wide.ssm),
+        zeros(state.tail),
+    )  # fmt: skip
 
 
-def state_of(memories: Memories, like: LiveState) -> LiveState:
-    """The tensors of a state over these arrays; those of Mamba are (d, n) in shape and (n, d) in memory."""
+class Stream:
+    """Signals through a model, their state where the compiled function writes to it; see `open_stream`."""
 
-    def back(flat, shaped):
-        b, d, n = shaped.shape
-        return torch.from_numpy(flat.reshape(b, n, d)).transpose(1, 2)
+    def __init__(self, packed: Packed, memories: Memories, channels: int) -> None:
+        self.packed, self.memories, self.channels = packed, memories, channels
 
-    def same(flat, shaped):
-        return torch.from_numpy(flat.reshape(shaped.shape))
-
-    blocks = len(like.bands)
-    bands = zip(memories.conv.reshape(blocks, -1), memories.ssm.reshape(blocks, -1), like.bands, strict=True)
-    return like._replace(
-        past=same(memories.past, like.past),
-        level=same(memories.level, like.level),
-        bands=tuple(MambaState(same(conv, old.conv), back(ssm, old.ssm)) for conv, ssm, old in bands),
-        wide=MambaState(same(memories.wide_conv, like.wide.conv), back(memories.wide_ssm, like.wide.ssm)),
-        tail=same(memories.tail, like.tail),
-    )
-
-
-def begin(packed: Packed, state: LiveState) -> Callable[[np.ndarray], np.ndarray]:
-    """Streams that go on from `state`, their state kept where the compiled function writes to it."""
-    kept = memories(state)
-
-    def step(x: np.ndarray) -> np.ndarray:
-        x = np.ascontiguousarray(x)
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        hop = self.packed.sizes.hop
+        if x.ndim != 2 or x.shape[0] != self.channels or x.shape[1] % hop:
+            raise ValueError(f"samples of shape {x.shape}: expected ({self.channels}, a multiple of hop={hop})")
+        x = np.ascontiguousarray(x, np.float32)
         y = np.empty_like(x)
-        advance(packed, kept, x, y)
+        advance(self.packed, self.memories, x, y)
         return y
-
-    return step
 
 
 @inner_njit
@@ -278,17 +256,18 @@ def _softmax(memory, scores, count):
 def _whole_band(tape, at, memory, free, x, sizes, conv, conv_at, ssm, ssm_at):
     """Mamba along time over all bands at once: x += scatter(wide_out(y + Mamba(norm(y))))."""
     apart()
-    gathered, free = place(memory, free, x.rows, LANES)  # GATHERED of them count
+    few = sizes.gathered
+    gathered, free = place(memory, free, x.rows, LANES)  # `few` of them count
     at = dense(tape, at, memory, x, gathered)
-    flat, free = place(memory, free, 1, GATHERED * x.rows)
+    flat, free = place(memory, free, 1, few * x.rows)
     for r in range(x.rows):
-        for j in range(GATHERED):
-            memory[flat.at + r * GATHERED + j] = memory[gathered.at + r * LANES + j]
+        for j in range(few):
+            memory[flat.at + r * few + j] = memory[gathered.at + r * LANES + j]
     y, free = place(memory, free, 1, sizes.wide)
     at = dense(tape, at, memory, flat, y)
     at = mixer_step(tape, at, memory, free, y, sizes.wide_mixer, conv, conv_at, ssm, ssm_at)
     at = dense(tape, at, memory, y, flat)
-    return add_dense(tape, at, memory, Block(flat.at, x.rows, GATHERED, GATHERED), x)
+    return add_dense(tape, at, memory, Block(flat.at, x.rows, few, few), x)
 
 
 @inner_njit
@@ -335,9 +314,9 @@ def _to_fine_bands(tape, at, memory, free, re, im, fine):
             store(memory, fine.at + r * fine.step + j, load(tape, at + j))
     at += fine.width
     for plane in range(3):
-        eight = Block(planes.at + plane * planes.step, fine.rows, 8, 4)  # rows that overlap
-        accumulate(memory, eight, tape, Block(at, 8, fine.width, fine.width), memory, fine)
-        at += 8 * fine.width
+        eight = Block(planes.at + plane * planes.step, fine.rows, 2 * FINE, FINE)  # rows that overlap
+        accumulate(memory, eight, tape, Block(at, 2 * FINE, fine.width, fine.width), memory, fine)
+        at += 2 * FINE * fine.width
     return at
 
 
@@ -355,7 +334,7 @@ def _apply_mask(memory, re, im, bins, mask):
     apart()
     for f in range(bins):
         bin_ = min(f, bins - 2)
-        here = mask.at + bin_ // 4 * mask.step + bin_ % 4 * 2
+        here = mask.at + bin_ // FINE * mask.step + bin_ % FINE * 2
         a, b = memory[re + f], memory[im + f]
         c, d = memory[here], memory[here + 1]
         memory[re + f], memory[im + f] = a * c - b * d, a * d + b * c
@@ -412,7 +391,7 @@ def _frame(packed, memory, free, re, im, stream, streams, state):
         at = _fine_block(tape, at, memory, free, joined)
         y, joined = joined, y
     at = normalise(tape, at, memory, y, joined)
-    mask, free = place(memory, free, fine_bands, LANES)  # 8 of them count
+    mask, free = place(memory, free, fine_bands, LANES)  # two for each bin count
     at = dense(tape, at, memory, joined, mask)
     _apply_mask(memory, re, im, bins, mask)
     _power_law(memory, re, im, bins, np.float32(1), np.float32(1) / numbers[0], level)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clearstate.kernels.backend import backend
+from clearstate.kernels.backend import fast
 
 EPS = 1e-5  # added to the variance of an instance norm
 
@@ -36,10 +36,10 @@ MomentsOf = Callable[[Tensor], Moments]  # how a pass through the codec comes by
 
 def own_moments(x: Tensor) -> Moments:
     """Of each signal by itself: how the networks are trained, and right for a signal that is there as a whole."""
-    if compiled(x):
-        from clearstate.kernels import instance_norm as codec_cpu
+    if fast(x):
+        from clearstate.kernels import instance_norm
 
-        return Moments(*codec_cpu.moments(x))
+        return Moments(*instance_norm.moments(x))
     variance, mean = torch.var_mean(x, dim=(1, 2), correction=0)
     return Moments(mean, variance)
 
@@ -69,11 +69,6 @@ def given_moments(moments: tuple[Moments, ...]) -> MomentsOf:
     return lambda x: next(rest)
 
 
-def compiled(x: Tensor) -> bool:
-    """Whether this tensor goes through the forms for inference on a CPU."""
-    return not torch.is_grad_enabled() and x.dtype == torch.float32 and x.is_cpu and backend("cpu") == "numba"
-
-
 class NormPReLU(nn.Module):
     """Instance norm with gain and bias, then PReLU with a slope for each channel."""
 
@@ -91,11 +86,11 @@ class NormPReLU(nn.Module):
     def forward(self, x: Tensor, moments_of: MomentsOf = own_moments, reuse: bool = False) -> Tensor:
         """(b, t, f, c) to the same; `reuse` says that nobody needs x any more, whose memory may take the result."""
         scale, shift = self.coefficients(moments_of(x))
-        if compiled(x):
-            from clearstate.kernels import instance_norm as codec_cpu
+        if fast(x):
+            from clearstate.kernels import instance_norm
 
             y = x if reuse and x.is_contiguous() else torch.empty_like(x, memory_format=torch.contiguous_format)
-            codec_cpu.affine_prelu(x, scale, shift, self.slope, [(y, 0)])
+            instance_norm.affine_prelu(x, scale, shift, self.slope, [(y, 0)])
             return y
         y = x * scale[:, None, None] + shift[:, None, None]
         return F.prelu(y.permute(0, 3, 1, 2), self.slope).permute(0, 2, 3, 1)
@@ -132,7 +127,7 @@ class DenseBlock(nn.Module):
 
     def forward(self, x: Tensor, moments_of: MomentsOf = own_moments) -> Tensor:
         """(b, t, f, c) to the same."""
-        if compiled(x):
+        if fast(x):
             return in_tiles(self.layers, x, moments_of)
         maps = y = x
         for layer in self.layers:
@@ -145,28 +140,27 @@ def in_tiles(layers: Iterable[nn.Module], x: Tensor, moments_of: MomentsOf) -> T
     """The layers of a dense block, whose maps are kept as what the convolutions of `kernels/winograd.py` start from.
 
     Args:
-        layers: each a `conv` that `winograd_cpu.convolve` knows, and a `norm`.   x: (b, t, f, c).
+        layers: each a `conv` that `winograd.convolve` knows, and a `norm`.   x: (b, t, f, c).
     """
-    from clearstate.kernels import instance_norm as codec_cpu
-    from clearstate.kernels import winograd as winograd_cpu
-    from clearstate.kernels.live.layers import rounded_up
+    from clearstate.kernels import instance_norm, winograd
     from clearstate.kernels.matmul import filled
+    from clearstate.kernels.simd import rounded_up
 
     layers = list(layers)
     c, width = x.shape[-1], rounded_up(x.shape[-1])
     x = filled(x, width)
     scale, shift, slope = x.new_ones(x.shape[0], width), x.new_zeros(x.shape[0], width), x.new_ones(width)
     source, y = x, torch.empty_like(x)  # x as it is, then the output of each layer through its norm
-    with winograd_cpu.lent_maps(x, len(layers)) as maps:
+    with winograd.lent_maps(x, len(layers)) as maps:
         for i, layer in enumerate(layers):
             conv, norm = layer.conv, layer.norm
             assert isinstance(conv, nn.Conv2d) and isinstance(norm, NormPReLU)
-            winograd_cpu.enter(source, scale, shift, slope, maps[i])
-            winograd_cpu.convolve(maps[: i + 1], conv, y)
+            winograd.enter(source, scale, shift, slope, maps[i])
+            winograd.convolve(maps[: i + 1], conv, y)
             scale, shift = norm.coefficients(moments_of(y[..., :c]))
             scale, shift, slope = (filled(values, width) for values in (scale, shift, norm.slope))
             source = y
-    codec_cpu.affine_prelu(y, scale, shift, slope, [(y, 0)])
+    instance_norm.affine_prelu(y, scale, shift, slope, [(y, 0)])
     return y[..., :c]
 
 
@@ -195,14 +189,14 @@ def upsample(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     Args:
         weight: (c, o, 1, 3), as a ConvTranspose2d has it.   bias: (o,).
     """
-    if not compiled(x):
+    if not fast(x):
         return F.conv_transpose2d(x.permute(0, 3, 1, 2), weight, bias, stride=(1, 2)).permute(0, 2, 3, 1)
     b, t, k, c = x.shape
     outputs = weight.shape[1]
     if c % 16 == outputs % 16 == 0:  # as many as a vector of compiled code has
-        from clearstate.kernels import instance_norm as codec_cpu
+        from clearstate.kernels import instance_norm
 
-        return codec_cpu.upsample(x, weight, bias)
+        return instance_norm.upsample(x, weight, bias)
     taps = weight[:, :, 0].permute(2, 1, 0).reshape(3 * outputs, -1)  # (3 o, c)
     zero, one, two = F.linear(x, taps).split(outputs, dim=-1)  # (b, t, k, o) each
     y = x.new_empty(b, t, 2 * k + 1, outputs)
@@ -229,7 +223,7 @@ class MaskDecoder(nn.Module):
     def forward(self, x: Tensor, moments_of: MomentsOf = own_moments) -> Tensor:
         x = self.dense(x, moments_of)
         assert self.up.bias is not None
-        if compiled(x):  # no nonlinearity lies between the two: one transposed convolution to a single channel
+        if fast(x):  # no nonlinearity lies between the two: one transposed convolution to a single channel
             weight = torch.einsum("cokl,jo->cjkl", self.up.weight, self.leave.weight)
             y = upsample(x, weight, self.leave(self.up.bias))
         else:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from clearstate.models.parts.dense_codec import compiled
+from clearstate.kernels.backend import fast
 from clearstate.ssm import MambaBlock
 
 NARROW = 128  # channels up to which the weights of a mixer and what it works on are at home in a core's cache
@@ -35,10 +35,10 @@ class BiMix(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Rows (r, l, c) to the same."""
-        if compiled(x) and x.shape[-1] <= NARROW:
-            from clearstate.kernels import mamba_pair as mix_cpu
+        if fast(x) and x.shape[-1] <= NARROW:
+            from clearstate.kernels import mamba_pair
 
-            return mix_cpu.mix(x, self.ahead, self.back, self.merge)
+            return mamba_pair.mix(x, self.ahead, self.back, self.merge)
         return x + self.merge(torch.cat([self.ahead(x)[0], self.back(x)[0]], dim=-1))
 
 
@@ -51,7 +51,7 @@ class UniMix(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Rows (r, l, c) to the same."""
-        if compiled(x):
+        if fast(x):
             return torch.cat([self.ahead(rows)[0] for rows in x.split(max(1, PIECE // x.shape[1]))])
         return self.ahead(x)[0]
 
