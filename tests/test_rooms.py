@@ -4,12 +4,6 @@ import subprocess
 import sys
 
 ROOMS = ("audio", "cli", "tasks")
-# TEMPORARY: modules that still compute with tensors.
-NOT_YET = {
-    "audio.stft", "tasks.chain", "tasks.enhance", "tasks.extend",
-    "tasks.first_pass", "tasks.separate", "tasks.stream", "tasks.voices",
-}  # fmt: skip
-
 LOAD = """
 import importlib, pkgutil, sys
 import clearstate
@@ -31,7 +25,7 @@ def that_need_torch(*rooms: str) -> dict[str, str]:
 
 
 def test_tasks_terminal_and_sound_load_without_pytorch():
-    found = {name: why for name, why in that_need_torch(*ROOMS).items() if name not in NOT_YET}
+    found = that_need_torch(*ROOMS)
     assert not found, found
 
 

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from clearstate.audio.stft import sqrt_hann
 from clearstate.kernels.cache import njit
 from clearstate.kernels.live.fft import after_transform, fits, samples, spectrum, transform_tape
 from clearstate.kernels.live.layers import tape_of
 from clearstate.kernels.simd import FAST
+from clearstate.models.parts.stft import sqrt_hann
 
 
 @njit(fastmath=FAST, cache=True)

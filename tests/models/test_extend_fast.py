@@ -7,9 +7,9 @@ import torch
 from contracts import OFFLINE, noise
 from torch import Tensor, nn
 
-from clearstate.audio.stft import measured_bandwidth
 from clearstate.models import build
 from clearstate.models.extend_fast import ExtendFast, ExtendFastConfig
+from clearstate.models.parts.stft import measured_bandwidth
 
 RATE = 48_000
 
@@ -104,7 +104,7 @@ def test_a_tone_is_mirrored_to_a_steady_tone(hop, hz, expected):
     """With the rotation from frame to frame wrong, the energy would scatter to the multiples of the frame rate."""
     model = ExtendFast(ExtendFastConfig(width=8, blocks=1, hop=hop))
     t = torch.arange(RATE) / RATE
-    from clearstate.audio.stft import dual_window, istft, stft
+    from clearstate.models.parts.stft import dual_window, istft, stft
 
     top = model.first_missing(torch.zeros(1, 1), 8_000.0)
     spec = stft(torch.sin(2 * torch.pi * hz * t)[None], model.window, hop)

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clearstate.audio.stft import dual_window, istft, measured_bandwidth, sqrt_hann, stft
+from clearstate.models.parts.stft import dual_window, istft, measured_bandwidth, sqrt_hann, stft
 from clearstate.ssm.mamba import BiMamba, RMSNorm
 
 QUIET = 1e-9  # power under the local level (90 dB) at which a spectrum is taken to end

@@ -23,9 +23,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clearstate.audio.stft import analyse, compress, expand, sqrt_hann, synthesise
 from clearstate.models.parts.band_attention import BandAttention
 from clearstate.models.parts.running_level import running_power
+from clearstate.models.parts.stft import analyse, compress, expand, sqrt_hann, synthesise
 from clearstate.ssm import Mamba, MambaState
 
 

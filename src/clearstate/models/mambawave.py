@@ -31,8 +31,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clearstate.audio.stft import measured_bandwidth
 from clearstate.models.parts import diffusion
+from clearstate.models.parts.stft import measured_bandwidth
 from clearstate.ssm import RMSNorm, causal_conv1d_silu, selective_scan
 
 TAPS = 511  # of the high-pass and of the tilt; odd

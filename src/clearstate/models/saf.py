@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clearstate.audio.stft import analyse, compress, dual_window, expand, sqrt_hann, synthesise
 from clearstate.models.parts.running_level import running_power
+from clearstate.models.parts.stft import analyse, compress, dual_window, expand, sqrt_hann, synthesise
 
 
 @dataclass(frozen=True)

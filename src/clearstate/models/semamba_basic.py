@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clearstate.audio.stft import analyse, dual_window, synthesise
 from clearstate.models.parts.dual_path import BiMix
+from clearstate.models.parts.stft import analyse, dual_window, synthesise
 from clearstate.ssm import MambaBlock, MambaState
 
 

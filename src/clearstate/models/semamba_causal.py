@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clearstate.audio.stft import analyse, dual_window, synthesise
 from clearstate.models.parts.dense_codec import convolve
 from clearstate.models.parts.dual_path import BiMix, along_frequency
+from clearstate.models.parts.stft import analyse, dual_window, synthesise
 from clearstate.models.semamba import direction
 from clearstate.ssm import MambaBlock, MambaState
 

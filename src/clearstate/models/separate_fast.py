@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clearstate.audio.stft import compress, istft, sqrt_hann, stft
 from clearstate.models.parts.band_attention import BandAttention
+from clearstate.models.parts.stft import compress, istft, sqrt_hann, stft
 from clearstate.ssm.mamba import BiMamba
 
 

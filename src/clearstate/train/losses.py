@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clearstate.audio.stft import measured_bandwidth
+from clearstate.models.parts.stft import measured_bandwidth
 
 FLOOR = 1e-6  # power below which compression becomes linear: 60 dB under a bin of unit power
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from clearstate.audio.stft import analyse, compress, expand, istft, sqrt_hann, stft, synthesise
+from clearstate.models.parts.stft import analyse, compress, expand, istft, sqrt_hann, stft, synthesise
 
 
 @pytest.mark.parametrize("n_fft, hop", [(512, 256), (64, 32)])
