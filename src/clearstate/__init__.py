@@ -13,6 +13,8 @@ Each is imported when it is first used: `import clearstate` alone does not load 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from clearstate import moved
+
 if TYPE_CHECKING:
     from clearstate.models import build
     from clearstate.tasks.enhance import Enhancer, enhance, load
@@ -46,3 +48,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return __all__
+
+
+moved.follow()
