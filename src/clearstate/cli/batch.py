@@ -195,7 +195,7 @@ def _begin_process(open_worker: Callable[[], Worker], stop: Any, news: Any, thre
     """Ctrl-C is not heard here: the parent hears it and tells us through `stop`. A polite kill unwinds, as there."""
     global _stop, _news, _work
     unwind_when_terminated()  # sent to the whole group it would otherwise end us with a file half-written
-    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[variable] = str(threads)
     _stop, _news = stop, news
     try:

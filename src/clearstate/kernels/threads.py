@@ -13,7 +13,7 @@ from torch import nn
 
 from clearstate.kernels.blas import quick_products
 
-SMALL = 1 << 17  # element-states (or elements) under which a second thread costs more than it saves: 0.1 ms of work
+SMALL = 1 << 20  # element-states (or elements) under which a second thread costs more than it saves: 0.5 ms of work
 SMALL_MODEL = 400_000  # parameters; threads that wait for each other after every layer gain little on a model below
 
 _forked = False

@@ -12,8 +12,7 @@ along time, with frames `dilation` apart, so that 36 products do for 144:
     P^T:    y_j = sum of (point)^j m, and at infinity of m for j = 3
 
 Of two taps in time, `dilation` frames ago and now, the same six points give a fifth frame: 36 products for 120, where
-with a third tap of zero they were a fifth slower. (What looks ahead by rounding is not for a causal model, which has
-`winograd_causal.py`.)
+with a third tap of zero they were a fifth slower. (It looks ahead by rounding, so it is not for causal models.)
 
 A map of the block is kept as B_f^T x only, from which all later layers start; what time adds to it is taken on the way
 into the product. `DenseLayer` in `models/parts/dense_codec.py` and `PastLayer` in `mp_senet.py` are the slow twins.
