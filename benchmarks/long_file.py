@@ -98,7 +98,7 @@ def seams(model: str, seconds: float) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     enhancer = Enhancer(opened(model))
-    net: Any = enhancer.model
+    net: Any = enhancer.model.network
     if net.causal or seconds <= BLOCK_SECONDS:
         print(f"no seams: {'a causal model is one stream' if net.causal else f'{seconds:g} s are one block'}")
         return
@@ -110,7 +110,7 @@ def seams(model: str, seconds: float) -> None:
     x = x.astype(np.float32)
     with torch.no_grad():
         whole = net(torch.from_numpy(x)).numpy()
-    chain = Chain(net, rate, 1)
+    chain = Chain(enhancer.model, rate, 1)
     alone = np.concatenate([chain.push(x), chain.finish()], axis=1)
     for name, y in (("with an overview of the whole", enhancer.enhance(x, rate)), ("each block by itself", alone)):
         error = 10 * np.log10(np.mean((y - whole) ** 2) / np.mean(whole**2))

@@ -27,7 +27,7 @@ def main() -> None:
         enhancer = clearstate.load(name)
         result = RESULTS / f"{i}-{Path(name).resolve().name if Path(name).is_dir() else name}.wav"
         report = enhancer.enhance_file(noisy, result, overwrite=True)
-        size = sum(p.numel() for p in enhancer.model.parameters())
+        size = sum(p.numel() for p in enhancer.model.network.parameters())
         print(f"{name[-24:]:24}{size:12,}{report.speed:13.1f}{scores(clean, str(result))}")
 
 

@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from clearstate import moved
+from clearstate.kernels import spinning  # noqa: F401 - before PyTorch is loaded
 
 if TYPE_CHECKING:
     from clearstate.models import build

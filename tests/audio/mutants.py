@@ -51,10 +51,8 @@ def contained(parts, kind, *, rate=RATE, video=0.0, tracks=1, options=None, code
             picture = container.add_stream("mpeg4", rate=25)
             picture.width, picture.height, picture.pix_fmt = 32, 32, "yuv420p"
         layout = "mono" if len(parts[0][1]) == 1 else "stereo"
-        streams = [
-            container.add_stream(codec, rate=rate, options=codec_options, **({"layout": layout} | settings))
-            for _ in range(tracks)
-        ]
+        settings = {"layout": layout, "options": codec_options} | settings
+        streams = [container.add_stream(codec, rate=rate, **settings) for _ in range(tracks)]
         for i in range(int(video * 25)):
             frame = av.VideoFrame(32, 32, "yuv420p")
             frame.pts = i

@@ -244,12 +244,6 @@ def spoilt_text(name):
     Path(name).write_text("This is not audio, whatever the name says.\n" * 20)
 
 
-def spoilt_flac(name):
-    data = write("whole.flac", 3.0).read_bytes()
-    Path(name).write_bytes(data[: len(data) // 2])
-    os.unlink("whole.flac")
-
-
 def spoilt_by(value):
     def spoil(name):
         samples = sound()
@@ -269,7 +263,6 @@ def spoilt_channels(name):
 SPOILT = {
     "empty.wav": (spoilt_empty, "empty"),
     "text.wav": (spoilt_text, "audio"),
-    "cut.flac": (spoilt_flac, ""),
     "nan.wav": (spoilt_by(np.nan), "is nan"),
     "infinite.wav": (spoilt_by(np.inf), "is inf"),
     "channels.wav": (spoilt_channels, ""),

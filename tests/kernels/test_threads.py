@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 import clearstate
-from clearstate.cli import limit_spinning
 from clearstate.kernels import threads
+from clearstate.kernels.spinning import limit_spinning
 from clearstate.kernels.threads import in_parts, inference, threads_for
 
 RATE = 16_000
@@ -31,8 +31,13 @@ def model_of(parameters: int) -> nn.Module:
     return nn.Linear(parameters, 1, bias=False)
 
 
-@pytest.mark.parametrize(("size", "expected"), [(threads.SMALL_MODEL - 1, 1), (threads.SMALL_MODEL, 2)])
-def test_a_small_model_runs_on_one_thread_and_the_callers_number_comes_back(size, expected):
+@pytest.mark.parametrize(
+    ("size", "limited", "expected"),
+    [(threads.SMALL_MODEL - 1, False, 1), (threads.SMALL_MODEL - 1, True, 2), (threads.SMALL_MODEL, False, 2)],
+)
+def test_a_small_model_runs_on_one_thread_where_threads_spin(monkeypatch, size, limited, expected):
+    """And the caller's number comes back."""
+    monkeypatch.setattr(threads.spinning, "LIMITED", limited)
     with inference(model_of(size)):
         assert torch.get_num_threads() == expected
         assert torch.is_inference_mode_enabled()
@@ -83,6 +88,7 @@ def noise(seed: int, seconds: float = 0.5) -> np.ndarray:
 
 @pytest.fixture(params=[threads.SMALL_MODEL, 0], ids=["one-thread", "two-threads"])
 def enhancer(request, monkeypatch):
+    monkeypatch.setattr(threads.spinning, "LIMITED", False)
     monkeypatch.setattr(threads, "SMALL_MODEL", request.param)
     return clearstate.Enhancer(clearstate.build("live"))
 
@@ -174,7 +180,7 @@ def test_what_the_user_says_of_waiting_threads_stays(monkeypatch, variable):
     assert dict(os.environ) == before
 
 
-def test_the_command_line_limits_spinning_before_torch_and_the_library_does_not():
+def test_spinning_is_limited_where_torch_is_not_loaded_yet():
     code = "import os, sys; {}; print('torch' in sys.modules, os.environ.get('GOMP_SPINCOUNT'))"
     environment = {
         k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OMP_WAIT_POLICY")
@@ -184,5 +190,5 @@ def test_the_command_line_limits_spinning_before_torch_and_the_library_does_not(
         command = [sys.executable, "-c", code.format(statement)]
         return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.split()
 
-    assert said("from clearstate.cli import limit_spinning; limit_spinning()") == ["False", "10000"]
-    assert said("import clearstate; clearstate.build('live')") == ["True", "None"]
+    assert said("import clearstate") == ["False", "10000"]
+    assert said("import torch, clearstate") == ["True", "None"]

@@ -186,6 +186,7 @@ def test_the_default_recipe_killed_in_mid_epoch_ends_with_the_same_scores(corpus
     assert json.loads((folder / "best" / "config.json").read_text())["preset"] == "live"
 
 
+@pytest.mark.filterwarnings("ignore:no validation set")
 def test_the_weights_of_a_run_load_as_a_model(corpus, own_cache, tmp_path):
     from clearstate.models import load_model
 

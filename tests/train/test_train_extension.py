@@ -143,6 +143,7 @@ def tree(folder, tmp_path, **valid):
     }
 
 
+@pytest.mark.filterwarnings("ignore:the validation files")
 def test_a_run_learns_and_keeps_the_lowest_distance(folder, tmp_path):
     outcome = run_recipe(recipe_from(tree(folder, tmp_path)), quiet=True)
     lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]

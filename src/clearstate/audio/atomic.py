@@ -7,9 +7,10 @@ The temporary file is in the same folder, so the final move is one step. Its nam
 so a target name may be as long as the file system allows. What the system refuses becomes one line with the remedy.
 """
 
+import atexit
 import errno
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
@@ -34,6 +35,17 @@ AT_THE_PLACE = {
 }
 
 
+_unfinished: set[str] = set()  # temporary files of this process
+
+
+@atexit.register
+def _remove_unfinished() -> None:
+    """What a signal left between the making of a file and the block that removes it."""
+    for path in _unfinished:
+        with suppress(OSError):
+            os.unlink(path)
+
+
 class Replacement:
     """A temporary file that takes the name `path` with `commit`, or vanishes with `discard`.
 
@@ -46,11 +58,13 @@ class Replacement:
         check_name(self.name)
         if is_stream(self.name):
             raise OSError(f"{self.name}: is a pipe or a device, which no file may replace; choose another name")
+        self.path = os.path.join(_folder(self.name), f".{secrets.token_hex(6)}{suffix}")
+        _unfinished.add(self.path)  # before it is there: a signal may come at any time
         try:
-            handle, self.path = tempfile.mkstemp(prefix=".", suffix=suffix, dir=_folder(self.name))
+            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
         except OSError as error:
+            _unfinished.discard(self.path)
             raise explained(error, self.name) from error
-        os.close(handle)
 
     def commit(self) -> None:
         """Give the file its own name and the usual permissions."""
@@ -59,11 +73,13 @@ class Replacement:
             os.replace(self.path, self.name)
         except OSError as error:
             raise explained(error, self.name) from error
+        _unfinished.discard(self.path)
 
     def discard(self) -> None:
         """Remove the temporary file, if it is still there."""
         with suppress(FileNotFoundError):
             os.unlink(self.path)
+        _unfinished.discard(self.path)
 
     def refusal(self) -> OSError | None:
         """Why the system refuses to let the file grow; None if it does not.

@@ -5,8 +5,8 @@
             sink.write(block)
 
 soundfile (libsndfile) reads and writes WAV, FLAC, OGG Vorbis, Opus, MP3, AIFF, CAF and more; PyAV, an extra, reads the
-rest (m4a, video). "-" and pipes are streams (`wav_pipe.py`). Blocks are float64, so every integer
-format up to 32 bits comes back bit for bit when nothing was changed.
+rest (m4a, video) and what libsndfile would cut short (`length.py`). "-" and pipes are streams (`wav_pipe.py`). Blocks
+are float64, so every integer format up to 32 bits comes back bit for bit when nothing was changed.
 
 A file is written under a temporary name in its folder and takes its own name when it is complete: after an error, a
 full disk or Ctrl-C, nothing half-written is left, and an existing file is as it was.

@@ -3,6 +3,7 @@
 matplotlib (extra `demo`) is imported when a picture is drawn, with the Agg canvas, so that no screen is needed.
 """
 
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -107,7 +108,8 @@ def before_and_after(before: str | Path, after: str | Path, picture: str | Path)
     figure = _draw(pair, (f"before: {drawn(Path(before).name)}", f"after: {drawn(Path(after).name)}"))
     picture = Path(picture)
     picture.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(picture, suffix=picture.suffix) as temporary:
+    with replacing(picture, suffix=picture.suffix) as temporary, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # a letter of a file name that the font lacks becomes a box
         figure.savefig(temporary, dpi=130)
     if broken:
         raise broken[0].saved(picture)

@@ -85,18 +85,6 @@ def _about(
         os.environ["CLEARSTATE_VERBOSE"] = "1"  # worker processes inherit it
 
 
-def limit_spinning() -> None:
-    """Let threads that wait for others soon sleep: spinning takes the processor from those that are waited for.
-
-    On a machine with other work, or with a limit on processor time, a program that spins is many times slower; one that
-    never spins is a third slower on an idle machine. OpenMP reads these variables when PyTorch loads it; what the user
-    has set stays.
-    """
-    settings = {"GOMP_SPINCOUNT": "10000", "KMP_BLOCKTIME": "1"}  # GNU: some 20 us; LLVM and Intel: 1 ms
-    if not any(name in os.environ for name in (*settings, "OMP_WAIT_POLICY")) and "torch" not in sys.modules:
-        os.environ.update(settings)
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line and leave with its exit code: 0 done, 1 something failed, 2 wrong use, 130 interrupted."""
     occupy_closed_streams()
@@ -107,7 +95,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         words.insert(0, VERBOSE)
     print_anything()
     show_log()
-    limit_spinning()
     try:
         app(args=words, prog_name="clearstate")
     except CommandError as error:

@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
+from clearstate.kernels import spinning
 from clearstate.kernels.blas import quick_products
 
 SMALL = 1 << 20  # element-states (or elements) under which a second thread costs more than it saves: 0.5 ms of work
@@ -59,13 +60,14 @@ def _pool() -> ThreadPoolExecutor:
 def inference(model: nn.Module) -> Iterator[None]:
     """`torch.inference_mode` with the threads and the library for products that suit; the caller's settings afterwards.
 
-    A small model runs on one thread. Beside other work, or under a limit on processor time, the threads of PyTorch wait
-    for each other after every layer, which makes a small model up to 70 times slower than one thread is.
+    A small model runs on one thread where threads spin while they wait (`spinning.py`): they wait for each other after
+    every layer, which beside other work makes a small model up to 70 times slower than one thread is. Where spinning is
+    limited, all threads are faster on an idle machine and hardly slower on a busy one.
     """
     if model not in _parameters:
         _parameters[model] = sum(parameter.numel() for parameter in model.parameters())
     before = torch.get_num_threads()
-    alone = before > 1 and (_forked or _parameters[model] < SMALL_MODEL)
+    alone = before > 1 and (_forked or (_parameters[model] < SMALL_MODEL and not spinning.LIMITED))
     if alone:
         torch.set_num_threads(1)
     try:
