@@ -105,7 +105,7 @@ def test_a_learned_score_without_weights_is_not_a_number(folders):
     ("extra", "message"),
     [
         (("--clean", "nowhere"), "--clean nowhere does not exist"),
-        (("-s", "pesk_wb"), "Did you mean 'pesq_wb'?"),
+        (("-s", "pesk_wb"), "did you mean 'pesq_wb'?"),
         (("-s", "si_sdri"), "name its folder with --noisy"),
         (("--report", "r.pdf"), "expected .html or .md"),
         (("--weights", "mos=x"), "expected NAME=FILE with NAME one of dnsmos"),

@@ -15,6 +15,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from clearstate.audio.level import rms
+
 Floats = NDArray[np.floating]
 Makeup = Literal["rms", "peak", "none"]
 
@@ -61,12 +63,12 @@ def stretch_contrast(x: Floats, makeup: Makeup = "rms", n_fft: int = 400) -> Flo
     if makeup not in ("rms", "peak", "none"):
         raise ValueError(f"makeup {makeup!r}: expected 'rms', 'peak' or 'none'")
     flat = x.reshape(-1, x.shape[-1])  # (b, n)
-    level = _rms(flat)
+    level = rms(flat)
     if makeup == "rms":
         flat = np.where(level > 0, flat * (REFERENCE_RMS / np.maximum(level, 1e-30)), flat)
     y = _stretch(flat, n_fft)
     if makeup == "rms":
-        y = y * (level / np.maximum(_rms(y), 1e-30))
+        y = y * (level / np.maximum(rms(y), 1e-30))
     elif makeup == "peak":
         y = y / np.maximum(np.abs(y).max(-1, keepdims=True), 1e-30)
     return y.reshape(x.shape).astype(x.dtype, copy=False)
@@ -88,11 +90,6 @@ def _stretch(x: Floats, n_fft: int) -> Floats:
         y[:, k : k + frames.shape[1]] += quarters[:, :, k]
         weight[k : k + frames.shape[1]] += squares
     return (y / weight).reshape(len(x), -1)[:, n_fft // 2 : n_fft // 2 + samples]
-
-
-def _rms(x: Floats) -> Floats:
-    peak = np.maximum(np.abs(x).max(-1, keepdims=True), 1e-30)  # squares of what is very quiet would underflow
-    return np.sqrt(np.square(x / peak).mean(-1, keepdims=True)) * peak
 
 
 class ContrastStretcher:

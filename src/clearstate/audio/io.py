@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from clearstate.audio import tags
 from clearstate.audio.atomic import Replacement, check_name, explained
 from clearstate.audio.chunks import append_chunks, set_channel_mask
+from clearstate.audio.formats import CONTAINERS
 from clearstate.audio.length import Extent, Part, View, inspect
 from clearstate.audio.paths import native_name
 from clearstate.audio.quiet import quiet, tell
@@ -43,14 +44,6 @@ UNKNOWN_FRAMES = 2**40  # libsndfile has the largest number there is for "not kn
 MOST_SECONDS = UNKNOWN_FRAMES / MOST_HERTZ
 WAV_LIMIT = 2**32 - 2**20  # bytes: sizes in a WAV header have 32 bits
 OPUS_RATES = (8_000, 12_000, 16_000, 24_000, 48_000)
-CONTAINERS = {  # by extension, where the extension is not the name of the container itself
-    ".aif": "AIFF",
-    ".aifc": "AIFF",
-    ".oga": "OGG",
-    ".opus": "OGG",
-    ".snd": "AU",
-    ".wave": "WAV",
-}
 WAVS = ("WAV", "WAVEX", "RF64")
 SMALL = ("WAV", "WAVEX", "AIFF", "AU")  # with lengths of 32 bits
 BYTES = {"PCM_S8": 1, "PCM_U8": 1, "PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4, "DOUBLE": 8, "ULAW": 1, "ALAW": 1}

@@ -10,32 +10,12 @@ import unicodedata
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from clearstate.audio.formats import READABLE, WRITABLE, examples
 from clearstate.audio.paths import walk, why_no_file
 from clearstate.audio.streams import STDIO, as_stdio, is_stream
 from clearstate.cli.terminal import UsageError
 
 LONGEST_NAME = 255  # bytes of a file name; no common file system takes more
-
-# What soundfile writes; anything else that can be read (m4a, video) becomes WAV.
-WRITABLE = frozenset(
-    {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".caf", ".w64", ".rf64"}
-)
-# What a folder is searched for. A file named outright is tried whatever its name.
-AUDIO = WRITABLE | {
-    ".m4a",
-    ".aac",
-    ".wma",
-    ".mp4",
-    ".m4v",
-    ".mkv",
-    ".mov",
-    ".webm",
-    ".avi",
-    ".snd",
-    ".3gp",
-    ".amr",
-    ".mka",
-}
 
 
 @dataclass(frozen=True)
@@ -77,7 +57,7 @@ def plan(inputs: list[str], output: str | None, *, tag: str = "clear", overwrite
         return _single(str(found[0][0]), output, tag, overwrite) if found else result
     if output == STDIO:
         raise UsageError("'-o -' (stdout) takes one input; give a folder for several")
-    if output and (os.path.isfile(output) or Path(output).suffix.lower() in AUDIO):
+    if output and (os.path.isfile(output) or Path(output).suffix.lower() in READABLE):
         raise UsageError(f"-o {output} names a file, but there are several inputs; give a folder")
 
     takers: dict[str, Path] = {}
@@ -118,12 +98,12 @@ def gather(inputs: list[str], output: str | None, tag: str, result: Plan) -> tup
             if output and len(inputs) > 1 and _same(word, output):
                 continue  # the shell's * names the output folder, too, from the second run on
             several = True
-            inside, unusable = walk(word, AUDIO, leave_out=output)
+            inside, unusable = walk(word, READABLE, leave_out=output)
             inside = [file for file in inside if not file.stem.endswith((".clear", ".residual", f".{tag}"))]
             found |= {file: file.relative_to(word) for file in inside if file not in found}
             result.failures += [(str(entry), reason) for entry, reason in unusable]
             if not inside and not unusable:
-                result.failures.append((word, f"no audio in this folder: looked for {_some(AUDIO)} and below it"))
+                result.failures.append((word, f"no audio in this folder: looked for {examples(READABLE)} and below it"))
         elif os.path.lexists(word):
             found.setdefault(Path(word), Path(Path(word).name))
         elif matches := sorted(glob.glob(word, recursive=True)):
@@ -160,7 +140,7 @@ def _single(source: str, target: str, tag: str, overwrite: bool) -> Plan:
         target = str(Path(target) / name)
     if not is_stream(target) and (suffix := Path(target).suffix.lower()) not in WRITABLE:
         what = f"ends in {suffix!r}" if suffix else "has no extension"
-        raise UsageError(f"-o {target} {what}; expected one of {_some(WRITABLE)}, or a folder (end it with '/')")
+        raise UsageError(f"-o {target} {what}; expected one of {examples(WRITABLE)}, or a folder (end it with '/')")
     job = Job(source, target)
     if reason := _refusal(job, overwrite):
         return Plan(failures=[(source, reason)])
@@ -226,8 +206,3 @@ def _beside(file: Path, tag: str) -> Path:
 
 def _writable(path: Path) -> Path:
     return path if path.suffix.lower() in WRITABLE else path.with_suffix(".wav")
-
-
-def _some(suffixes: frozenset[str]) -> str:
-    first = [s for s in (".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a") if s in suffixes]
-    return " ".join(first) + " …"

@@ -12,7 +12,7 @@ import soxr
 from scipy import fft
 
 from clearstate.audio.io import read_audio
-from clearstate.data.effects import decibels
+from clearstate.audio.level import db_to_gain
 from clearstate.data.folders import audio_files
 from clearstate.data.mixing import MixtureConfig, redrawn, speech_crop
 from clearstate.data.sources import Sources
@@ -74,7 +74,7 @@ class ExtensionDataset:
         voice = MixtureConfig(speed=self.config.speed, speed_range=self.config.speed_range)
         wide, info = speech_crop(rng, self.samples, self.sources.speech, voice, self.rate)
         level = rng.uniform(*self.config.level_dbfs)
-        wide = wide * np.float32(decibels(level) / max(float(np.abs(wide).max()), 1e-6))
+        wide = wide * np.float32(db_to_gain(level) / max(float(np.abs(wide).max()), 1e-6))
         rate = int(rng.choice(self._rates))
         cutoff = rate / 2 * rng.uniform(*self.config.cutoff)
         family = str(rng.choice(["brickwall", "chebyshev", "butterworth", "cosine"]))

@@ -19,6 +19,7 @@ import numpy as np
 import soundfile
 import soxr
 
+from clearstate.audio.formats import READABLE
 from clearstate.audio.io import UNKNOWN_FRAMES, AudioError, open_reader, until_broken
 from clearstate.audio.mono import to_mono
 from clearstate.audio.paths import Found, native_name, walk
@@ -28,7 +29,6 @@ from clearstate.data.shards import BrokenClipError, Clip, Progress, default_cach
 
 logger = logging.getLogger(__name__)
 
-AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au", ".w64", ".caf", ".sph"})
 MARGIN = 0.02  # s read before and after a crop that is resampled, so that the filter has settled at its ends
 
 # Frames of an MP3 lean on up to nine before them (the bit reservoir), which a seek does not decode: without them the
@@ -156,7 +156,7 @@ def search(folder: str | Path) -> Found:
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder")
-    found = walk(folder, AUDIO_SUFFIXES)
+    found = walk(folder, READABLE)
     if found.unusable:
         first = "; ".join(f"{path} {reason}" for path, reason in found.unusable[:3])
         warnings.warn(f"{folder}: {len(found.unusable)} entries cannot be used and are left out: {first}")

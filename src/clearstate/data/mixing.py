@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 import soxr
 
+from clearstate.audio.level import active_level, db_to_gain, frame_power, mean_power
 from clearstate.data import effects, noises
-from clearstate.data.effects import decibels
-from clearstate.data.shards import BrokenClipError, active_level, frame_power
+from clearstate.data.shards import BrokenClipError
 from clearstate.data.sources import Pool, Sources
 
 SPEECH_DBFS = -25.0  # active level of a voice before it is mixed
@@ -196,7 +196,7 @@ def mix(
     if kind == "mixture" and snr_db is not None:
         info["snr_db"] = round(snr_db, 2)
     level = rng.uniform(*config.level_dbfs)
-    gain = np.float32(decibels(level) / max(float(np.abs(noisy).max()), 1e-6))
+    gain = np.float32(db_to_gain(level) / max(float(np.abs(noisy).max()), 1e-6))
     noisy, clean = noisy * gain, clean * gain
     info["level_dbfs"] = round(level, 2)
     if kind == "mixture":
@@ -243,7 +243,7 @@ def _utterances(
         x = pool.read(number, start, math.ceil((n - position) * speed))
         if speed != 1:
             x = soxr.resample(x, speed, 1.0)[: n - position]
-        x = x * np.float32(decibels(SPEECH_DBFS - pool.level(number, x) + rng.uniform(-2, 2)))
+        x = x * np.float32(db_to_gain(SPEECH_DBFS - pool.level(number, x) + rng.uniform(-2, 2)))
         if start:  # 5 ms, so that the cut does not click
             fade = min(rate // 200, len(x))
             x[:fade] *= np.linspace(0, 1, fade, dtype=np.float32)
@@ -286,10 +286,10 @@ def noise_crop(
         below = rng.uniform(0, 12) if i else 0.0
         level = noise._replace(audio=audio).level(sources.rate)
         if level > 1e-7:
-            (sparse if noise.sparse else steady)[:] += audio * np.float32(decibels(-below) / level)
-            sparse_power += decibels(-2 * below) if noise.sparse else 0.0
+            (sparse if noise.sparse else steady)[:] += audio * np.float32(db_to_gain(-below) / level)
+            sparse_power += db_to_gain(-2 * below) if noise.sparse else 0.0
             drawn.append(noise.info | {"below_db": round(below, 1)})
-    power = float(np.dot(steady, steady)) / n + sparse_power
+    power = mean_power(steady) + sparse_power
     return (steady + sparse) / np.float32(np.sqrt(power) if power else 1.0), drawn
 
 
@@ -315,7 +315,7 @@ def at_snr(speech: np.ndarray, noise: np.ndarray, snr_db: float, rate: int) -> t
     speech_db = active_level(speech, rate)
     if speech_db < SPEECH_DBFS - 35 or not noise.any():
         return speech + noise, None
-    return speech + noise * np.float32(decibels(speech_db - snr_db)), snr_db
+    return speech + noise * np.float32(db_to_gain(speech_db - snr_db)), snr_db
 
 
 def _item_weights(config: MixtureConfig) -> list[float]:

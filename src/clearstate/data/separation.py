@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from clearstate.audio.level import active_level, db_to_gain
 from clearstate.audio.paths import why_no_file
 from clearstate.data.corpora import Mixture
-from clearstate.data.effects import apply_sections, decibels, random_equaliser
+from clearstate.data.effects import apply_sections, random_equaliser
 from clearstate.data.folders import audio_files, read_crop, scan
 from clearstate.data.mixing import MixtureConfig, at_snr, noise_crop, redrawn, speech_crop
 from clearstate.data.pitch import median_pitch
-from clearstate.data.shards import active_level
 from clearstate.data.sources import Pool, Sources, vctk_speaker
 
 NEAR_OF = 4  # voices that the nearest is chosen of
@@ -98,7 +98,7 @@ class SeparationDataset:
             mixture, snr_db = at_snr(mixture, noise, rng.uniform(*config.snr_db), self.rate)
             info["snr_db"] = None if snr_db is None else round(snr_db, 2)
         peak_db = rng.uniform(*config.level_dbfs)
-        gain = np.float32(decibels(peak_db) / max(float(np.abs(mixture).max()), 1e-6))
+        gain = np.float32(db_to_gain(peak_db) / max(float(np.abs(mixture).max()), 1e-6))
         return {"mixture": mixture * gain, "sources": voices * gain, "info": info | {"level_dbfs": round(peak_db, 2)}}
 
     def _voices(self, rng: np.random.Generator) -> tuple[np.ndarray, dict[str, Any]]:
@@ -128,7 +128,7 @@ class SeparationDataset:
             relative = float(rng.uniform(*config.level_db)) if i else 0.0
             level = active_level(crop, self.rate)
             if np.isfinite(level):
-                voices[i, start : start + stretch] = crop * np.float32(decibels(relative - level))
+                voices[i, start : start + stretch] = crop * np.float32(db_to_gain(relative - level))
             who.append(drawn | {"level_db": round(relative, 2), "start": start})
         return voices, {"voices": who, "overlap": round(overlap, 3)}
 

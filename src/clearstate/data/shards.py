@@ -39,6 +39,7 @@ import soxr
 
 from clearstate.audio.io import read_audio
 from clearstate.audio.length import inspect_bytes
+from clearstate.audio.level import active_level
 from clearstate.audio.mono import to_mono
 from clearstate.audio.quiet import quiet
 from clearstate.audio.rates import whole_rate
@@ -271,25 +272,6 @@ def _decoded(data: bytes) -> tuple[np.ndarray, int]:
         file.flush()
         audio, rate = read_audio(file.name)
     return audio.T.astype(np.float32), rate
-
-
-def active_level(audio: np.ndarray, rate: int, gate_db: float = 30.0) -> float:
-    """RMS in dBFS over the 20 ms frames within `gate_db` of the loudest; -inf for digital silence.
-
-    The level of speech without its pauses, after the idea of ITU-T P.56 but with a fixed gate, which is cheap.
-    """
-    power = frame_power(audio, rate)
-    loudest = float(power.max(initial=0.0))
-    if loudest <= 0.0:
-        return -np.inf
-    return 10 * float(np.log10(power[power >= loudest * 10 ** (-gate_db / 10)].mean()))
-
-
-def frame_power(audio: np.ndarray, rate: int) -> np.ndarray:
-    """Mean power of each whole 20 ms frame (of the signal itself if it is shorter)."""
-    size = min(rate // 50, max(1, len(audio)))
-    frames = audio[: len(audio) // size * size].reshape(-1, size)
-    return np.einsum("tn,tn->t", frames, frames) / size
 
 
 def _decode_all(

@@ -13,7 +13,6 @@ import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,6 +20,7 @@ import numpy as np
 import soxr
 
 from clearstate.audio.io import AudioError, read_audio
+from clearstate.audio.level import active_level
 from clearstate.audio.rates import whole_rate
 from clearstate.data.corpora import TEST_SPEAKERS, VALID_SPEAKERS, expected_layouts, recognise
 from clearstate.data.folders import AudioFile, FileSet, plain_files
@@ -28,11 +28,11 @@ from clearstate.data.shards import (
     BrokenClipError,
     Clip,
     Progress,
-    active_level,
     open_shards,
     read_index,
     read_tar_audio,
 )
+from clearstate.nearest import nearest
 
 MAX_ROOMS = 500  # responses of one folder that are kept in memory
 
@@ -173,11 +173,7 @@ def as_spec(spec: str | Path | Mapping[str, Any] | SourceSpec) -> SourceSpec:
     known = [f.name for f in fields(SourceSpec)]
     for name in spec:
         if name not in known:
-            near = get_close_matches(name, known, 1)
-            raise ValueError(
-                f"sources have no field {name!r}"
-                + (f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(known)}")
-            )
+            raise ValueError(f"sources have no field {name!r}: {nearest(name, known)}")
     values: dict[str, Any] = dict(spec)
     for role in ("speech", "noise", "rooms"):
         paths = values.get(role, ())

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
-from collections.abc import Iterable
 from types import ModuleType
 
 
@@ -25,9 +23,3 @@ def need(module: str, extra: str, what: str) -> ModuleType:
         raise MissingExtra(
             f"{what} needs {library}, which is not installed: pip install 'clearstate[{extra}]'"
         ) from error
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """` Did you mean 'stoi'?`, or nothing when no known name is near."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f" Did you mean {near[0]!r}?" if near else ""

@@ -14,13 +14,12 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from clearstate.audio.formats import READABLE, examples
 from clearstate.audio.mono import Mix, find_mix
 from clearstate.audio.paths import walk, why_no_file
 from clearstate.audio.rates import whole_rate
 
 Entry = TypeVar("Entry")
-
-AUDIO = frozenset({".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".au", ".caf", ".w64", ".rf64"})
 
 _WORDS = (
     "clear clearstate clean enhanced enh noisy noise denoised dn processed proc restored est estimate estimated pred "
@@ -85,10 +84,10 @@ def audio_under(folder: Path, what: str, result: Matches) -> list[Path]:
         raise ValueError(f"--{what} {folder} does not exist (looked in {folder.absolute().parent})")
     if folder.is_file():
         raise ValueError(f"--{what} {folder} is a file: give folders on both sides, or files on both sides")
-    files, unusable = walk(folder, AUDIO)
+    files, unusable = walk(folder, READABLE)
     result.unusable += unusable
     if not files and not unusable:
-        raise ValueError(f"--{what} {folder} holds no audio: looked for {' '.join(sorted(AUDIO))} in it and below it")
+        raise ValueError(f"--{what} {folder} holds no audio: looked for {examples(READABLE)} and below it")
     return files
 
 
@@ -158,7 +157,7 @@ def for_pairs(entries: Mapping[str, Entry], names: Sequence[str]) -> dict[str, E
 
     def loose(name: str) -> str:
         path = Path(_SPEAKER_PART.sub("", name))  # what is said of a mixture holds for each of its speakers
-        return bare(path.stem if path.suffix.lower() in AUDIO else path.name)
+        return bare(path.stem if path.suffix.lower() in READABLE else path.name)
 
     known = {loose(name): entry for name, entry in entries.items()}
     found = {name: entries[name] if name in entries else known.get(loose(name)) for name in names}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from clearstate.metrics.extras import nearest
+from clearstate.nearest import nearest
 
 
 @dataclass(frozen=True)
@@ -72,5 +72,5 @@ def choose(words: list[str], *, noisy: bool) -> list[str]:
             wanted.add(word)
         else:
             known = [*GROUPS, *(key for key, score in SCORES.items() if score.group != "asr")]
-            raise ValueError(f"no score is called {word!r}.{nearest(word, known)} There are: {', '.join(known)}")
+            raise ValueError(f"no score is called {word!r}: {nearest(word, known)}")
     return [key for key in SCORES if key in wanted]

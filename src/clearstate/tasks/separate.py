@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clearstate.audio.atomic import write_text
+from clearstate.audio.formats import WRITABLE
 from clearstate.audio.io import (
-    CONTAINERS,
     BrokenOffError,
     check_target,
     open_reader,
@@ -42,7 +42,6 @@ Signal = TypeVar("Signal")  # an array, a torch tensor, or anything like one
 Progress = Callable[[float, float], None]  # seconds of audio done, seconds in all (0 where the length is not known)
 
 DEFAULT_MODEL = "separate-fast"
-WRITABLE = {".wav", ".flac", ".ogg", ".mp3", ".aiff", ".au", ".caf", ".w64", ".rf64", *CONTAINERS}
 
 
 @dataclass(frozen=True)

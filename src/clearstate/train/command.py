@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clearstate.train.recipe import Recipe, RecipeError, load_recipe, nearest
+from clearstate.nearest import nearest
+from clearstate.train.recipe import Recipe, RecipeError, load_recipe
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -93,11 +94,11 @@ def build_model(recipe: Recipe) -> "nn.Module":
 
     name, config = recipe.model.name, recipe.model.config
     if name not in models.PRESETS:
-        raise RecipeError(f"unknown model model.name={name!r}" + nearest(name, list(models.PRESETS)))
+        raise RecipeError(f"unknown model model.name={name!r}; {nearest(name, models.PRESETS)}")
     known = vars(models.build(name).config)
     for key in config:
         if key not in known:
-            raise RecipeError(f"unknown key model.config.{key}" + nearest(key, list(known)))
+            raise RecipeError(f"unknown key model.config.{key}; {nearest(key, known)}")
     model = models.build(name, **config)
     if recipe.model.start is not None:
         try:

@@ -32,7 +32,8 @@ from clearstate.data import (
 )
 from clearstate.data.corpora import Mixture
 from clearstate.data.preview import Items as RatedDataset
-from clearstate.train.recipe import DataRecipe, Recipe, RecipeError, ValidRecipe, audio_path, nearest
+from clearstate.nearest import nearest
+from clearstate.train.recipe import DataRecipe, Recipe, RecipeError, ValidRecipe, audio_path
 
 INPUTS, TARGETS = ("noisy", "mixture", "narrow"), ("clean", "sources", "wide")
 MIXED: dict[str, tuple[Callable[..., RatedDataset], type]] = {
@@ -181,5 +182,5 @@ def checked(values: dict[str, Any], cls: type, where: str) -> dict[str, Any]:
     known = [f.name for f in fields(cls)]
     for key in values:
         if key not in known:
-            raise RecipeError(f"unknown key {where}.{key}" + nearest(key, known))
+            raise RecipeError(f"unknown key {where}.{key}; {nearest(key, known)}")
     return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}

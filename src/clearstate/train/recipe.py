@@ -6,7 +6,6 @@ A key that does not exist is an error that names the nearest one that does; so i
 """
 
 import dataclasses
-import difflib
 import os
 import re
 import types
@@ -18,6 +17,8 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError
+
+from clearstate.nearest import nearest
 
 Above0 = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(gt=0)]
@@ -277,15 +278,9 @@ def check_keys(tree: dict[str, Any], cls: type, origin: str, where: str = "") ->
     fields = typing.get_type_hints(cls)
     for key, value in tree.items():
         if key not in fields:
-            raise RecipeError(f"{origin}: unknown key {where + str(key)}" + nearest(str(key), list(fields)))
+            raise RecipeError(f"{origin}: unknown key {where + str(key)}; {nearest(str(key), fields)}")
         if dataclasses.is_dataclass(fields[key]) and isinstance(value, dict):
             check_keys(value, typing.cast(type, fields[key]), origin, f"{where}{key}.")
-
-
-def nearest(name: str, known: typing.Sequence[str]) -> str:
-    """'; did you mean X?' for the closest known name, else the list of all."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]}?" if close else f"; known are {', '.join(sorted(known))}"
 
 
 def check_sense(recipe: Recipe, origin: str) -> None:
