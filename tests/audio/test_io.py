@@ -351,7 +351,7 @@ def test_an_existing_file_and_the_input_are_not_overwritten(tmp_path):
     source, target = tmp_path / "in.wav", tmp_path / "out.wav"
     soundfile.write(source, tone().T, RATE)
     target.write_bytes(b"mine")
-    with pytest.raises(FileExistsError, match="exists already"):
+    with pytest.raises(FileExistsError, match="already exists"):
         copy(source, target)
     os.link(source, tmp_path / "alias.wav")
     for same in (source, tmp_path / "alias.wav"):
@@ -369,7 +369,7 @@ def test_a_file_that_appears_while_another_is_written_is_not_replaced(tmp_path):
             writer.write(tone())
             target.write_bytes(b"somebody was faster")
 
-    with pytest.raises(FileExistsError, match="exists already"):
+    with pytest.raises(FileExistsError, match="already exists"):
         overtaken()
     assert target.read_bytes() == b"somebody was faster" and not leftovers(tmp_path)
 

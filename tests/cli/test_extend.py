@@ -114,7 +114,7 @@ def test_existing_files_are_kept(weights):
     write("old.wav")
     assert extend("old.wav", "--model", weights).returncode == 0
     result = extend("old.wav", "--model", weights)
-    assert result.returncode == 1 and "exists already" in result.stderr
+    assert result.returncode == 1 and "already exists" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_existing_files_are_kept(weights):
     [
         (["--model", "live"], "is there to enhance"),
         (["--model", "extend-fats"], "extend-fast"),
-        (["--model", "mambawave", "--fast"], "leave one of them out"),
+        (["--model", "mambawave", "--fast"], "give only one of them"),
         (["--steps", 4], "works in one step"),
         (["--to", 96_000], "8000 to 48000"),
         (["-o", "old.wav"], "the input itself"),

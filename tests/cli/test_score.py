@@ -109,7 +109,7 @@ def test_a_learned_score_without_weights_is_not_a_number(folders):
         (("-s", "si_sdri"), "name its folder with --noisy"),
         (("--report", "r.pdf"), "expected .html or .md"),
         (("--weights", "mos=x"), "expected NAME=FILE with NAME one of dnsmos"),
-        (("--asr", "pocketsphinx"), "--asr and --transcripts go together"),
+        (("--asr", "pocketsphinx"), "--asr needs --transcripts"),
         (("--json", "."), "is a folder"),
         (("--meta", "meta.json"), "--meta meta.json names none of the files: it has 'z', the files are '0', '1', '2'"),
     ],

@@ -107,13 +107,13 @@ def test_existing_files_are_kept(weights):
     write("talk.wav")
     assert separate("talk.wav", "--model", weights).returncode == 0
     result = separate("talk.wav", "--model", weights)
-    assert result.returncode == 1 and "exists already" in result.stderr
+    assert result.returncode == 1 and "already exists" in result.stderr
 
 
 @pytest.mark.parametrize(
     "args, says",
     [
-        (["--model", "live"], "is there to enhance"),
+        (["--model", "live"], "is an enhancement model"),
         (["--model", "s4m-tinny"], "s4m-tiny"),
         (["--model", "s4m-tiny-4ms", "--enhance", "s4m"], "is there to separate"),
         (["-o", "-"], "name a folder"),

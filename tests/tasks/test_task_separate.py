@@ -301,7 +301,7 @@ def test_existing_outputs_are_kept_unless_told_otherwise(tmp_path):
     separator = Separator(Bands())
     separator.separate_file(path, tmp_path / "out")
     before = (tmp_path / "out" / "a.speaker1.wav").read_bytes()
-    with pytest.raises(FileExistsError, match="exists already"):
+    with pytest.raises(FileExistsError, match="already exists"):
         separator.separate_file(path, tmp_path / "out")
     assert (tmp_path / "out" / "a.speaker1.wav").read_bytes() == before
     separator.separate_file(path, tmp_path / "out", overwrite=True)

@@ -489,7 +489,7 @@ def check_target(name: str, source: str, overwrite: bool) -> None:
     if not os.path.isfile(name):
         raise FileExistsError(f"{name}: exists and is not a regular file; choose another name")
     if not overwrite:
-        raise FileExistsError(f"{name}: exists already; choose another name, or allow it to be overwritten")
+        raise FileExistsError(f"{name}: already exists; choose another name, or allow it to be overwritten")
 
 
 def choose_format(name: str, like: AudioInfo) -> tuple[str, str]:
