@@ -83,7 +83,7 @@ def test_a_full_disk_is_said_by_whatever_kind_of_error_a_library_hides_it(tmp_pa
 
     for write in (by_python, by_torch):
         with (
-            pytest.raises(OSError, match=r"a\.bin: .*is the disk full") as caught,
+            pytest.raises(OSError, match=r"a\.bin: .*the disk is full") as caught,
             replacing(tmp_path / "a.bin") as temporary,
         ):
             write(temporary)

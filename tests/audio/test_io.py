@@ -385,7 +385,7 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1]))  # the system refuses to let any file grow further
     try:
-        with pytest.raises(OSError, match="is the disk full"):
+        with pytest.raises(OSError, match="the disk is full"):
             fill()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -628,7 +628,7 @@ def test_a_disk_that_fills_up_is_one_line_in_every_format(tmp_path, suffix, capf
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, limits[1]))
     try:
-        with pytest.raises(OSError, match=rf"a\.{suffix}: .*is the disk full") as caught:
+        with pytest.raises(OSError, match=rf"a\.{suffix}: .*the disk is full") as caught:
             fill()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

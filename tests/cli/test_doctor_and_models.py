@@ -57,16 +57,13 @@ def test_the_table_begins_with_the_recommended_models_and_ends_with_those_withou
 
 def test_models_without_weights_are_hidden_and_counted_unless_all_are_asked_for(capsys):
     untrained = [name for name in PRESETS if models.group_of(name) == models.UNTRAINED]
-    with pytest.raises(SystemExit):
-        main(["models"])
-    out, err = capsys.readouterr()
+    _, out = told(capsys, "models")
     listed = {line.split()[0] for line in out.splitlines() if line.split()}
     assert untrained and not listed & set(untrained)
     assert set(PRESETS) - set(untrained) <= listed
-    assert f"{len(untrained)} models without weights are hidden" in err
-    with pytest.raises(SystemExit):
-        main(["models", "--all"])
-    assert "hidden" not in capsys.readouterr().err
+    assert f"{len(untrained)} models without weights are hidden" in out
+    _, out = told(capsys, "models", "--all")
+    assert "hidden" not in out
 
 
 @pytest.fixture

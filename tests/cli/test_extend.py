@@ -120,7 +120,7 @@ def test_existing_files_are_kept(weights):
 @pytest.mark.parametrize(
     "args, says",
     [
-        (["--model", "live"], "is there to enhance"),
+        (["--model", "live"], "is an enhancement model"),
         (["--model", "extend-fats"], "extend-fast"),
         (["--model", "mambawave", "--fast"], "give only one of them"),
         (["--steps", 4], "works in one step"),

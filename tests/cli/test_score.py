@@ -137,6 +137,6 @@ def test_a_result_goes_onto_the_leaderboard(folders):
     assert "mine" in ran.stdout and "SEMamba" in ran.stdout
     assert (folders / "b.md").read_text().startswith("## VoiceBank+DEMAND")
     ran = run(*board, "elsewhere")
-    assert ran.returncode == 0 and "no published rows for the test set 'elsewhere'" in ran.stderr
+    assert ran.returncode == 0 and "no published results for test set 'elsewhere'" in ran.stderr
     ran = run("leaderboard", "gone.json")
     assert ran.returncode == 2 and "gone.json does not exist" in ran.stderr

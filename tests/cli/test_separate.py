@@ -115,7 +115,7 @@ def test_existing_files_are_kept(weights):
     [
         (["--model", "live"], "is an enhancement model"),
         (["--model", "s4m-tinny"], "s4m-tiny"),
-        (["--model", "s4m-tiny-4ms", "--enhance", "s4m"], "is there to separate"),
+        (["--model", "s4m-tiny-4ms", "--enhance", "s4m"], "is a separation model"),
         (["-o", "-"], "name a folder"),
         (["-o", "talk.wav"], "name a folder"),
     ],

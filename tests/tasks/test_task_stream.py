@@ -252,7 +252,7 @@ def test_anything_like_an_array_is_taken(make):
 
 @pytest.mark.parametrize("copying", [copy.copy, copy.deepcopy, pickle.dumps])
 def test_a_copy_of_a_stream_is_refused_as_it_would_share_its_state(copying):
-    with pytest.raises(TypeError, match="make another one"):
+    with pytest.raises(TypeError, match="create another one"):
         copying(Stream(CausalDouble()))
 
 

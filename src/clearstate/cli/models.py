@@ -6,8 +6,6 @@ from typing import Annotated, Any
 
 import typer
 
-from clearstate.cli.terminal import note
-
 RECOMMENDED, WITH_WEIGHTS, UNTRAINED = GROUPS = (
     "recommended", "published, with our weights", "published, to be trained",
 )  # fmt: skip
@@ -43,7 +41,7 @@ def run(
         return
     show(rows, cost)
     if hidden := len(PRESETS) - len(rows):
-        note(f"{hidden} models without weights are hidden; --all lists them")
+        print(f"{hidden} models without weights are hidden; --all lists them")
 
 
 def group_of(name: str) -> str:
