@@ -332,7 +332,7 @@ def test_bad_input_is_named(tmp_path, make, error, says):
 
 def test_an_output_folder_that_is_a_file_is_named(tmp_path):
     path = write(tmp_path / "a.wav", conversation(1.0).sum(0))
-    with pytest.raises(OSError, match="cannot be made"):
+    with pytest.raises(OSError, match="cannot be created"):
         Separator(Bands()).separate_file(path, path)
 
 

@@ -279,7 +279,7 @@ def test_while_the_hold_lasts_only_the_blocks_learn(tmp_path):
     inner = {name for name in start if name.startswith("blocks.")}
     assert moved[2] == moved[5] == inner  # of twelve steps
     assert moved[6] == set(start)
-    with pytest.raises(RecipeError, match="start is not set"):
+    with pytest.raises(RecipeError, match=r"set model\.start"):
         tiny_run(tmp_path / "b", "schedule.hold=0.5")
 
 

@@ -65,7 +65,7 @@ def test_an_unknown_key_names_the_nearest_right_one(recipe_file, override, hint)
         ("precision=float16", ["precision", "'float32' or 'bfloat16'"]),
         ("loss.magnitude=0", ["every weight in loss is 0"]),
         ("schedule.max_steps=null", ["no end", "schedule.max_minutes"]),
-        ("data.clean=null", ["one of the two is missing"]),
+        ("data.clean=null", ["go together; set both"]),
         ("data={}", ["data.sources", "data.corpus"]),
         ("loss.distill=1", ["loss.teacher"]),
         ("run.plan.folder=1", ["run is a value"]),
@@ -109,7 +109,7 @@ def test_an_unset_variable_in_a_path_is_an_error_that_says_how_to_set_it(tmp_pat
     [
         ("data.mixture.snr_bd=[0, 5]", "unknown key data.mixture.snr_bd; did you mean 'snr_db'?"),
         ("data.sources.speach=[x]", "unknown key data.sources.speach; did you mean 'speech'?"),
-        ("data.sources.speech=[not_there]", "docs/training.md says what to fetch"),
+        ("data.sources.speech=[not_there]", "docs/training.md lists the audio to download"),
     ],
 )
 def test_data_that_cannot_be_opened_says_what_to_do(tmp_path, override, hint):

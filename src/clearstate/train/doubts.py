@@ -1,4 +1,4 @@
-"""What is questionable about a recipe that can be run: each is said in one line before the run begins."""
+"""Warn about questionable settings of a valid recipe, one line each, before the run starts."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
