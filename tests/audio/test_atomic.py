@@ -64,7 +64,9 @@ def test_a_longer_name_is_refused_before_the_work(tmp_path, name):
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize("place, says", [("gone/a", "no folder .*make it first"), ("file/a", "is not a folder")])
+@pytest.mark.parametrize(
+    "place, says", [("gone/a", "the folder .* does not exist; create it first"), ("file/a", "is not a folder")]
+)
 def test_a_place_that_is_no_folder_is_named(tmp_path, place, says):
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match=says):

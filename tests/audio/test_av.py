@@ -161,7 +161,7 @@ def test_behind_damage_pyav_reads_the_rest_and_the_damage_is_reported(tmp_path):
     good, _ = read_audio(tmp_path / "a.flac")
     assert abs(got.shape[1] - good.shape[1]) <= 2 * 4096
     assert np.array_equal(got[:, : 3 * RATE], good[:, : 3 * RATE])
-    assert len(broken) == 1 and "more were read behind it" in str(broken[0])
+    assert len(broken) == 1 and "more were read after it" in str(broken[0])
 
 
 def test_what_libsndfile_refuses_is_read_if_pyav_can(tmp_path):
@@ -203,7 +203,7 @@ def test_a_video_without_sound_and_a_codec_that_nobody_knows_say_so(tmp_path):
     with pytest.raises(AudioError, match="is a video without sound"):
         open_reader(tmp_path / "mute.mkv")
     (tmp_path / "odd.mkv").write_bytes(contained([(0, sound())], "mkv").replace(b"A_AAC", b"A_ZZZ"))
-    with pytest.raises(AudioError, match="the codec of its sound is not known; convert it"):
+    with pytest.raises(AudioError, match="its audio codec is unknown; convert the file"):
         open_reader(tmp_path / "odd.mkv")
 
 

@@ -131,7 +131,7 @@ def test_outputs_that_would_collide(weights):
     write("a/talk.wav")
     write("b/talk.flac")
     result = separate("a/talk.wav", "b/talk.flac", "-o", "out", "--model", weights)
-    assert result.returncode == 2 and "different folders" in result.stderr
+    assert result.returncode == 1 and "use another output folder" in result.stderr
 
 
 def test_from_python(weights):

@@ -121,7 +121,9 @@ def test_one_pair_of_folders_for_both_is_told_apart_by_speaker(voicebank):
 )
 def test_audio_that_is_not_there_says_what_to_fetch(voicebank, override):
     recipe = recipe_of(voicebank, override)
-    with pytest.raises(RecipeError, match=r"(training|validation) audio: .*docs/training\.md lists the audio to download"):
+    with pytest.raises(
+        RecipeError, match=r"(training|validation) audio: .*docs/training\.md lists the audio to download"
+    ):
         (open_pairs if override.startswith("valid") else open_items)(recipe, "enhance", 16_000)
 
 

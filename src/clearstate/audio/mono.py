@@ -76,7 +76,7 @@ class Mixing:
             return Mix(signs / c, f"channels cancel each other: {turned} inverted before mixing")
         return Mix(
             (np.arange(c) == loudest).astype(float),
-            f"channels partly cancel each other: only channel {loudest + 1}, the loudest, is used",
+            f"channels partly cancel each other: channel {loudest + 1}, the loudest, is used alone",
         )
 
 
