@@ -110,7 +110,7 @@ def test_of_several_tracks_the_first_is_taken_and_that_is_said_once(tmp_path, ca
     for _ in range(2):
         assert not read_audio(tmp_path / "a.mkv")[0].any()
     assert len(caplog.records) == 1
-    assert "sound track 1 of 2 is read (pcm_s16le, 1 channel)" in caplog.text
+    assert "reading sound track 1 of 2 (pcm_s16le, 1 channel)" in caplog.text
     assert "--track N takes another: 2 (pcm_s16le, 1 channel, Microphone)" in caplog.text
 
 
@@ -181,7 +181,7 @@ def test_what_libsndfile_refuses_is_read_if_pyav_can(tmp_path):
         ("a.wav", b"PK\x03\x04" + bytes(200), "is a ZIP archive .*; unpack it first"),
         ("a.flac", b"version https://git-lfs.github.com/spec/v1\n", "is a pointer of Git LFS"),
         ("a.ogg", b"#EXTM3U\na.mp3\n", "is a playlist"),
-        ("a.wav", bytes(4_000), "begins with zeros"),
+        ("a.wav", bytes(4_000), "starts with zeros"),
         ("a.mp3", b"Just some text. " * 200, "begins with b'Just some text"),
         ("a.m4a", b"\0\0\0\x18ftypM4A " + bytes(12), "expected an audio file"),
     ],

@@ -223,7 +223,7 @@ def test_a_wav_beyond_four_gigabytes_becomes_rf64():
 
 def test_what_32_bits_cannot_count_is_an_error_before_the_work_or_at_the_limit(tmp_path, monkeypatch):
     ten_hours = AudioInfo("in.flac", 48_000, 2, 10 * 3_600 * 48_000, None, container="FLAC", subtype="PCM_24")
-    with pytest.raises(AudioError, match=r"AIFF cannot hold 10\.4 GB; write to \.flac"):
+    with pytest.raises(AudioError, match=r"AIFF is limited to 4 GB, and this needs 10\.4 GB; write to \.flac"):
         choose_format("out.aiff", ten_hours)
     monkeypatch.setattr(audio_io, "WAV_LIMIT", 100_000)
 
@@ -232,7 +232,7 @@ def test_what_32_bits_cannot_count_is_an_error_before_the_work_or_at_the_limit(t
             for _ in range(10):
                 writer.write(tone(10_000))
 
-    with pytest.raises(AudioError, match="WAV cannot hold more than 4 GB"):
+    with pytest.raises(AudioError, match="WAV is limited to 4 GB"):
         endless()
     assert os.listdir(tmp_path) == []
 
@@ -401,13 +401,13 @@ def test_places_that_cannot_be_written_say_so(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(NotADirectoryError, match="is not a folder"):
         open_writer(tmp_path / "file" / "a.wav", info)
-    with pytest.raises(AudioError, match=r"ends in '\.xyz'; expected one that can be written: \.wav"):
+    with pytest.raises(AudioError, match=r"ends in '\.xyz'; expected \.wav"):
         open_writer(tmp_path / "a.xyz", info)
     with pytest.raises(AudioError, match="has no extension"):
         open_writer(tmp_path / "a", info)
-    with pytest.raises(AudioError, match=r"Opus cannot hold 44100 Hz.*write to \.flac"):
+    with pytest.raises(AudioError, match=r"Opus does not support 44100 Hz.*write to \.flac"):
         open_writer(tmp_path / "a.opus", AudioInfo("x", 44_100, 1, None, None))
-    with pytest.raises(AudioError, match=r"MP3 .* cannot hold 16000 Hz with 6 channels"):
+    with pytest.raises(AudioError, match=r"MP3 .* does not support 16000 Hz with 6 channels"):
         open_writer(tmp_path / "a.mp3", AudioInfo("x", RATE, 6, None, None))
     assert os.listdir(tmp_path) == ["file"]
 

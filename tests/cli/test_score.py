@@ -106,7 +106,7 @@ def test_a_learned_score_without_weights_is_not_a_number(folders):
     [
         (("--clean", "nowhere"), "--clean nowhere does not exist"),
         (("-s", "pesk_wb"), "did you mean 'pesq_wb'?"),
-        (("-s", "si_sdri"), "name its folder with --noisy"),
+        (("-s", "si_sdri"), "give its folder with --noisy"),
         (("--report", "r.pdf"), "expected .html or .md"),
         (("--weights", "mos=x"), "expected NAME=FILE with NAME one of dnsmos"),
         (("--asr", "pocketsphinx"), "--asr needs --transcripts"),

@@ -135,7 +135,7 @@ def test_headers_are_scanned_once(tmp_path, monkeypatch):
 
 def test_an_empty_or_missing_folder_is_an_error_that_says_what_would_do(tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"no audio.*Any folder of audio files will do"):
+    with pytest.raises(FileNotFoundError, match=r"no audio.*Any folder of audio files works"):
         open_sources({"speech": str(tmp_path / "empty")})
     with pytest.raises(FileNotFoundError, match="is not there"):
         open_sources({"speech": str(tmp_path / "nowhere")})
@@ -175,7 +175,7 @@ def test_one_bad_entry_is_reported_once_and_left_out(tmp_path):
     (tmp_path / "speech/anna/loop").symlink_to("..")
     os.mkfifo(tmp_path / "speech/anna/pipe.wav")
     spec = {"speech": [str(tmp_path / "speech")], "cache": str(tmp_path / "cache"), "valid_share": 0.01, "split": "all"}
-    with pytest.warns(UserWarning, match=r"2 entries cannot be used and are left out: .*dead.wav is a link to") as told:
+    with pytest.warns(UserWarning, match=r"2 unusable entries are skipped: .*dead.wav is a link to") as told:
         opened = open_sources(spec)
     assert len(told) == 1
     assert len(opened.speech) == 2

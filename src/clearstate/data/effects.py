@@ -1,8 +1,8 @@
-"""What happens to a recording between the mouth and the file: filters, rooms, overload, codecs, lost packets.
+"""Effects that degrade speech for training: filters, rooms, overload, codecs, lost packets.
 
-Each is a function of a float32 signal (n,) at `rate` Hz and costs at most a few milliseconds for three seconds of
-audio: recursive filters through SciPy's second-order sections, rooms through FFTs, and no loop over samples. None
-writes into its input.
+Each effect is a function of a float32 signal (n,) at `rate` Hz and takes at most a few milliseconds for three seconds
+of audio: second-order sections from SciPy for filters, FFTs for rooms, and no loops over samples. No function changes
+its input.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ except ImportError as error:  # pragma: no cover
 
 @lru_cache(maxsize=512)
 def lowpass_sections(cutoff: int, rate: int) -> np.ndarray:
-    """A steep low-pass, 50 dB down from `cutoff` Hz on, as sampling-rate converters have it."""
+    """A steep low-pass, 50 dB down from `cutoff` Hz, as in sample rate converters."""
     return signal.cheby2(8, 50, cutoff, fs=rate, output="sos").astype(np.float32)
 
 
 @lru_cache(maxsize=512)
 def highpass_sections(cutoff: int, rate: int) -> np.ndarray:
-    """A second-order high-pass at `cutoff` Hz, as microphones and mixing desks have it."""
+    """A second-order high-pass at `cutoff` Hz, as in microphones and mixing desks."""
     return signal.butter(2, cutoff, "highpass", fs=rate, output="sos").astype(np.float32)
 
 

@@ -1,8 +1,7 @@
-"""Noise to mix with speech: crops of recordings, babble and speech-shaped noise made from speech, and made-up tones,
-hums and clicks.
+"""Noises to mix with speech: recordings, babble and speech-shaped noise from speech, and synthetic tones and clicks.
 
 Each function returns (noise float32 (n,), what was drawn). Levels are arbitrary: the mixture scales by `level`, the
-RMS, or for sparse kinds (clicks, beeps) the RMS of their loud frames, which a mean over the pauses would overdo.
+RMS, or for sparse kinds (clicks, beeps) the RMS of their loud frames, because a mean over their pauses is too low.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from clearstate.data.sources import Pool
 
 
 class Noise(NamedTuple):
-    """A noise as long as the item it is for."""
+    """A noise with the length of its item."""
 
     audio: np.ndarray  # (n,) float32
     info: dict[str, Any]

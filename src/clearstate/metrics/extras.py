@@ -1,4 +1,4 @@
-"""Optional libraries, imported when first needed, with an error that names the extra to install."""
+"""Import optional libraries on first use, with an error that names the extra to install."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from types import ModuleType
 
 
 class MissingExtra(ImportError):  # noqa: N818  (it is what the user lacks, not a fault)
-    """An optional library is not installed; the message says how to get it."""
+    """An optional library is not installed. The message has the command that installs it."""
 
 
 def need(module: str, extra: str, what: str) -> ModuleType:
-    """Import `module`, or say which extra of the package brings it.
+    """Import `module`, or raise an error with the extra that installs it.
 
     Raises:
         MissingExtra: naming the metric, the library and the command that installs it.
