@@ -111,7 +111,7 @@ def test_of_several_tracks_the_first_is_taken_and_that_is_said_once(tmp_path, ca
         assert not read_audio(tmp_path / "a.mkv")[0].any()
     assert len(caplog.records) == 1
     assert "reading sound track 1 of 2 (pcm_s16le, 1 channel)" in caplog.text
-    assert "--track N takes another: 2 (pcm_s16le, 1 channel, Microphone)" in caplog.text
+    assert "--track N selects another: 2 (pcm_s16le, 1 channel, Microphone)" in caplog.text
 
 
 def test_a_track_is_chosen_by_number_or_by_the_container(tmp_path, caplog):

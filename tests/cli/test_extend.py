@@ -138,7 +138,7 @@ def test_wrong_use_is_told_before_anything_is_read(args, says):
 
 def test_without_weights_the_remedy_is_named(monkeypatch, tmp_path):
     write("old.wav")
-    monkeypatch.setattr(models, "WEIGHTS", tmp_path / "none")
+    monkeypatch.setattr("clearstate.models.presets.WEIGHTS", tmp_path / "none")
     result = extend("old.wav")
     assert result.returncode == 2 and "no weights of 'extend-fast' are shipped" in result.stderr
     assert not Path("old.wide.wav").exists()

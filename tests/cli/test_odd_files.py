@@ -84,7 +84,7 @@ def test_a_track_is_chosen_on_the_command_line(tiny, caplog):
         args = ("enhance", "two.mkv", "--model", tiny, "--strength", 0, "-o", "o.wav", "--overwrite")
         assert in_this_process(*args, *track).returncode == 0
         assert np.abs(soundfile.read("o.wav")[0]).max() == pytest.approx(peak, abs=1e-3)
-    assert [record.getMessage()[:40] for record in caplog.records] == ["clearstate: two.mkv: sound track 1 of 2 "]
+    assert [record.getMessage()[:40] for record in caplog.records] == ["clearstate: two.mkv: reading sound track"]
     refused = in_this_process("enhance", "two.mkv", "--model", tiny, "--track", 7)
     assert refused.returncode == 1 and "no number 7; choose from 1 to 2" in refused.stderr.decode()
 

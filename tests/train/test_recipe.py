@@ -97,7 +97,7 @@ def test_numbers_with_an_exponent_are_numbers_wherever_they_stand():
 def test_an_unset_variable_in_a_path_is_an_error_that_says_how_to_set_it(tmp_path, monkeypatch):
     recipe = tiny_recipe(tmp_path)
     monkeypatch.delenv("CLEARSTATE_DATA", raising=False)
-    with pytest.raises(RecipeError, match="export CLEARSTATE_DATA=FOLDER, or say audio=FOLDER"):
+    with pytest.raises(RecipeError, match="export CLEARSTATE_DATA=FOLDER, or set audio=FOLDER"):
         audio_path(recipe, "valid/noisy")
     monkeypatch.setenv("CLEARSTATE_DATA", str(tmp_path))
     assert audio_path(recipe, "valid/noisy") == tmp_path / "valid/noisy"
