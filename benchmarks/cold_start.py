@@ -1,13 +1,13 @@
-"""What a person waits for: `clearstate --help`, and the first result of `clearstate enhance`, each in a fresh process.
+"""Measure start-up time: `clearstate --help`, and the first `clearstate enhance`, each in a new process.
 
     python benchmarks/cold_start.py [--runs 5] [--json FILE]
 
-Help is timed against starting Python alone and against importing torch, in the same run. Then a noisy file of 4
-seconds is enhanced, and the same work is done step by step in another process, which says where the time goes. Kernels
-come from their cache, which the first run fills and is not timed; files are warm in the page cache. Medians, by the
-clock on the wall and by the processor: on a busy machine they lie far apart.
+The reference for help is starting Python alone and importing torch, in the same run. Then a noisy file of 4 seconds is
+enhanced, and another process does the same work step by step to show where the time goes. Kernels come from their
+cache, which an untimed first run fills; files are in the page cache. Times are medians of wall time and processor time,
+which differ widely on a busy machine.
 
-Must, on the wall: help 0.5 s, the enhanced file 4 s.
+Limits in wall time: help 0.5 s, the enhanced file 4 s.
 """
 
 import argparse

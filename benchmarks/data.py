@@ -1,11 +1,11 @@
-"""How many hours of training mixtures one process makes in an hour, and what the cache and the FFTs bring.
+"""Measure how many hours of training mixtures one process makes per hour, and the gain from the cache and the FFTs.
 
     python benchmarks/data.py [FOLDER_OF_SHARDS] [--items 300] [--json FILE]
 
-FOLDER_OF_SHARDS defaults to $CLEARSTATE_DATA, then ../shared/data, then a small made-up corpus. Must: 250 hours an
-hour, counted in CPU time, since workers share the machine with the training itself. The ratios are taken in the same
-run: crops from the cache against decoding the clip each time, and rooms by FFT against direct convolution, with the
-largest difference beside the latter.
+FOLDER_OF_SHARDS defaults to $CLEARSTATE_DATA, then ../shared/data, then a small synthetic corpus. Limit: 250 hours per
+hour of CPU time, because workers share the machine with the training. Ratios are measured in the same run: crops from
+the cache against decoding the clip each time, and rooms by FFT against direct convolution, with the largest
+difference.
 """
 
 import argparse

@@ -1,12 +1,12 @@
-"""The table of an extension model's card: log-spectral distance and SNR on held-out wide files, beside interpolation.
+"""Compute the table of an extension model's card: log-spectral distance and SNR, compared with interpolation.
 
     python benchmarks/extension.py --model extend-fast --data FOLDER
 
-FOLDER holds wide files at 48 kHz. Each is narrowed to 8, 16 and 24 kHz by soxr's sinc at HQ (flat to 0.91 of half the
-rate, linear phase), and brought back by the same ("sinc"), by linear interpolation, and by the model as `clearstate
-extend` runs it. Both interpolations are aligned: no half sample of delay. LSD has Hann frames of 2048 with a hop of 512
-and a floor of 1e-8 in power; HF is above half the narrow rate, LF below. An LSD of the sinc depends on the floor of the
-resampler, so it is no more than a mark of "nothing there".
+FOLDER contains wide validation files at 48 kHz. Each is narrowed to 8, 16 and 24 kHz by soxr's HQ sinc (flat to 0.91 of
+half the rate, linear phase). It is extended by the same resampler ("sinc"), by linear interpolation, and by the model
+as in `clearstate extend`. Both interpolations are aligned, without a delay of half a sample. LSD uses Hann frames of
+2048 with a hop of 512 and a power floor of 1e-8; HF is above half the narrow rate, LF below. The LSD of the sinc
+depends on the noise floor of the resampler; it only marks an empty band.
 """
 
 import argparse

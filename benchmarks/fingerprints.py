@@ -1,4 +1,4 @@
-"""Is the sound still the same? Fingerprints of what every shipped model makes of one clip, to compare two versions.
+"""Compare the outputs of two versions of clearstate: fingerprints of every model with weights on one clip.
 
     python benchmarks/fingerprints.py --save before/         # arrays and their hashes
     python benchmarks/fingerprints.py --compare before/      # hashes, and the largest difference over the peak

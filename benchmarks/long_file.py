@@ -1,15 +1,15 @@
-"""Peak memory and speed of enhancing a file, against its length: the memory must not depend on it.
+"""Measure peak memory and speed of `enhance` for different file lengths. Memory must not depend on the length.
 
     python benchmarks/long_file.py [--model NAME_OR_FOLDER] [--minutes 1 10 60] [--rate 44100] [--channels 2]
                                    [--most 1] [--seams 0] [--passthrough] [--json FILE]
 
-Each length runs in a fresh process and reports the peak of its resident memory (`ru_maxrss`); the reference is the
-first length in the same run. Must: under `--most` GiB, and the longest within 5 % of the first. The exact length of the
-output is checked. `--passthrough` puts a model that does nothing in place of the real one: what is left is the
-reading, resampling, linking and writing, so that hours of sound take minutes. 10 hours are `--minutes 1 600`.
+Each length runs in a new process and reports its peak resident memory (`ru_maxrss`). The reference is the first length
+in the same run. Limits: `--most` GiB, and the longest within 5 % of the first. The exact output length is checked.
+`--passthrough` replaces the model by one that does nothing, so only reading, resampling, linking and writing remain,
+and hours of audio take minutes. For 10 hours use `--minutes 1 600`.
 
-`--seams SECONDS` enhances noise of that length and of growing level in blocks and in one pass, for a model that hears
-whole signals, and prints how far apart the two are; also with every block by itself, as it would be from a pipe.
+`--seams SECONDS` is for models with statistics of the whole signal. It enhances noise of growing level in blocks and in
+one pass and prints the difference; also with independent blocks, as from a pipe.
 """
 
 import argparse

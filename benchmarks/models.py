@@ -1,16 +1,16 @@
-"""Every model: parameters, work, speed, memory and latency; and the compiled form against plain PyTorch.
+"""Measure every model: parameters, cost, speed, memory, latency, and the speed-up over plain PyTorch.
 
     python benchmarks/models.py [--models NAME ...] [--seconds 4] [--times 5] [--threads 2] [--compare 1]
                                 [--json FILE]
 
-Each model runs in a fresh process, as it is shipped or else as its preset says, with fresh weights (speed does not
-depend on them). RTF is the median wall time of `forward` over the length of the input, after one pass to warm up;
-`by cpu` is the processor time that the quickest pass took, over threads and length: what RTF would be if nothing else
-ran, and the fairer figure on a busy machine. MiB is the most memory that the process had, 250 of PyTorch itself
-included. A hop is one `step` of a causal model; its share is processor time over the time it lasts. `plain` is the
-same model with the same weights on `--compare` seconds in PyTorch's own operators, the recurrence as a loop over time:
-the reference; `diff` is the largest difference of the two outputs, over their peak where that is above one. No ratio is
-printed where it is above 1e-4. Models that extend the bandwidth get speech-band noise of 4 kHz at 48 kHz.
+Each model runs in a new process with its shipped config, or the config of its preset, and with fresh weights (speed
+does not depend on them). RTF is the median wall time of `forward` divided by the input length, after a warm-up pass.
+`by cpu` is the processor time of the fastest pass, divided by threads and length: the RTF on an idle machine, and the
+better figure on a busy one. MiB is the peak memory of the process, including 250 for PyTorch. A hop is one `step` of a
+causal model; its share is processor time divided by the duration of the hop. The reference `plain` is the same model
+with the same weights in PyTorch operators, with the recurrence as a loop over time, on `--compare` seconds. `diff` is
+the largest difference of the two outputs, relative to their peak if that is above one. Above 1e-4, no ratio is printed.
+Extension models receive noise up to 4 kHz at 48 kHz.
 
 semamba-advanced must reach an RTF of 0.5 with two threads.
 """

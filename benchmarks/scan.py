@@ -1,4 +1,4 @@
-"""The selective scan on the CPU against what plain PyTorch can do, in one run: time, memory, error.
+"""Compare the selective scan on the CPU with plain PyTorch in one run: time, memory, error.
 
     python benchmarks/scan.py [--json FILE] [--repeat 5] [--quick]
 

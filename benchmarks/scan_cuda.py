@@ -1,12 +1,12 @@
-"""The selective scan on a GPU: equality first, then time against pure PyTorch and against the memory's own speed.
+"""Compare the selective scan on a GPU with plain PyTorch and with the memory bandwidth, after a check of equality.
 
     python benchmarks/scan_cuda.py [--patience 200]
 
 `parallel` is `selective_scan_parallel`, the log-depth scan in plain PyTorch on the same device; `ratio` is its median
 time over the kernel's. `floor` is the time the device needs to move, at the speed of a plain copy measured in this
-run, each input and output once (forward: u, delta, z, B, C, y; on the way back also the kept states and the
+run, each input and output once (forward: u, delta, z, B, C, y; in the backward pass also the saved states and the
 gradients); `x floor` is the kernel's time over it. A case whose outputs or gradients are off prints no ratio, and the
-exit status is 1. Without a GPU there is nothing to measure: it says so and exits with 0.
+exit status is 1. Without a GPU, it prints a message and exits with 0.
 """
 
 import argparse

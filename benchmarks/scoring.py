@@ -1,9 +1,9 @@
-"""How much faster two jobs score than one: `clearstate score` on pairs of 4 s, same pairs, same scores.
+"""Measure the speed-up of `clearstate score` with several jobs, on pairs of 4 s.
 
     python benchmarks/scoring.py [--pairs 1000] [--jobs 2]
 
-The work is one process a job with one thread each, so the ratio is near the number of free cores; on a busy machine it
-is less. Both runs must give equal scores, or no ratio is printed. (ESTOI is equal to 1e-9 only: pystoi adds a trace of
+Each job is one process with one thread, so the ratio is close to the number of free cores; on a busy machine it is
+lower. Both runs must give equal scores, or no ratio is printed. (ESTOI is equal to 1e-9 only: pystoi adds a trace of
 random noise of its own.)
 """
 

@@ -1,9 +1,9 @@
-"""S4M: the compiled norms and convolutions against plain PyTorch, forward and with gradients, outputs compared.
+"""Compare the compiled norms and convolutions of S4M with plain PyTorch, in the forward pass and with gradients.
 
 python benchmarks/separation.py [--seconds 2] [--threads 2] [--passes 16] [--recompute]
 
-Times are told twice: by the clock on the wall, which on a busy machine counts other programs' turns too, and by the
-processor time of all threads, which does not.
+Times are wall time, which includes other programs on a busy machine, and processor time of all threads, which does
+not.
 """
 
 import argparse

@@ -1,12 +1,11 @@
-"""Live sound: how long one hop takes, whether memory grows, and what many streams cost together.
+"""Measure streaming: the time per hop, memory growth, and the cost of many streams.
 
     python benchmarks/streaming.py [--model NAME_OR_FOLDER] [--minutes 5] [--streams 100] [--json FILE]
 
-One thread throughout. Must: 99 of 100 hops through `Stream` within a twentieth of the hop's duration, and a whole file
-in a fiftieth of its own. Times are told twice: by the clock on the wall, which on a busy machine counts other programs'
-turns too, and by the processor time of the thread, which does not. The reference in the same run is the model with its
-recurrences as a plain PyTorch loop; the outputs are compared before anything is timed. A model without shipped weights
-is timed with arbitrary ones.
+One thread. Limits: p99 of a hop through `Stream` is a twentieth of its duration, and a whole file takes a fiftieth of
+its duration. Times are wall time, which includes other programs on a busy machine, and processor time of the thread,
+which does not. The reference in the same run is the model with its recurrences as a plain PyTorch loop. The outputs are
+compared first. A model without weights is timed with random ones.
 """
 
 import argparse

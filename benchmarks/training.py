@@ -1,11 +1,11 @@
-"""Hours of audio per hour when training `live`: our scan against one in pure PyTorch, same weights, batches and loss.
+"""Measure training of `live` in hours of audio per hour: the compiled scan against plain PyTorch.
 
     python benchmarks/training.py [--batch 4] [--seconds 3] [--steps 5] [--threads N]
 
-A step is what the training loop does: forward, the recipe's loss, backward, clipping, optimiser. The reference runs the
-same model with the parallel scan in pure PyTorch (`clearstate.ssm.use_backend("parallel")`), the fastest that needs no
-compiler. The steps of the two take turns, so that a busy machine slows both. Losses and gradients of the first step
-must agree, or no ratio is printed.
+A step is that of the training loop: forward pass, the recipe's loss, backward pass, clipping, optimiser. The reference
+is the same model with the parallel scan in plain PyTorch (`clearstate.ssm.use_backend("parallel")`), the fastest form
+without a compiler. The two take turns, so a busy machine slows both. If losses and gradients of the first step differ,
+no ratio is printed.
 """
 
 import argparse

@@ -1,11 +1,11 @@
-"""The table of a separator's card: SI-SDRi, SDRi and SNRi on held-out mixtures, beside the mixture itself.
+"""Compute the table of a separator's card: SI-SDRi, SDRi and SNRi on validation mixtures.
 
     python benchmarks/valid_separate.py --model separate-fast --data FOLDER
 
-FOLDER/s1 and FOLDER/s2 hold files of the same names, whose sum is the mixture.
+FOLDER/s1 and FOLDER/s2 contain files of the same names, whose sum is the mixture.
 
-The model runs as `clearstate separate` runs it (`Separator`), so what is scored is what a user gets. Mixtures
-of two are also told by how far apart their voices are in pitch, which is what makes them hard.
+The model runs as in `clearstate separate` (`Separator`). Mixtures of two are also grouped by the pitch distance of
+their voices, because similar voices are harder to separate.
 """
 
 import argparse

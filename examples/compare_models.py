@@ -1,8 +1,8 @@
-"""One noisy file through several models: a result each, and a table of what it took and how it scored.
+"""Enhance one noisy file with several models, and print a table of their speed and scores.
 
     python examples/compare_models.py noisy.wav clean.wav live runs/mp-senet/best ...
 
-A model is a shipped name or a folder with weights. Writes compared/<number>-<model>.wav.
+A model is a name or a folder with weights. Writes compared/<number>-<model>.wav.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Clean up the shipped example, draw it before and after, score it. Run by `make demo`.
+"""Enhance the example recording, draw its spectrograms and compute its scores. `make demo` runs this.
 
 Writes demo/result.wav and demo/spectrograms.png; the scores compare both with the clean reference of the example.
 """

@@ -1,4 +1,4 @@
-"""Clean up an array: any rate, one channel or several."""
+"""Enhance an array with any sample rate and number of channels."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Clean up sound as it arrives; here a file plays the microphone, in blocks of 20 ms."""
+"""Enhance live audio in blocks of 20 ms. A file replaces the microphone."""
 
 import sys
 

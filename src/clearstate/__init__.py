@@ -1,13 +1,13 @@
-"""clearstate clears up speech with state-space models: what is named here is what we promise to keep.
+"""clearstate cleans up speech with state-space models. The names in this file are the stable public API.
 
-    clearstate.enhance("talk.mp3", "clean.mp3")        a file of any kind and length
-    clearstate.separate("talk.mp3", "voices/")         one file a speaker
-    clearstate.extend("old.wav", "wide.wav")           the treble it lacks, at 48 kHz
-    clearstate.load("live").enhance(array, 48_000)     a signal in memory
-    clearstate.Stream("live", sample_rate=48_000)      live sound, chunk by chunk
-    clearstate.build("semamba-advanced")               a network with fresh weights, to be trained
+    clearstate.enhance("talk.mp3", "clean.mp3")        remove noise from a file of any format and length
+    clearstate.separate("talk.mp3", "voices/")         write one file per speaker
+    clearstate.extend("old.wav", "wide.wav")           add the missing high frequencies, up to 48 kHz
+    clearstate.load("live").enhance(array, 48_000)     remove noise from a signal in memory
+    clearstate.Stream("live", sample_rate=48_000)      remove noise from live audio, chunk by chunk
+    clearstate.build("semamba-advanced")               build a network with fresh weights, for training
 
-Each is imported when it is first used: `import clearstate` alone does not load PyTorch.
+Each name is imported on first use, so `import clearstate` alone does not load PyTorch.
 """
 
 from importlib import import_module

@@ -64,7 +64,9 @@ def test_a_longer_name_is_refused_before_the_work(tmp_path, name):
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize("place, says", [("gone/a", "no folder .*make it first"), ("file/a", "is not a folder")])
+@pytest.mark.parametrize(
+    "place, says", [("gone/a", "the folder .* does not exist; create it first"), ("file/a", "is not a folder")]
+)
 def test_a_place_that_is_no_folder_is_named(tmp_path, place, says):
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match=says):
@@ -83,7 +85,7 @@ def test_a_full_disk_is_said_by_whatever_kind_of_error_a_library_hides_it(tmp_pa
 
     for write in (by_python, by_torch):
         with (
-            pytest.raises(OSError, match=r"a\.bin: .*is the disk full") as caught,
+            pytest.raises(OSError, match=r"a\.bin: .*the disk is full") as caught,
             replacing(tmp_path / "a.bin") as temporary,
         ):
             write(temporary)

@@ -110,8 +110,8 @@ def test_of_several_tracks_the_first_is_taken_and_that_is_said_once(tmp_path, ca
     for _ in range(2):
         assert not read_audio(tmp_path / "a.mkv")[0].any()
     assert len(caplog.records) == 1
-    assert "sound track 1 of 2 is read (pcm_s16le, 1 channel)" in caplog.text
-    assert "--track N takes another: 2 (pcm_s16le, 1 channel, Microphone)" in caplog.text
+    assert "reading sound track 1 of 2 (pcm_s16le, 1 channel)" in caplog.text
+    assert "--track N selects another: 2 (pcm_s16le, 1 channel, Microphone)" in caplog.text
 
 
 def test_a_track_is_chosen_by_number_or_by_the_container(tmp_path, caplog):
@@ -161,7 +161,7 @@ def test_behind_damage_pyav_reads_the_rest_and_the_damage_is_reported(tmp_path):
     good, _ = read_audio(tmp_path / "a.flac")
     assert abs(got.shape[1] - good.shape[1]) <= 2 * 4096
     assert np.array_equal(got[:, : 3 * RATE], good[:, : 3 * RATE])
-    assert len(broken) == 1 and "more were read behind it" in str(broken[0])
+    assert len(broken) == 1 and "more were read after it" in str(broken[0])
 
 
 def test_what_libsndfile_refuses_is_read_if_pyav_can(tmp_path):
@@ -181,7 +181,7 @@ def test_what_libsndfile_refuses_is_read_if_pyav_can(tmp_path):
         ("a.wav", b"PK\x03\x04" + bytes(200), "is a ZIP archive .*; unpack it first"),
         ("a.flac", b"version https://git-lfs.github.com/spec/v1\n", "is a pointer of Git LFS"),
         ("a.ogg", b"#EXTM3U\na.mp3\n", "is a playlist"),
-        ("a.wav", bytes(4_000), "begins with zeros"),
+        ("a.wav", bytes(4_000), "starts with zeros"),
         ("a.mp3", b"Just some text. " * 200, "begins with b'Just some text"),
         ("a.m4a", b"\0\0\0\x18ftypM4A " + bytes(12), "expected an audio file"),
     ],
@@ -203,7 +203,7 @@ def test_a_video_without_sound_and_a_codec_that_nobody_knows_say_so(tmp_path):
     with pytest.raises(AudioError, match="is a video without sound"):
         open_reader(tmp_path / "mute.mkv")
     (tmp_path / "odd.mkv").write_bytes(contained([(0, sound())], "mkv").replace(b"A_AAC", b"A_ZZZ"))
-    with pytest.raises(AudioError, match="the codec of its sound is not known; convert it"):
+    with pytest.raises(AudioError, match="its audio codec is unknown; convert the file"):
         open_reader(tmp_path / "odd.mkv")
 
 

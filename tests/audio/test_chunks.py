@@ -143,7 +143,7 @@ def test_chunks_survive_in_every_container_with_their_times(tmp_path, suffix, co
     copy(source, target, to)
     assert soundfile.info(target).frames == 4_001 and len(soundfile.read(target)[0]) == 4_001
     if to:
-        assert read_chunks(target) == [make(order, to) for make in makers] and "left out" in caplog.text
+        assert read_chunks(target) == [make(order, to) for make in makers] and "dropped" in caplog.text
         assert caplog.text.count("strc") == 1
     else:
         assert read_chunks(target) == [*ours, (b"strc", b"not known to anybody.")] and not caplog.text
@@ -153,7 +153,7 @@ def test_markers_that_another_format_cannot_hold_are_named(tmp_path, caplog):
     soundfile.write(tmp_path / "a.wav", noise(100).T, 16_000)
     append_chunks(tmp_path / "a.wav", [cue("<", 5), bext("<", 5)])
     copy(tmp_path / "a.wav", tmp_path / "a.flac")
-    assert "a.flac: left out" in caplog.text and "2 markers, broadcast data" in caplog.text
+    assert "a.flac: dropped" in caplog.text and "2 markers, broadcast data" in caplog.text
 
 
 @pytest.mark.parametrize("mask", [0x3F, 0x60F, 0x0])

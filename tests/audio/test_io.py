@@ -223,7 +223,7 @@ def test_a_wav_beyond_four_gigabytes_becomes_rf64():
 
 def test_what_32_bits_cannot_count_is_an_error_before_the_work_or_at_the_limit(tmp_path, monkeypatch):
     ten_hours = AudioInfo("in.flac", 48_000, 2, 10 * 3_600 * 48_000, None, container="FLAC", subtype="PCM_24")
-    with pytest.raises(AudioError, match=r"AIFF cannot hold 10\.4 GB; write to \.flac"):
+    with pytest.raises(AudioError, match=r"AIFF is limited to 4 GB, and this needs 10\.4 GB; write to \.flac"):
         choose_format("out.aiff", ten_hours)
     monkeypatch.setattr(audio_io, "WAV_LIMIT", 100_000)
 
@@ -232,7 +232,7 @@ def test_what_32_bits_cannot_count_is_an_error_before_the_work_or_at_the_limit(t
             for _ in range(10):
                 writer.write(tone(10_000))
 
-    with pytest.raises(AudioError, match="WAV cannot hold more than 4 GB"):
+    with pytest.raises(AudioError, match="WAV is limited to 4 GB"):
         endless()
     assert os.listdir(tmp_path) == []
 
@@ -310,7 +310,9 @@ def test_a_sample_that_is_no_number_is_named_with_its_place(tmp_path, value):
     x = tone(5 * RATE)
     x[1, 4 * RATE] = value
     soundfile.write(tmp_path / "a.wav", x.T, RATE, subtype="FLOAT")
-    with pytest.raises(AudioError, match=rf"sample 64000 of channel 1 \(4\.000 s\) is {value}, expected a number"):
+    with pytest.raises(
+        AudioError, match=rf"sample 64000 of channel 1 \(4\.000 s\) is {value}, expected a finite number"
+    ):
         copy(tmp_path / "a.wav", tmp_path / "out.wav")
     assert os.listdir(tmp_path) == ["a.wav"]
 
@@ -351,7 +353,7 @@ def test_an_existing_file_and_the_input_are_not_overwritten(tmp_path):
     source, target = tmp_path / "in.wav", tmp_path / "out.wav"
     soundfile.write(source, tone().T, RATE)
     target.write_bytes(b"mine")
-    with pytest.raises(FileExistsError, match="exists already"):
+    with pytest.raises(FileExistsError, match="already exists"):
         copy(source, target)
     os.link(source, tmp_path / "alias.wav")
     for same in (source, tmp_path / "alias.wav"):
@@ -369,7 +371,7 @@ def test_a_file_that_appears_while_another_is_written_is_not_replaced(tmp_path):
             writer.write(tone())
             target.write_bytes(b"somebody was faster")
 
-    with pytest.raises(FileExistsError, match="exists already"):
+    with pytest.raises(FileExistsError, match="already exists"):
         overtaken()
     assert target.read_bytes() == b"somebody was faster" and not leftovers(tmp_path)
 
@@ -385,7 +387,7 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1]))  # the system refuses to let any file grow further
     try:
-        with pytest.raises(OSError, match="is the disk full"):
+        with pytest.raises(OSError, match="the disk is full"):
             fill()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -394,16 +396,16 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path):
 
 def test_places_that_cannot_be_written_say_so(tmp_path):
     info = AudioInfo("x", RATE, 2, None, None)
-    with pytest.raises(FileNotFoundError, match=r"there is no folder .*; make it first"):
+    with pytest.raises(FileNotFoundError, match=r"the folder .* does not exist; create it first"):
         open_writer(tmp_path / "no" / "a.wav", info)
     (tmp_path / "file").touch()
     with pytest.raises(NotADirectoryError, match="is not a folder"):
         open_writer(tmp_path / "file" / "a.wav", info)
-    with pytest.raises(AudioError, match=r"ends in '\.xyz'; expected one that can be written: \.wav"):
+    with pytest.raises(AudioError, match=r"ends in '\.xyz'; expected \.wav"):
         open_writer(tmp_path / "a.xyz", info)
     with pytest.raises(AudioError, match="has no extension"):
         open_writer(tmp_path / "a", info)
-    with pytest.raises(AudioError, match=r"Opus cannot hold 44100 Hz.*write to \.flac"):
+    with pytest.raises(AudioError, match=r"Opus does not support 44100 Hz.*write to \.flac"):
         open_writer(tmp_path / "a.opus", AudioInfo("x", 44_100, 1, None, None))
     with pytest.raises(AudioError, match=r"MP3 .* cannot hold 16000 Hz with 6 channels"):
         open_writer(tmp_path / "a.mp3", AudioInfo("x", RATE, 6, None, None))
@@ -628,7 +630,7 @@ def test_a_disk_that_fills_up_is_one_line_in_every_format(tmp_path, suffix, capf
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, limits[1]))
     try:
-        with pytest.raises(OSError, match=rf"a\.{suffix}: .*is the disk full") as caught:
+        with pytest.raises(OSError, match=rf"a\.{suffix}: .*the disk is full") as caught:
             fill()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -28,7 +28,7 @@ def test_the_mean_is_taken_where_nothing_cancels(x):
 def test_a_channel_that_is_turned_over_is_turned_back(ratio):
     x = np.stack([a, ratio * a])
     mix = mix_of([x], 2)
-    assert "turned over" in mix.note
+    assert "inverted" in mix.note
     np.testing.assert_allclose(mix(x), (1 - ratio) / 2 * a)
 
 

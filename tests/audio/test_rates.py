@@ -1,4 +1,4 @@
-"""One check for every sample rate."""
+"""Every sample rate is checked."""
 
 from fractions import Fraction
 

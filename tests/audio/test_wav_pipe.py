@@ -227,7 +227,7 @@ def test_a_named_pipe_is_written_as_wav_with_tags_and_loudspeakers(tmp_path):
 
 def test_a_pipe_named_like_another_format_is_refused(tmp_path):
     os.mkfifo(tmp_path / "a.mp3")
-    with pytest.raises(AudioError, match=r"a\.mp3: is a pipe, which takes WAV, not \.mp3"):
+    with pytest.raises(AudioError, match=r"a\.mp3: is a pipe, which receives WAV, not \.mp3"):
         open_writer(tmp_path / "a.mp3", AudioInfo("x", RATE, 1, None, None))
 
 
@@ -247,4 +247,4 @@ def test_chunks_behind_the_sound_of_a_stream_reach_a_file_and_are_named_where_th
             for block in reader.blocks():
                 writer.write(block)
     assert chunks.read_chunks(tmp_path / "a.wav") == TAIL[1:]
-    assert "a.wav" not in caplog.text and "a.flac: left out" in caplog.text and "broadcast data" in caplog.text
+    assert "a.wav" not in caplog.text and "a.flac: dropped" in caplog.text and "broadcast data" in caplog.text

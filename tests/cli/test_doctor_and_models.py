@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from clearstate import ssm
-from clearstate.cli import doctor, main
+from clearstate.cli import doctor, main, models
 from clearstate.models import PRESETS, build, load_model
 
 
@@ -33,15 +33,37 @@ def test_models_as_json_say_what_the_models_themselves_say(capsys):
             assert rows[name]["parameters"] == sum(p.numel() for p in load_model(name).parameters())
     assert row["weights"] is (PRESETS["live"].weights is not None)
     assert {row["task"] for row in rows.values()} <= {"enhance", "separate", "extend"}
+    assert all(row["group"] == models.group_of(row["name"]) for row in rows.values())
     assert all(row["licence"] and row["summary"] for row in rows.values())
 
 
 def test_the_table_names_every_model_in_a_line_even_in_a_pipe(capsys):
-    code, out = told(capsys, "models")
+    code, out = told(capsys, "models", "--all")
     assert code == 0
     for name in PRESETS:
         [line] = [line for line in out.splitlines() if line.split()[:1] == [name]]
         assert f"{PRESETS[name].task}" in line
+
+
+def test_the_table_begins_with_the_recommended_models_and_ends_with_those_without_weights(capsys):
+    _, out = told(capsys, "models", "--all")
+    starts = [line.strip() for line in out.splitlines() if line.strip() in models.GROUPS]
+    assert starts == list(models.GROUPS)
+    names = [line.split()[0] for line in out.splitlines() if line.split()[:1] and line.split()[0] in PRESETS]
+    groups = [models.GROUPS.index(models.group_of(name)) for name in names]
+    assert groups == sorted(groups)
+    assert set(names[:3]) == {"live", "separate-fast", "extend-fast"}
+
+
+def test_models_without_weights_are_hidden_and_counted_unless_all_are_asked_for(capsys):
+    untrained = [name for name in PRESETS if models.group_of(name) == models.UNTRAINED]
+    _, out = told(capsys, "models")
+    listed = {line.split()[0] for line in out.splitlines() if line.split()}
+    assert untrained and not listed & set(untrained)
+    assert set(PRESETS) - set(untrained) <= listed
+    assert f"{len(untrained)} models without weights are hidden" in out
+    _, out = told(capsys, "models", "--all")
+    assert "hidden" not in out
 
 
 @pytest.fixture

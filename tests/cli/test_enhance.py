@@ -186,7 +186,7 @@ def test_the_default_model_brings_every_example_nearer_to_its_reference(clip):
 def test_an_existing_file_stays_until_overwrite_is_given(tiny):
     write("talk.wav")
     Path("talk.clear.wav").write_text("precious")
-    one_line(enhance("talk.wav", model=tiny), 1, "talk.clear.wav exists already", "--overwrite")
+    one_line(enhance("talk.wav", model=tiny), 1, "talk.clear.wav already exists", "--overwrite")
     assert Path("talk.clear.wav").read_text() == "precious"
     assert enhance("talk.wav", "--overwrite", model=tiny).returncode == 0
     assert soundfile.info("talk.clear.wav").frames == 8000

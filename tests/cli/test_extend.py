@@ -114,15 +114,15 @@ def test_existing_files_are_kept(weights):
     write("old.wav")
     assert extend("old.wav", "--model", weights).returncode == 0
     result = extend("old.wav", "--model", weights)
-    assert result.returncode == 1 and "exists already" in result.stderr
+    assert result.returncode == 1 and "already exists" in result.stderr
 
 
 @pytest.mark.parametrize(
     "args, says",
     [
-        (["--model", "live"], "is there to enhance"),
+        (["--model", "live"], "is an enhancement model"),
         (["--model", "extend-fats"], "extend-fast"),
-        (["--model", "mambawave", "--fast"], "leave one of them out"),
+        (["--model", "mambawave", "--fast"], "give only one of them"),
         (["--steps", 4], "works in one step"),
         (["--to", 96_000], "8000 to 48000"),
         (["-o", "old.wav"], "the input itself"),
@@ -138,7 +138,7 @@ def test_wrong_use_is_told_before_anything_is_read(args, says):
 
 def test_without_weights_the_remedy_is_named(monkeypatch, tmp_path):
     write("old.wav")
-    monkeypatch.setattr(models, "WEIGHTS", tmp_path / "none")
+    monkeypatch.setattr("clearstate.models.presets.WEIGHTS", tmp_path / "none")
     result = extend("old.wav")
     assert result.returncode == 2 and "no weights of 'extend-fast' are shipped" in result.stderr
     assert not Path("old.wide.wav").exists()

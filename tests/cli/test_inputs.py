@@ -166,7 +166,7 @@ def test_of_two_inputs_that_would_share_an_output_the_second_fails_alone(here, s
     assert [job.source for job in result.jobs] == ["talk.wav", "day/a.wav"]
     [(source, reason)] = result.failures
     assert source == second
-    assert "it and talk.wav would both be written to" in reason
+    assert "this file and talk.wav would both be written to" in reason
 
 
 def test_the_formats_named_here_are_those_that_can_be_written(tmp_path):

@@ -35,7 +35,7 @@ def test_what_is_left_of_a_cut_file_is_written_and_the_rest_of_the_batch_done(ti
     result = in_this_process("enhance", name, "whole.wav", "--model", tiny, "-o", "out/", "--json")
     assert result.returncode == 1
     told = [line for line in result.stderr.decode().splitlines() if line.startswith(f"clearstate: {name}: ")]
-    assert len(told) == 1 and "broken after" in told[0] and f"what could be read is in out/{name}" in told[0]
+    assert len(told) == 1 and "broken after" in told[0] and f"the readable part is in out/{name}" in told[0]
     assert 0.5 < soundfile.info(f"out/{name}").duration < 1.5
     assert soundfile.info("out/whole.wav").frames == len(sound())
     assert [file["ok"] for file in json.loads(result.stdout)["files"]] == [False, True]
@@ -46,7 +46,7 @@ def test_the_other_verbs_save_what_is_left_as_well(tmp_path, verb):
     cut("a.wav")
     result = in_this_process(verb, "a.wav", "-o", "out/")
     assert result.returncode == 1
-    assert "what could be read is in out" in result.stderr.decode()
+    assert "the readable part is in out" in result.stderr.decode()
     written = list(Path("out").glob("*.wav"))
     assert len(written) == (2 if verb == "separate" else 1)
     assert all(0.5 < soundfile.info(path).duration < 1.5 for path in written)
@@ -84,7 +84,7 @@ def test_a_track_is_chosen_on_the_command_line(tiny, caplog):
         args = ("enhance", "two.mkv", "--model", tiny, "--strength", 0, "-o", "o.wav", "--overwrite")
         assert in_this_process(*args, *track).returncode == 0
         assert np.abs(soundfile.read("o.wav")[0]).max() == pytest.approx(peak, abs=1e-3)
-    assert [record.getMessage()[:40] for record in caplog.records] == ["clearstate: two.mkv: sound track 1 of 2 "]
+    assert [record.getMessage()[:40] for record in caplog.records] == ["clearstate: two.mkv: reading sound track"]
     refused = in_this_process("enhance", "two.mkv", "--model", tiny, "--track", 7)
     assert refused.returncode == 1 and "no number 7; choose from 1 to 2" in refused.stderr.decode()
 

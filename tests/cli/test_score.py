@@ -105,11 +105,11 @@ def test_a_learned_score_without_weights_is_not_a_number(folders):
     ("extra", "message"),
     [
         (("--clean", "nowhere"), "--clean nowhere does not exist"),
-        (("-s", "pesk_wb"), "Did you mean 'pesq_wb'?"),
-        (("-s", "si_sdri"), "name its folder with --noisy"),
+        (("-s", "pesk_wb"), "did you mean 'pesq_wb'?"),
+        (("-s", "si_sdri"), "give its folder with --noisy"),
         (("--report", "r.pdf"), "expected .html or .md"),
         (("--weights", "mos=x"), "expected NAME=FILE with NAME one of dnsmos"),
-        (("--asr", "pocketsphinx"), "--asr and --transcripts go together"),
+        (("--asr", "pocketsphinx"), "--asr needs --transcripts"),
         (("--json", "."), "is a folder"),
         (("--meta", "meta.json"), "--meta meta.json names none of the files: it has 'z', the files are '0', '1', '2'"),
     ],
@@ -137,6 +137,6 @@ def test_a_result_goes_onto_the_leaderboard(folders):
     assert "mine" in ran.stdout and "SEMamba" in ran.stdout
     assert (folders / "b.md").read_text().startswith("## VoiceBank+DEMAND")
     ran = run(*board, "elsewhere")
-    assert ran.returncode == 0 and "no published rows for the test set 'elsewhere'" in ran.stderr
+    assert ran.returncode == 0 and "no published results for test set 'elsewhere'" in ran.stderr
     ran = run("leaderboard", "gone.json")
     assert ran.returncode == 2 and "gone.json does not exist" in ran.stderr

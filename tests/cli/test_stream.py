@@ -50,7 +50,7 @@ def test_samples_survive_a_pipe_that_cuts_them_in_two(form, channels):
 
 def test_an_input_that_ends_within_a_sample_is_said_and_the_rest_is_kept():
     sink = io.BytesIO()
-    with pytest.raises(ValueError, match="ended 1 bytes into a sample of 4"):
+    with pytest.raises(ValueError, match="after 1 of the 4 bytes of a sample"):
         pump(Late(2), io.BytesIO(b"\1\0" * 20 + b"\1"), sink, 2, Format.s16le)
     assert len(sink.getvalue()) == (10 + 3) * 4
 

@@ -89,7 +89,7 @@ def test_the_table_is_shown_where_the_files_cannot_be_written(sound, monkeypatch
     words = ("score", "--clean", sound, "--enhanced", sound, "-s", "si_sdr", "--json", f"{sound}/s.json")
     code, out, err = run_in("utf-8", monkeypatch, *words)
     assert code == 1 and "SI-SDR" in out
-    assert len(err.splitlines()) == 1 and "s.json is not written" in err
+    assert len(err.splitlines()) == 1 and "s.json was not written" in err
 
 
 def test_an_unusable_file_fails_alone_in_score(sound, monkeypatch):

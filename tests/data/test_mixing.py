@@ -8,9 +8,9 @@ import torch
 from corpora_in_miniature import RATE, make_shards, voice
 from torch.utils.data import DataLoader
 
+from clearstate.audio.level import active_level
 from clearstate.data import MixtureConfig, MixtureDataset, collate, noises, open_sources
 from clearstate.data.mixing import at_snr, noise_crop, speech_crop
-from clearstate.data.shards import active_level
 
 # Nothing but a voice and noise: what is left of the signal path when every chance is zero.
 PLAIN = MixtureConfig(

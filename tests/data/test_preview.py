@@ -46,5 +46,5 @@ def test_separated_voices_are_written_one_by_one(shards, tmp_path):
 def test_an_earlier_preview_is_not_overwritten(shards, tmp_path):
     dataset = MixtureDataset(open_sources(shards), MixtureConfig(seconds=0.2))
     preview(dataset, 1, tmp_path / "out")
-    with pytest.raises(FileExistsError, match="name another folder"):
+    with pytest.raises(FileExistsError, match="choose another folder"):
         preview(dataset, 1, tmp_path / "out")

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from corpora_in_miniature import RATE, make_shards, voice, write
 
+from clearstate.audio.level import active_level
 from clearstate.data import MixtureFolder, SeparationConfig, SeparationDataset, mixtures_of, open_sources
-from clearstate.data.shards import active_level
 
 
 @pytest.fixture

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from corpora_in_miniature import RATE, hiss, make_shards, voice
 
-from clearstate.data.shards import active_level, open_shards
+from clearstate.audio.level import active_level
+from clearstate.data.shards import open_shards
 
 
 def test_what_is_read_is_what_was_packed(tmp_path):

@@ -98,7 +98,7 @@ def test_two_files_are_a_pair_whatever_their_names(tmp_path):
 def test_a_folder_without_audio_is_an_error_that_says_what_was_looked_for(tmp_path):
     write(tmp_path / "c" / "a.wav")
     (tmp_path / "e").mkdir()
-    with pytest.raises(ValueError, match=r"holds no audio: looked for .*\.flac"):
+    with pytest.raises(ValueError, match=r"contains no audio: looked for .*\.flac"):
         match(tmp_path / "c", tmp_path / "e")
     with pytest.raises(ValueError, match="does not exist"):
         match(tmp_path / "c", tmp_path / "missing")

@@ -149,7 +149,7 @@ def test_metadata_of_another_form_is_refused(tmp_path):
 
 
 def test_an_unknown_score_names_the_nearest():
-    with pytest.raises(ValueError, match="Did you mean 'si_sdr'"):
+    with pytest.raises(ValueError, match="did you mean 'si_sdr'"):
         choose(["sisdr"], noisy=False)
     with pytest.raises(ValueError, match="--noisy"):
         choose(["si_sdri"], noisy=False)

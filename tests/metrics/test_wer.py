@@ -68,9 +68,9 @@ def test_a_line_that_is_no_transcript_is_named(tmp_path):
 
 
 def test_recognisers_that_are_not_there_say_what_to_do(tmp_path):
-    with pytest.raises(ValueError, match="there are pocketsphinx and whisper:FILE"):
+    with pytest.raises(ValueError, match="expected pocketsphinx or whisper:FILE"):
         check_recogniser("kaldi")
-    with pytest.raises(ValueError, match=r"no model named; name a model file that you have"):
+    with pytest.raises(ValueError, match=r"no model named; expected a model file"):
         check_recogniser("whisper")
     with pytest.raises(ValueError, match=r"gone\.pt does not exist"):
         check_recogniser(f"whisper:{tmp_path / 'gone.pt'}")

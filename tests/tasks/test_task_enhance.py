@@ -568,7 +568,7 @@ def test_a_bad_file_leaves_nothing_behind_and_a_refusal_comes_before_the_work(tm
     assert os.listdir(tmp_path) == ["in.wav"]
     (tmp_path / "out.wav").write_bytes(b"mine")
     calls = []
-    with pytest.raises(FileExistsError, match="exists already"):
+    with pytest.raises(FileExistsError, match="already exists"):
         Enhancer(CausalDouble()).enhance_file(
             tmp_path / "in.wav", tmp_path / "out.wav", progress=lambda *p: calls.append(p)
         )

@@ -240,7 +240,7 @@ def test_steps_seed_and_place_reach_a_diffusion_model():
     "signal, rate, to, says",
     [
         (np.zeros(10), 48_000, 44_100, "resample it first"),
-        (np.zeros(10), 2_000, 48_000, "too little"),
+        (np.zeros(10), 2_000, 48_000, "bandwidth is too small"),
         (np.zeros(10), 16_000, 96_000, "at most 48000"),
         (np.zeros(0), 16_000, 48_000, "none of them 0"),
         (np.array([0.0, np.nan]), 16_000, 48_000, "nan"),

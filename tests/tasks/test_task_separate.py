@@ -301,7 +301,7 @@ def test_existing_outputs_are_kept_unless_told_otherwise(tmp_path):
     separator = Separator(Bands())
     separator.separate_file(path, tmp_path / "out")
     before = (tmp_path / "out" / "a.speaker1.wav").read_bytes()
-    with pytest.raises(FileExistsError, match="exists already"):
+    with pytest.raises(FileExistsError, match="already exists"):
         separator.separate_file(path, tmp_path / "out")
     assert (tmp_path / "out" / "a.speaker1.wav").read_bytes() == before
     separator.separate_file(path, tmp_path / "out", overwrite=True)
@@ -332,7 +332,7 @@ def test_bad_input_is_named(tmp_path, make, error, says):
 
 def test_an_output_folder_that_is_a_file_is_named(tmp_path):
     path = write(tmp_path / "a.wav", conversation(1.0).sum(0))
-    with pytest.raises(OSError, match="cannot be made"):
+    with pytest.raises(OSError, match="cannot be created"):
         Separator(Bands()).separate_file(path, path)
 
 

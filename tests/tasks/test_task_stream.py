@@ -173,7 +173,7 @@ def test_one_row_keeps_its_two_dimensions():
 @pytest.mark.parametrize(
     ("chunk", "channels", "says"),
     [
-        (np.zeros((100, 2)), 2, r"shape \(100, 2\): expected \(2, n\), as channels=2"),
+        (np.zeros((100, 2)), 2, r"shape \(100, 2\): expected \(2, n\) for channels=2"),
         (np.zeros(100), 2, r"shape \(100,\): expected \(2, n\)"),
         (np.zeros((2, 100)), 1, r"expected \(n,\) or \(1, n\)"),
         (np.zeros(100, dtype=np.int16), 1, "type int16: .* divide int16 samples by 32768"),
@@ -252,7 +252,7 @@ def test_anything_like_an_array_is_taken(make):
 
 @pytest.mark.parametrize("copying", [copy.copy, copy.deepcopy, pickle.dumps])
 def test_a_copy_of_a_stream_is_refused_as_it_would_share_its_state(copying):
-    with pytest.raises(TypeError, match="make another one"):
+    with pytest.raises(TypeError, match="create another one"):
         copying(Stream(CausalDouble()))
 
 

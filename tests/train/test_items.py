@@ -80,7 +80,7 @@ def test_with_pcs_the_target_is_stretched_and_the_input_is_not(voicebank, monkey
     assert torch.equal(stretched["noisy"], plain["noisy"])
     torch.testing.assert_close(stretched["clean"], torch.from_numpy(stretch_contrast(plain["clean"].numpy(), "rms")))
     assert (stretched["clean"] - plain["clean"]).abs().max() > 0.01
-    with pytest.raises(RecipeError, match="16000 Hz; this one is there to separate at 8000"):
+    with pytest.raises(RecipeError, match="16000 Hz; the task of this one is separate, at 8000"):
         run_recipe(
             recipe_of(voicebank, "data.pcs=peak", "model.name=s4m-tiny", "data.clean=[VB, VB]", "data.corpus=null")
         )
@@ -121,7 +121,9 @@ def test_one_pair_of_folders_for_both_is_told_apart_by_speaker(voicebank):
 )
 def test_audio_that_is_not_there_says_what_to_fetch(voicebank, override):
     recipe = recipe_of(voicebank, override)
-    with pytest.raises(RecipeError, match=r"(training|validation) audio: .*docs/training\.md says what to fetch"):
+    with pytest.raises(
+        RecipeError, match=r"(training|validation) audio: .*docs/training\.md lists the audio to download"
+    ):
         (open_pairs if override.startswith("valid") else open_items)(recipe, "enhance", 16_000)
 
 

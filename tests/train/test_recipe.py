@@ -43,10 +43,10 @@ def test_overrides_reach_nested_keys_with_their_types(recipe_file):
 @pytest.mark.parametrize(
     "override, hint",
     [
-        ("optimizer.lr=1", "unknown key optimizer; did you mean optimiser?"),
+        ("optimizer.lr=1", "unknown key optimizer; did you mean 'optimiser'?"),
         ("optimiser.learning=1", "unknown key optimiser.learning"),
-        ("loss.magnitud=1", "unknown key loss.magnitud; did you mean magnitude?"),
-        ("valid.every_minute=1", "unknown key valid.every_minute; did you mean every_minutes?"),
+        ("loss.magnitud=1", "unknown key loss.magnitud; did you mean 'magnitude'?"),
+        ("valid.every_minute=1", "unknown key valid.every_minute; did you mean 'every_minutes'?"),
     ],
 )
 def test_an_unknown_key_names_the_nearest_right_one(recipe_file, override, hint):
@@ -65,7 +65,7 @@ def test_an_unknown_key_names_the_nearest_right_one(recipe_file, override, hint)
         ("precision=float16", ["precision", "'float32' or 'bfloat16'"]),
         ("loss.magnitude=0", ["every weight in loss is 0"]),
         ("schedule.max_steps=null", ["no end", "schedule.max_minutes"]),
-        ("data.clean=null", ["one of the two is missing"]),
+        ("data.clean=null", ["go together; set both"]),
         ("data={}", ["data.sources", "data.corpus"]),
         ("loss.distill=1", ["loss.teacher"]),
         ("run.plan.folder=1", ["run is a value"]),
@@ -97,7 +97,7 @@ def test_numbers_with_an_exponent_are_numbers_wherever_they_stand():
 def test_an_unset_variable_in_a_path_is_an_error_that_says_how_to_set_it(tmp_path, monkeypatch):
     recipe = tiny_recipe(tmp_path)
     monkeypatch.delenv("CLEARSTATE_DATA", raising=False)
-    with pytest.raises(RecipeError, match="export CLEARSTATE_DATA=FOLDER, or say audio=FOLDER"):
+    with pytest.raises(RecipeError, match="export CLEARSTATE_DATA=FOLDER, or set audio=FOLDER"):
         audio_path(recipe, "valid/noisy")
     monkeypatch.setenv("CLEARSTATE_DATA", str(tmp_path))
     assert audio_path(recipe, "valid/noisy") == tmp_path / "valid/noisy"
@@ -107,9 +107,9 @@ def test_an_unset_variable_in_a_path_is_an_error_that_says_how_to_set_it(tmp_pat
 @pytest.mark.parametrize(
     "override, hint",
     [
-        ("data.mixture.snr_bd=[0, 5]", "unknown key data.mixture.snr_bd; did you mean snr_db?"),
-        ("data.sources.speach=[x]", "unknown key data.sources.speach; did you mean speech?"),
-        ("data.sources.speech=[not_there]", "docs/training.md says what to fetch"),
+        ("data.mixture.snr_bd=[0, 5]", "unknown key data.mixture.snr_bd; did you mean 'snr_db'?"),
+        ("data.sources.speach=[x]", "unknown key data.sources.speach; did you mean 'speech'?"),
+        ("data.sources.speech=[not_there]", "docs/training.md lists the audio to download"),
     ],
 )
 def test_data_that_cannot_be_opened_says_what_to_do(tmp_path, override, hint):
@@ -131,7 +131,7 @@ def test_data_that_cannot_be_opened_says_what_to_do(tmp_path, override, hint):
 
 def test_the_command_line_answers_a_bad_recipe_with_code_2(recipe_file, capsys):
     assert main([str(recipe_file), "loss.magnitud=1"]) == 2
-    assert "did you mean magnitude?" in capsys.readouterr().err
+    assert "did you mean 'magnitude'?" in capsys.readouterr().err
 
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
@@ -145,9 +145,9 @@ def test_every_recipe_checks_and_fits_its_model(path):
 
 
 def test_an_unknown_model_or_setting_of_it_names_the_nearest(recipe_file):
-    with pytest.raises(RecipeError, match=r"model\.name='life'; did you mean live\?"):
+    with pytest.raises(RecipeError, match=r"model\.name='life'; did you mean 'live'\?"):
         build_model(load_recipe(recipe_file, ["model.name=life"]))
-    with pytest.raises(RecipeError, match=r"model\.config\.block; did you mean blocks\?"):
+    with pytest.raises(RecipeError, match=r"model\.config\.block; did you mean 'blocks'\?"):
         build_model(load_recipe(recipe_file, ["model.config.block=2"]))
 
 

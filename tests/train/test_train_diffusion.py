@@ -79,9 +79,9 @@ def test_it_is_scored_by_what_extension_is_scored_by(tmp_path):
 
 
 def test_a_loss_that_does_not_fit_the_model_is_refused(tmp_path):
-    with pytest.raises(RecipeError, match=r"a diffusion model has no other: set loss=\{own: 1\}"):
+    with pytest.raises(RecipeError, match=r"a diffusion model needs its own loss alone: set loss=\{own: 1\}"):
         run(tmp_path, "loss={magnitude: 1.0}")
-    with pytest.raises(RecipeError, match="own goes by itself"):
+    with pytest.raises(RecipeError, match="needs its own loss alone"):
         run(tmp_path, "loss={own: 1.0, l1: 1.0}")
-    with pytest.raises(RecipeError, match="tiny has no loss of its own"):
+    with pytest.raises(RecipeError, match="tiny has no own loss"):
         tiny_run(tmp_path, "loss={own: 1.0}", model=Tiny(TinyConfig()))

@@ -108,7 +108,7 @@ def test_files_of_another_rate_are_refused(tmp_path):
     with pytest.raises(ValueError, match="expected wide files at 48000"):
         NarrowedFolder(tmp_path)[0]
     (tmp_path / "none").mkdir()
-    with pytest.raises(FileNotFoundError, match="holds no audio"):
+    with pytest.raises(FileNotFoundError, match="contains no audio"):
         NarrowedFolder(tmp_path / "none")
 
 
@@ -154,7 +154,7 @@ def test_a_run_learns_and_keeps_the_lowest_distance(folder, tmp_path):
 
 
 def test_a_metric_that_validation_does_not_give_is_refused(folder, tmp_path):
-    with pytest.raises(RecipeError, match=r"valid.best=pesq: extend-fast is scored by lsd, lsd_high, snr"):
+    with pytest.raises(RecipeError, match=r"valid.best=pesq: expected one of lsd, lsd_high, snr for extend-fast"):
         run_recipe(recipe_from(tree(folder, tmp_path, best="pesq")), quiet=True)
 
 

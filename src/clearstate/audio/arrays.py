@@ -1,6 +1,6 @@
-"""Anything like an array as a NumPy array: lists, torch tensors, pandas, buffers.
+"""Convert array-like objects to NumPy arrays: lists, torch tensors, pandas, buffers.
 
-torch is never imported here: a tensor can only arrive where it has been imported already.
+This module never imports torch: a caller that passes a tensor has imported it already.
 """
 
 import sys
@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 
 def as_array(signal: Any, what: str = "signal") -> NDArray[Any]:
-    """Whatever holds numbers as a NumPy array in the machine's byte order; it may share memory with the signal.
+    """Convert any array of numbers to NumPy in native byte order; the result may share memory with `signal`.
 
     Raises:
-        ValueError: for what is not an array of numbers, and for masked samples.
+        ValueError: for anything but an array of numbers, and for masked samples.
     """
     torch = sys.modules.get("torch")
     try:
@@ -22,7 +22,7 @@ def as_array(signal: Any, what: str = "signal") -> NDArray[Any]:
             wide = signal.detach().cpu()
             signal = (wide.float() if wide.dtype == torch.bfloat16 else wide).numpy()
         if np.ma.is_masked(signal):
-            raise ValueError("some samples are masked; fill them first, as with signal.filled(0)")
+            raise ValueError("some samples are masked; fill them first, for example with signal.filled(0)")
         x = np.asarray(signal)
         if x.dtype == object:
             x = x.astype(np.float64)

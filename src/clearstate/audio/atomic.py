@@ -1,10 +1,10 @@
-"""Files that appear complete or not at all.
+"""Write files atomically: a file appears complete or not at all.
 
     with replacing("talk.wav") as temporary:
-        write_somehow(temporary)           # after an error, talk.wav is what it was before
+        write_somehow(temporary)           # after an error, talk.wav is unchanged
 
-The temporary file is in the same folder, so the final move is one step. Its name does not depend on the target's name,
-so a target name may be as long as the file system allows. What the system refuses becomes one line with the remedy.
+The temporary file is in the same folder, so the final rename is one step. Its name does not depend on the target's
+name, so the target name may be as long as the file system allows. Errors of the system become one line with a remedy.
 """
 
 import atexit
@@ -18,48 +18,48 @@ from clearstate.audio.streams import close_stream, is_stream, open_stream
 
 AnyPath = str | os.PathLike[str]
 
-PROBE = 1 << 16  # bytes: more than a file system keeps in reserve inside a block
+PROBE = 1 << 16  # bytes; more than the unused rest of a file system block
 WHILE_WRITING = {
-    errno.ENOSPC: "the disk is full (no space left); free some space, or write to another place",
-    errno.EDQUOT: "your quota on this disk is used up; free some space, or write to another place",
-    errno.EFBIG: "the file cannot grow any further (is the disk full, or is there a limit on the size of files?); "
-    "write to another place",
+    errno.ENOSPC: "the disk is full (no space left); free some space, or choose another place",
+    errno.EDQUOT: "your quota on this disk is used up; free some space, or choose another place",
+    errno.EFBIG: "the file cannot grow (the disk is full, or the file size is limited); choose another place",
 }
 AT_THE_PLACE = {
     errno.EACCES: "cannot write into {folder}; change its permissions, or choose another place",
     errno.EPERM: "cannot write into {folder}; change its permissions, or choose another place",
     errno.EROFS: "cannot write into {folder}, which is on a read-only file system; choose another place",
     errno.ENAMETOOLONG: "the name is {bytes} bytes long, more than the file system allows (usually 255); shorten it",
-    errno.ENOENT: "there is no folder {folder}; make it first",
+    errno.ENOENT: "the folder {folder} does not exist; create it first",
     errno.ENOTDIR: "{folder} is not a folder; choose another place",
 }
 
 
+_process = os.getpid()
 _unfinished: set[str] = set()  # temporary files of this process
 
 
 @atexit.register
 def _remove_unfinished() -> None:
-    """What a signal left between the making of a file and the block that removes it."""
-    for path in _unfinished:
+    """Remove what a signal left between the creation of a file and the block that removes it."""
+    for path in _unfinished if os.getpid() == _process else ():  # a forked child leaves its parent's files alone
         with suppress(OSError):
             os.unlink(path)
 
 
 class Replacement:
-    """A temporary file that takes the name `path` with `commit`, or vanishes with `discard`.
+    """A temporary file. `commit` renames it to `path`; `discard` deletes it.
 
     Raises:
-        OSError: one line with the remedy, where the folder or the name does not allow it.
+        OSError: one line with the remedy, if the folder or the name does not allow the file.
     """
 
     def __init__(self, path: AnyPath, suffix: str = ".part") -> None:
         self.name = os.fspath(path)
         check_name(self.name)
         if is_stream(self.name):
-            raise OSError(f"{self.name}: is a pipe or a device, which no file may replace; choose another name")
+            raise OSError(f"{self.name}: is a pipe or a device, which cannot be replaced; choose another name")
         self.path = os.path.join(_folder(self.name), f".{secrets.token_hex(6)}{suffix}")
-        _unfinished.add(self.path)  # before it is there: a signal may come at any time
+        _unfinished.add(self.path)  # before it exists: a signal may come at any time
         try:
             os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
         except OSError as error:
@@ -67,24 +67,24 @@ class Replacement:
             raise explained(error, self.name) from error
 
     def commit(self) -> None:
-        """Give the file its own name and the usual permissions."""
+        """Rename the file to its final name, with the usual permissions."""
         try:
-            os.chmod(self.path, 0o666 & ~_umask())  # the temporary file is for its owner alone
+            os.chmod(self.path, 0o666 & ~_umask())  # only its owner may read a temporary file
             os.replace(self.path, self.name)
         except OSError as error:
             raise explained(error, self.name) from error
         _unfinished.discard(self.path)
 
     def discard(self) -> None:
-        """Remove the temporary file, if it is still there."""
+        """Delete the temporary file, if it still exists."""
         with suppress(FileNotFoundError):
             os.unlink(self.path)
         _unfinished.discard(self.path)
 
     def refusal(self) -> OSError | None:
-        """Why the system refuses to let the file grow; None if it does not.
+        """The system's reason why the file cannot grow; None if it can.
 
-        Libraries report a full disk as "System error" or "unexpected position"; the system itself says which it is.
+        Libraries report a full disk as "System error" or "unexpected position". Here the system gives the real reason.
         """
         try:
             with open(self.path, "ab") as file:
@@ -98,12 +98,12 @@ class Replacement:
 
 @contextmanager
 def replacing(path: AnyPath, suffix: str = ".part") -> Iterator[str]:
-    """Yield a temporary name; leaving the block without an error moves the file to `path`.
+    """Yield a temporary name, and rename the file to `path` when the block ends without an error.
 
     Args:
-        suffix: of the temporary name, for writers that choose a format by it.
+        suffix: of the temporary name, for writers that select a format by it.
     Raises:
-        OSError: one line with the remedy for a full disk, a folder that may not be written to, a name that is too long.
+        OSError: one line with the remedy: a full disk, a folder without write permission, a name that is too long.
     """
     file = Replacement(path, suffix)
     try:
@@ -121,7 +121,7 @@ def replacing(path: AnyPath, suffix: str = ".part") -> Iterator[str]:
 
 
 def check_name(path: AnyPath) -> None:
-    """Raise an OSError for a name that the file system does not take, rather than after hours of work."""
+    """Raise an OSError for a name that the file system refuses, before hours of work."""
     name = os.fspath(path)
     try:
         with suppress(FileNotFoundError):
@@ -131,9 +131,9 @@ def check_name(path: AnyPath) -> None:
 
 
 def write_text(path: AnyPath, text: str) -> None:
-    r"""Write a whole text file in UTF-8, or none; a pipe or a device receives the text.
+    r"""Write a UTF-8 text file atomically; a pipe or a device receives the text directly.
 
-    A file name that is no text is written as \udcXX, which JSON gives back.
+    Bytes of a file name that are not valid text become \udcXX, which JSON decodes again.
     """
     if is_stream(path):
         stream = open_stream(path, "wb")
@@ -150,9 +150,11 @@ def write_text(path: AnyPath, text: str) -> None:
 
 
 def explained(error: OSError, name: str) -> OSError:
-    """The error with one line that names the file and the remedy; another kind of error is returned unchanged."""
+    """Turn an error into one line with the file and the remedy; return other kinds of error unchanged."""
     text = WHILE_WRITING.get(error.errno or 0)
-    if text is None and error.filename and _folder(error.filename) == _folder(name):  # not of something that was read
+    if (
+        text is None and error.filename and _folder(error.filename) == _folder(name)
+    ):  # not an error of a file that was read
         text = AT_THE_PLACE.get(error.errno or 0)
     if text is None:
         return error
@@ -165,6 +167,6 @@ def _folder(name: str) -> str:
 
 
 def _umask() -> int:
-    mask = os.umask(0o077)  # there is no way to read it without setting it
+    mask = os.umask(0o077)  # it cannot be read without setting it
     os.umask(mask)
     return mask

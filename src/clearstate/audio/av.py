@@ -1,6 +1,6 @@
-"""What libsndfile cannot read, or cannot read to its end, through PyAV (the libraries of FFmpeg): m4a, wma, video.
+"""Read files through PyAV (FFmpeg) that libsndfile cannot read, or not to the end: m4a, wma, video.
 
-PyAV is an extra, `pip install 'clearstate[av]'`; its wheels bring their own libraries.
+PyAV is an extra (`pip install 'clearstate[av]'`); its wheels include FFmpeg.
 """
 
 from collections.abc import Iterable, Iterator
@@ -32,16 +32,16 @@ LOSSLESS = ("alac", "flac", "pcm_s16le", "pcm_s24le", "pcm_s32le", "wavpack", "a
 TAGS = ("title", "artist", "album", "comment", "date", "genre", "copyright")
 
 DEFAULT, COVER = 1, 0x400  # AV_DISPOSITION_DEFAULT, AV_DISPOSITION_ATTACHED_PIC
-# Containers whose time stamps were written; those of bare streams are counted by FFmpeg.
+# Containers with stored time stamps. For raw streams, FFmpeg counts them.
 TIMED = frozenset(["mov", "matroska", "flv", "mpegts", "mpeg", "asf", "ogg", "nut", "mxf", "wtv", "rm"])
-MOST_DELAY = 0.15  # s between the time stamp of a track and that of the first frame it decodes to
-JITTER = 0.05  # s by which a time stamp may be off before the sound is moved
-STEP = 0.01  # s from the end of a frame to the next that is a hole; less is rounding, or two clocks that drift apart
+MOST_DELAY = 0.15  # s between the time stamps of a track and of its first decoded frame
+JITTER = 0.05  # s; larger errors of a time stamp move the sound
+STEP = 0.01  # s; a larger gap between frames is a hole, a smaller one is rounding or clock drift
 PIP = "pip install 'clearstate[av]'"
 SILENT_BLOCK = 2**16  # samples
-LONGEST_HOLE = 4 * 3600.0  # s; a greater step is a clock that was set, not silence
+LONGEST_HOLE = 4 * 3600.0  # s; a larger step is a changed clock, not silence
 
-BEGINNINGS = (  # what is often saved under the name of a sound file, and what to do about it
+BEGINNINGS = (  # other files that often have the name of a sound file, with the remedy
     (b"<!doctype", "is a web page", "download the sound itself"),
     (b"<html", "is a web page", "download the sound itself"),
     (b"<?xml", "is an XML document", "expected an audio file"),
@@ -55,7 +55,7 @@ BEGINNINGS = (  # what is often saved under the name of a sound file, and what t
     (b"version https://git-lfs", "is a pointer of Git LFS", "fetch the file itself with `git lfs pull`"),
     (b"#EXTM3U", "is a playlist", "name the files that it lists"),
 )
-VAGUE = ("not recognised", "unimplemented", "does not exist", "system error", "supported")  # what libsndfile says
+VAGUE = ("not recognised", "unimplemented", "does not exist", "system error", "supported")  # messages of libsndfile
 
 
 def installed() -> bool:
@@ -73,12 +73,12 @@ def open_with_av(
     """Open one sound track of a file.
 
     Args:
-        track: counted from 1; None takes the one that the container calls its default, or the first.
-        extent: what `inspect` said of the file.
+        track: counted from 1; None selects the container's default track, or the first.
+        extent: the result of `inspect`.
         reason: why libsndfile does not read it.
-        like: what libsndfile said of it: rate, channels and format stay as they are there.
+        like: properties from libsndfile; rate, channels and format are kept.
     Raises:
-        AudioError: where PyAV is missing or finds no sound either.
+        AudioError: if PyAV is missing or finds no sound either.
     """
     if what := _odd_beginning(name):
         raise AudioError(f"{name}: {what}")
@@ -86,11 +86,11 @@ def open_with_av(
         raise AudioError(_refusal(name, extent, reason, "", f"for m4a, video and the like: {PIP}"))
     import av
 
-    # PyAV's own way of logging calls Python from FFmpeg's threads, which can wait for each other for ever.
+    # PyAV's logging calls Python from FFmpeg's threads, which can deadlock.
     av.logging.restore_default_callback()
     av.logging.set_libav_level(av.logging.INFO if verbose() else av.logging.PANIC)
     try:
-        # "file:" keeps FFmpeg from taking a colon in a name for a protocol, and the list from what a playlist names.
+        # "file:" stops FFmpeg from reading a colon as a protocol; the whitelist stops playlists from opening URLs.
         container = av.open(f"file:{name}", metadata_errors="replace", options={"protocol_whitelist": "file"})
     except _trouble() as error:
         raise AudioError(_refusal(name, extent, reason, f"{error}")) from None
@@ -104,14 +104,14 @@ def open_with_av(
 
 
 def _trouble() -> tuple[type[Exception], ...]:
-    """What PyAV raises at a damaged file."""
+    """The exceptions of PyAV for a damaged file."""
     import av
 
     return av.error.FFmpegError, OSError, ValueError, OverflowError, MemoryError, RuntimeError, EOFError, LookupError
 
 
 def rest_of(info: AudioInfo, done: int) -> Iterator[Block]:
-    """What PyAV reads of a file behind its first `done` samples; nothing where it cannot."""
+    """Read a file with PyAV after its first `done` samples; yield nothing if PyAV cannot read it."""
     with suppress(AudioError), open_with_av(info.name, None, Extent(()), like=info) as reader:
         for block in reader.blocks():
             skip = min(done, block.shape[1])
@@ -121,7 +121,7 @@ def rest_of(info: AudioInfo, done: int) -> Iterator[Block]:
 
 
 def _chosen(name: str, container: Any, track: int | None) -> Any:
-    """The stream to read; says which it is where there are others."""
+    """Select the stream to read; log the choice if there are several."""
     streams = list(container.streams.audio)
     if not streams:
         what = "is a video without sound" if container.streams.video else "holds no sound"
@@ -134,13 +134,13 @@ def _chosen(name: str, container: Any, track: int | None) -> Any:
     number = track or default
     if track is None and len(streams) > 1:
         others = ", ".join(f"{i} ({_track(one)})" for i, one in enumerate(streams, 1) if i != number)
-        taken = f"sound track {number} of {len(streams)} is read ({_track(streams[number - 1])})"
-        tell(f"{name}: {taken}; --track N takes another: {others}")
+        taken = f"reading sound track {number} of {len(streams)} ({_track(streams[number - 1])})"
+        tell(f"{name}: {taken}; --track N selects another: {others}")
     return streams[number - 1]
 
 
 def _track(stream: Any) -> str:
-    """A sound track in words: codec, channels, language, title."""
+    """Describe a sound track: codec, channels, language, title."""
     codec = stream.codec_context
     words = [codec.name, f"{codec.channels} channel{'s' * (codec.channels != 1)}"] if codec else ["unknown codec"]
     words += [stream.metadata.get("language", ""), stream.metadata.get("title", "")]
@@ -148,10 +148,10 @@ def _track(stream: Any) -> str:
 
 
 class Timeline:
-    """Where the frames of a track belong, by their time stamps.
+    """Place the frames of a track by their time stamps.
 
-    A hole between two frames, or a start behind that of the picture, becomes silence. Frames are never left out: where
-    the time goes back, what follows is moved.
+    A hole between two frames, or a start after that of the picture, becomes silence. Frames are never dropped: if time
+    goes back, the following frames are moved.
 
     >>> timeline = Timeline(origin=0.0)
     >>> [round(timeline.silence(at, 0.1), 3) for at in (0.5, 0.6, 0.702, 2.0)]
@@ -160,11 +160,11 @@ class Timeline:
 
     def __init__(self, origin: float) -> None:
         self.origin = origin  # time stamp of the first sample
-        self.done = 0.0  # s so far, silence included
-        self._end = origin  # time stamp of the end of the frame before
+        self.done = 0.0  # s so far, including silence
+        self._end = origin  # time stamp of the end of the previous frame
 
     def silence(self, at: float | None, seconds: float) -> float:
-        """Seconds of silence before a frame of so many seconds that is stamped `at`."""
+        """Seconds of silence to insert before a frame with time stamp `at` and duration `seconds`."""
         filled = 0.0
         if at is not None:
             off = at - self.origin - self.done
@@ -186,22 +186,18 @@ class AvReader:
         self._timed_container = not TIMED.isdisjoint(container.format.name.split(","))
         if stream.codec_context is None:
             raise AudioError(
-                f"{name}: the codec of its sound is not known; convert it to WAV with the program that made it"
+                f"{name}: its audio codec is unknown; convert the file to WAV with the program that created it"
             )
-        stream.thread_type = "NONE"  # sound gains nothing by threads
+        stream.thread_type = "NONE"  # threads do not speed up audio
         self._decoded = self._decode()
         first = self._first = next(self._decoded, None)
         if first is None:
             locked = stream.codec_context.codec_tag in ("drms", "enca") or "encrypt" in str(stream.metadata).lower()
-            why = (
-                "is protected against copying"
-                if locked
-                else f"its sound ({stream.codec_context.name}) cannot be decoded"
-            )
-            raise AudioError(f"{name}: {why}; expected an audio file that holds samples")
+            why = "is copy-protected" if locked else f"its sound ({stream.codec_context.name}) cannot be decoded"
+            raise AudioError(f"{name}: {why}; expected a decodable audio file")
         if not (LEAST_HERTZ <= first.sample_rate <= MOST_HERTZ and first.layout.nb_channels > 0):
             raise AudioError(f"{name}: its header is broken ({first.sample_rate} Hz); export or convert the file again")
-        # Some decoders swallow their first frames, which is no hole.
+        # Some decoders drop their first frames, which is not a hole.
         begin = None if stream.start_time is None else float(stream.start_time * stream.time_base)
         swallowed = 0.0 if begin is None or first.time is None else first.time - begin
         self._delay = swallowed if 0 < swallowed < MOST_DELAY else 0.0
@@ -224,7 +220,7 @@ class AvReader:
             )
 
     def _decode(self) -> Iterator[Any]:
-        """Frames in order; packets that cannot be decoded are counted and passed over."""
+        """Yield frames in order; count and skip packets that cannot be decoded."""
         packets = self._container.demux(self._stream)
         while True:
             try:
@@ -237,12 +233,12 @@ class AvReader:
             try:
                 frames = self._stream.decode(packet)
             except _trouble():
-                self._undecoded += bytes(packet)[:3] not in (b"ID3", b"TAG", b"APE")  # tags where files were joined
+                self._undecoded += bytes(packet)[:3] not in (b"ID3", b"TAG", b"APE")  # tags between joined files
                 continue
             yield from frames
 
     def _timed(self, frames: Iterable[Any], timeline: Timeline) -> Iterator[Block]:
-        """Samples of frames of one rate, with silence where the track has holes."""
+        """Yield the samples of frames at one rate, with silence in the holes of the track."""
         for frame in frames:
             x = _samples(frame)
             at = None if frame.time is None or not self._timed_container else frame.time - self._delay
@@ -252,7 +248,7 @@ class AvReader:
             yield x
 
     def _pieces(self) -> Iterator[Block]:
-        """The track in small pieces; where its rate or channels change, they are made like the first."""
+        """Yield the track in small pieces, converted to the rate and channels of its first frame."""
         timeline = Timeline(_origin(self._container, self._stream))
         for (rate, _), frames in groupby(chain([self._first], self._decoded), key=_kind):
             yield from converted(self._timed(frames, timeline), rate, self.info.sample_rate, self.info.channels)
@@ -261,12 +257,12 @@ class AvReader:
         """Blocks of about BLOCK_SECONDS: (channels, n) float64.
 
         Raises:
-            BrokenOffError: behind the last block, when the file ends before its header says.
+            BrokenOffError: after the last block, if the file is shorter than its header says.
             AudioError: at a NaN or infinite sample.
         """
         rate, name = self.info.sample_rate, self.info.name
         size, done = int(BLOCK_SECONDS * rate), 0
-        held: list[Block] = []  # a frame is some 20 ms: gathered, so that the model gets something to work on
+        held: list[Block] = []  # frames of about 20 ms, collected into blocks
         for piece in self._pieces():
             held.append(checked(piece, self.info, done))
             done += piece.shape[1]
@@ -275,8 +271,8 @@ class AvReader:
                 held = []
         if held:
             yield np.concatenate(held, axis=1)
-        if self._undecoded and self._extent.share == 1 and self._extent.parts:  # otherwise it is an error already
-            tell(f"{name}: damaged: {self._undecoded} packets could not be decoded and are missing or silent")
+        if self._undecoded and self._extent.share == 1 and self._extent.parts:  # otherwise it is already an error
+            tell(f"{name}: damaged: {self._undecoded} packets could not be decoded; they are missing or silent")
         if self._extent.share < 1:
             of = done / rate / self._extent.share if self._extent.share else None
             raise BrokenOffError(name, Shortfall(done / rate, of, "the data ends there"))
@@ -293,12 +289,12 @@ def _kind(frame: Any) -> tuple[int, int]:
 
 
 def _disposed(stream: Any) -> int:
-    """What a container says of a stream, as FFmpeg's flags."""
-    return int(getattr(stream, "disposition", 0))  # PyAV before 13 does not tell
+    """The disposition flags of a stream."""
+    return int(getattr(stream, "disposition", 0))  # not in PyAV before 13
 
 
 def _origin(container: Any, stream: Any) -> float:
-    """When the recording begins: the earliest of its sound and pictures (not of its cover)."""
+    """The start time of the recording: the earliest of its sound and video (without the cover)."""
     parts = [*container.streams.audio, *container.streams.video]
     starts = [
         float(one.start_time * one.time_base)
@@ -319,7 +315,7 @@ def _samples(frame: Any) -> Block:
 
 
 def _odd_beginning(name: str) -> str:
-    """What a file is instead of sound, as far as its first bytes tell, and what to do about it; "" otherwise."""
+    """What the file is instead of audio, by its first bytes, with the remedy; "" if unknown."""
     with open(name, "rb") as file:
         begin = file.read(64)
     for magic, what, hint in BEGINNINGS:
@@ -329,23 +325,23 @@ def _odd_beginning(name: str) -> str:
 
 
 def _vague(reason: str) -> bool:
-    """Whether libsndfile did not recognise the format, rather than found a fault in it."""
+    """Whether libsndfile did not recognise the format (instead of finding an error in it)."""
     return not reason or any(word in reason.lower() for word in VAGUE)
 
 
 def _refusal(name: str, extent: Extent, libsndfile: str, ffmpeg: str, remedy: str = "") -> str:
-    """One line for a file that nothing here reads."""
+    """The error message for an unreadable file."""
     with open(name, "rb") as file:
         begin = file.read(64)
     shown = f"begins with {begin[:16]!r}"
     if not any(begin):
-        return f"{name}: begins with zeros, as after a crash or a failed download; fetch it again"
+        return f"{name}: starts with zeros, as after a crash or a failed download; fetch it again"
     if extent.share < 1:
-        there = f" ({extent.share:.0%} of it is there)" if extent.share else ""
-        return f"{name}: is cut off{there}, nothing of it can be read; fetch it again"
+        there = f" ({extent.share:.0%} is there)" if extent.share else ""
+        return f"{name}: is truncated{there} and unreadable; fetch it again"
     if not _vague(libsndfile):
         return f"{name}: its header is broken ({libsndfile}); export or convert the file again"
     if remedy:
-        return f"{name}: {shown}, which soundfile does not know; expected WAV, FLAC, OGG, Opus or MP3, or {remedy}"
+        return f"{name}: {shown}, which is not a known format; expected WAV, FLAC, OGG, Opus or MP3, or {remedy}"
     reason = f" ({ffmpeg.split(':')[0]})" if ffmpeg and "Invalid data" not in ffmpeg else ""
     return f"{name}: {shown}{reason}; expected an audio file, or a video with sound"

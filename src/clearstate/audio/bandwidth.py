@@ -1,8 +1,8 @@
-"""How far up a signal really reaches: the sharp upper edge of its long-term spectrum, whatever its sample rate says.
+"""Measure the bandwidth of a signal: the sharp upper edge of its long-term spectrum, independent of its sample rate.
 
-A low-pass filter, a resampler or a codec leaves a cliff behind: everything above lies far under everything just below.
-Nature has slopes. So the edge is looked for where the drop over 350 Hz (at 48 kHz) is deepest, and a signal without a
-drop of at least 20 dB has the bandwidth of its sample rate.
+A low-pass filter, a resampler or a codec leaves a cliff in the spectrum: all levels above are far below the levels just
+under it. Natural spectra have slopes. So the edge is the deepest drop over 350 Hz (at 48 kHz). A signal without a drop
+of at least 20 dB has the full bandwidth of its sample rate.
 
 b batch, n samples, f bins.
 """
@@ -16,17 +16,17 @@ Floats = NDArray[np.floating]
 N_FFT = 2048  # samples: bins 23 Hz apart at 48 kHz
 HOP = 1024
 LEAST_DROP_DB = 20.0
-BELOW = 1 / 96  # of the sample rate, 500 Hz at 48 kHz: the signal must be there all along this stretch under the edge,
-GUARD = 1 / 137  # 350 Hz: and gone this much above it
-PLATEAU = 0.8  # share of the deepest drop that counts as much: in the slope of a filter the drop is the same all along
+BELOW = 1 / 96  # of the sample rate, 500 Hz at 48 kHz; width of the band below the edge that must contain signal
+GUARD = 1 / 137  # 350 Hz; distance above the edge at which the signal must end
+PLATEAU = 0.8  # share of the deepest drop that counts as the edge, because the drop is constant along a filter slope
 SMOOTH = 5  # bins
-RANGE_DB = 140.0  # under the loudest bin: what is fainter is nothing
+RANGE_DB = 140.0  # below the loudest bin; fainter bins count as empty
 
 
 def power_spectrum(x: Floats) -> Floats:
-    """Sum over Hann frames of N_FFT samples of the power in each bin: (b, n) to (b, f); shorter signals are padded.
+    """Sum the power in each bin over Hann frames of N_FFT samples, (b, n) to (b, f). Short signals are padded.
 
-    Sums of the parts of a signal, cut at multiples of HOP with N_FFT - HOP samples of overlap, add up to its sum.
+    The sums of parts that are cut at multiples of HOP, with N_FFT - HOP samples of overlap, add up to the whole sum.
     """
     x = np.pad(x, ((0, 0), (0, max(0, N_FFT - x.shape[-1]))))
     window = np.hanning(N_FFT + 1)[:-1].astype(x.dtype)
@@ -35,10 +35,10 @@ def power_spectrum(x: Floats) -> Floats:
 
 
 def upper_edge(power: Floats, sample_rate: float) -> Floats:
-    """The frequency in Hz, (b,), up to which a spectrum reaches: power (b, f), bins evenly from 0 to half the rate.
+    """The upper edge of spectra in Hz, (b,), from power (b, f) in evenly spaced bins from 0 to half the rate.
 
-    Half the rate where there is no cliff, or no signal at all. The edge is where the fall begins; if
-    that is vertical, the width of the guard before it.
+    Half the rate if there is no cliff or no signal. The edge is the start of the drop. For a vertical drop it is one
+    guard width below it.
 
     >>> power = np.ones((1, 1025))
     >>> power[:, 342:] = 1e-9
@@ -54,7 +54,7 @@ def upper_edge(power: Floats, sample_rate: float) -> Floats:
     smooth = sliding_window_view(np.pad(level, ((0, 0), (half, half)), mode="edge"), SMOOTH, axis=-1).mean(-1)
     padded = np.pad(smooth, ((0, 0), (below - 1, 0)), constant_values=-RANGE_DB)
     least_below = sliding_window_view(padded, below, axis=-1).min(-1)
-    most_above = np.maximum.accumulate(smooth[:, ::-1], axis=-1)[:, ::-1]  # of this bin and all above
+    most_above = np.maximum.accumulate(smooth[:, ::-1], axis=-1)[:, ::-1]  # maximum over this bin and all above
     drop = least_below[:, : bins - guard] - most_above[:, guard:]  # (b, f - guard)
     deepest = drop.max(-1, keepdims=True)
     cliff = (drop >= PLATEAU * deepest) & (deepest >= LEAST_DROP_DB) & (loudest > 0)

@@ -1,11 +1,11 @@
-"""Chunks of WAV, AIFF and CAF files: what is stored beside the sound, and the numbers in it that count samples.
+"""Read, write and rescale the metadata chunks of WAV, AIFF and CAF files.
 
     chunks = read_chunks("in.wav")                            # [(b"bext", ...), (b"cue ", ...), ...]
-    append_chunks("out.wav", chunks)                          # of a finished file of the same family
+    append_chunks("out.wav", chunks)                          # to a finished file of the same family
 
-After a change of the sample rate, `scaled` multiplies positions and lengths by the ratio of the rates: the start time
-of a broadcast WAV, cue points, loops, play lists, AIFF and CAF markers, the counts and rates in iXML and ADM. A chunk
-whose content it does not know might count samples, too, so it is left out and named.
+Some chunks contain positions and lengths in samples: the start time of a broadcast WAV, cue points, loops, play lists,
+AIFF and CAF markers, iXML and ADM. After a change of the sample rate, `scaled` multiplies them by the ratio of the
+rates. Unknown chunks might contain sample counts, too, so they are dropped and reported.
 
 Formats: Microsoft and IBM, RIFF (1991); EBU Tech 3285 and 3306; AES46; gallery.co.uk, "iXML specification"; Apple,
 "Audio Interchange File Format" (1989) and "Core Audio Format Specification".
@@ -21,18 +21,18 @@ from typing import BinaryIO, NamedTuple
 
 Chunk = tuple[bytes, bytes]  # name, content
 
-MOST_BYTES = 2**26  # of a chunk: only sound is longer
+MOST_BYTES = 2**26  # of a chunk; only the sound itself is longer
 UNKNOWN = 0xFFFFFFFF
-FORBIDDEN_LENGTH = 2**32  # from here on a length does not fit into 32 bits
+FORBIDDEN_LENGTH = 2**32  # lengths from here on do not fit into 32 bits
 
 
 class Family(NamedTuple):
-    """What the files of a family have in common."""
+    """The common layout of a family of formats."""
 
     order: str  # of bytes, as `struct` writes it
     size: str  # type of a chunk's size, as `struct` writes it
     padded: bool  # to an even length
-    own: frozenset[bytes]  # chunks that the writer makes itself, or that describe the old samples
+    own: frozenset[bytes]  # chunks that the writer creates, or that describe the old samples
 
 
 RIFF_OWN = frozenset(b"fmt ,data,fact,PEAK,JUNK,junk,PAD ,FLLR,ds64,levl".split(b","))
@@ -59,7 +59,7 @@ def family_of(head: bytes) -> str | None:
 
 
 def read_chunks(path: str | os.PathLike[str]) -> list[Chunk]:
-    """The chunks of a file that are neither its sound nor what a writer makes itself; none if it has no chunks."""
+    """Read the chunks of a file, without the sound and the chunks that the writer creates."""
     with open(path, "rb") as file:
         family = family_of(file.read(12))
         file.seek(0)
@@ -68,11 +68,11 @@ def read_chunks(path: str | os.PathLike[str]) -> list[Chunk]:
             for name, size in walk(file)
             if family and name not in FAMILIES[family].own and size <= MOST_BYTES
         ]
-        return [(name, body) for name, size, body in found if len(body) == size]  # the last may be cut off
+        return [(name, body) for name, size, body in found if len(body) == size]  # the last one may be truncated
 
 
 def append_chunks(path: str | os.PathLike[str], chunks: list[Chunk]) -> bool:
-    """Append chunks to a finished file and correct the length in its header; False if that has no room for them."""
+    """Append chunks to a finished file and update the length in its header; False if the length does not fit."""
     if not chunks:
         return True
     with open(path, "r+b") as file:
@@ -81,7 +81,7 @@ def append_chunks(path: str | os.PathLike[str], chunks: list[Chunk]) -> bool:
         assert name is not None
         family = FAMILIES[name]
         end = file.seek(0, io.SEEK_END)
-        if name == "CAF":  # libsndfile pads the sound, which the format does not
+        if name == "CAF":  # libsndfile pads the sound, but the format does not
             file.seek(0)
             for _, size in walk(file):
                 end = file.tell() + size
@@ -102,7 +102,7 @@ def append_chunks(path: str | os.PathLike[str], chunks: list[Chunk]) -> bool:
 
 
 def packed(family: str, chunks: list[Chunk]) -> bytes:
-    """Chunks as a file stores them."""
+    """Serialise chunks."""
     order, size, padded, _ = FAMILIES[family]
     return b"".join(
         name + struct.pack(order + size, len(body)) + body + b"\0" * (len(body) % 2 if padded else 0)
@@ -111,7 +111,7 @@ def packed(family: str, chunks: list[Chunk]) -> bytes:
 
 
 def channel_mask(path: str | os.PathLike[str]) -> int | None:
-    """Which loudspeakers the channels of an extensible WAV are for; None for another file."""
+    """The channel mask (loudspeaker positions) of an extensible WAV; None for other files."""
     with open(path, "rb") as file:
         place = _mask_place(file)
         if place is None:
@@ -122,7 +122,7 @@ def channel_mask(path: str | os.PathLike[str]) -> int | None:
 
 
 def set_channel_mask(path: str | os.PathLike[str], mask: int) -> None:
-    """Write the loudspeakers of an extensible WAV; another file is left unchanged."""
+    """Write the channel mask of an extensible WAV; other files stay unchanged."""
     with open(path, "r+b") as file:
         if place := _mask_place(file):
             file.seek(place[0])
@@ -130,7 +130,7 @@ def set_channel_mask(path: str | os.PathLike[str], mask: int) -> None:
 
 
 def _mask_place(file: BinaryIO) -> tuple[int, str] | None:
-    """Where the mask is, and its byte order."""
+    """The position of the mask, and its byte order."""
     family = family_of(file.read(12))
     file.seek(0)
     if family not in ("RIFF", "RIFX"):
@@ -145,7 +145,7 @@ def _mask_place(file: BinaryIO) -> tuple[int, str] | None:
 
 
 def walk(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
-    """Name and size of each chunk of a file that is at its beginning; the content is next in the file."""
+    """Yield the name and size of each chunk. The file is then positioned at the chunk's content."""
     end = file.seek(0, io.SEEK_END)
     file.seek(0)
     head = file.read(12)
@@ -164,13 +164,13 @@ def walk(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
             data_size = struct.unpack("<Q", file.read(16)[8:].ljust(8, b"\0"))[0]
         elif kind == b"data" and (size == UNKNOWN or size < 0):
             if data_size is None:
-                return  # a stream that was stored: where the sound ends is not known
+                return  # a stored stream; the end of the sound is unknown
             size = data_size
         if size < 0:
             return
         file.seek(start)
         yield kind, size
-        if start + size >= end:  # the last one, or cut off
+        if start + size >= end:  # the last one, or truncated
             return
         file.seek(start + size + (size % 2 if padded else 0))
 
@@ -179,7 +179,7 @@ def walk(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
 
 
 def scaled(family: str, chunk: Chunk, ratio: Fraction) -> Chunk | None:
-    """A chunk after a change of the sample rate; None if it may count samples in a way that is not known.
+    """Convert a chunk to another sample rate; None if it may contain sample counts in an unknown layout.
 
     Args:
         ratio: new rate / old rate.
@@ -190,12 +190,12 @@ def scaled(family: str, chunk: Chunk, ratio: Fraction) -> Chunk | None:
     try:
         if name in SCALERS:
             return name, SCALERS[name](body, FAMILIES[family].order, ratio)
-    except (struct.error, ValueError, OverflowError):  # shorter than its counts say, no number, or in UTF-16
+    except (struct.error, ValueError, OverflowError):  # too short, not a number, or in UTF-16
         return None
     return None
 
 
-# Without anything that counts samples.
+# These chunks contain no sample counts.
 NEUTRAL = frozenset(
     b"id3 ,ID3 ,DISP,inst,acid,afsp,chna,umid,_PMX,NAME,AUTH,(c) ,ANNO,COMT,INST,MIDI,AESD,APPL,CHAN,"
     b"chan,info,strg,uuid".split(b",")
@@ -203,13 +203,13 @@ NEUTRAL = frozenset(
 
 
 def _times(value: int, ratio: Fraction, bits: int = 32) -> int:
-    """A count of samples at the new rate; the largest number means "none" and stays."""
+    """Scale a sample count; the largest value means "none" and stays."""
     most = 2**bits - 1
     return value if value == most else min(most, int(value * ratio + Fraction(1, 2)))
 
 
 def _each(body: bytes, order: str, ratio: Fraction, places: list[int], kind: str = "I") -> bytes:
-    """The body with the numbers at `places` scaled."""
+    """Scale the numbers at `places`."""
     out = bytearray(body)
     for place in places:
         value = struct.unpack_from(order + kind, out, place)[0]
@@ -219,7 +219,7 @@ def _each(body: bytes, order: str, ratio: Fraction, places: list[int], kind: str
 
 
 def _places(body: bytes, start: int, step: int, count: int, *offsets: int) -> list[int]:
-    """Where `count` entries of `step` bytes each have their numbers."""
+    """The positions of the numbers in `count` entries of `step` bytes each."""
     if start + step * count > len(body):
         raise struct.error(f"{count} entries do not fit")
     return [start + step * i + offset for i in range(count) for offset in offsets]
@@ -241,7 +241,7 @@ def _plst(body: bytes, order: str, ratio: Fraction) -> bytes:
 
 def _smpl(body: bytes, order: str, ratio: Fraction) -> bytes:
     count = struct.unpack_from(order + "I", body, 28)[0]
-    body = _each(body, order, 1 / ratio, [8])  # nanoseconds a sample
+    body = _each(body, order, 1 / ratio, [8])  # nanoseconds per sample
     return _each(body, order, ratio, _places(body, 36, 24, count, 8, 12))
 
 
@@ -250,7 +250,7 @@ def _cart(body: bytes, order: str, ratio: Fraction) -> bytes:
 
 
 def _list(body: bytes, order: str, ratio: Fraction) -> bytes:
-    """Lists of names and notes; only labelled stretches (`ltxt`) have a length in samples."""
+    """Scale a list of labels and notes; only `ltxt` entries have a length in samples."""
     if body[:4] != b"adtl":
         return body
     places, at = [], 4
@@ -263,7 +263,7 @@ def _list(body: bytes, order: str, ratio: Fraction) -> bytes:
 
 
 def _mark(body: bytes, order: str, ratio: Fraction) -> bytes:
-    """AIFF: a number, a position and a name in Pascal's way, padded to an even length, for each marker."""
+    """Scale AIFF markers: each has a number, a position and a Pascal string, padded to an even length."""
     places, at = [], 2
     for _ in range(struct.unpack_from(order + "H", body)[0]):
         places.append(at + 2)
@@ -305,7 +305,7 @@ def _ixml(body: bytes, order: str, ratio: Fraction) -> bytes:
 
 
 def _axml(body: bytes, order: str, ratio: Fraction) -> bytes:
-    """ADM: times are in seconds or in fractions of one, which stay; the rate of a track is an attribute."""
+    """Scale ADM metadata: only the sample rate of a track changes, because times are in seconds."""
     text = body.decode("latin-1")
     return re.sub(
         r'(\bsampleRate\s*=\s*["\'])(\d+)', lambda found: f"{found[1]}{_times(int(found[2]), ratio)}", text
@@ -328,7 +328,7 @@ SCALERS: dict[bytes, Callable[[bytes, str, Fraction], bytes]] = {
 
 
 def described(chunk: Chunk, order: str) -> str:
-    r"""A chunk in words, for what could not be kept.
+    r"""Describe a chunk in words, to report what was dropped.
 
     >>> described((b"cue ", b"\x03\0\0\0"), "<"), described((b"strc", b""), "<")
     ('3 markers', 'strc')

@@ -1,17 +1,17 @@
-"""What an enhancement model should not depend on is evened out in its input, and never reaches the output.
+"""Remove a DC offset and fill an empty top band in the input of an enhancement model. The output is not affected.
 
     x ── − offset ── + fill ── model ── enhanced
                                           change = enhanced − (x − offset + g fill)
 
-*Offset*: a constant in the samples (cheap sound cards) leaks into every bin of a windowed spectrum. It is followed by
-two one-pole low-passes at OFFSET_HZ and subtracted.
+*Offset*: a constant in the samples (cheap sound cards) leaks into every bin of a windowed spectrum. Two one-pole
+low-passes at OFFSET_HZ track it, and it is subtracted.
 
-*Fill*: resamplers and codecs leave the top of the band empty, which a model that was trained without such files takes
-for a sign of noise. Where the running spectrum ends in a cliff, faint noise is put above it. What the model lets
-through of it, the gain g measured in each hop, is taken out again.
+*Fill*: resamplers and codecs leave the top of the band empty. A model trained without such files mistakes this for a
+sign of noise. If the running spectrum ends in a cliff, faint noise is added above it. The part of it that the model
+passes, with the gain g measured in each hop, is subtracted again.
 
-Everything works on whole hops from the start of the signal and looks only back, so the result does not depend on the
-chunks; nothing is delayed. A signal without an offset and without a cliff passes unchanged.
+All steps use whole hops from the start of the signal and only past samples. So the result does not depend on the
+chunks, and there is no latency. A signal without an offset and without a cliff passes unchanged.
 """
 
 from functools import lru_cache
@@ -24,31 +24,31 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 
 OFFSET_HZ = 2.0  # 50 Hz hum is 56 dB down in the offset
-OFFSET_SHARE = (0.04, 0.15)  # of the power: less is chance (a hop of noise has 1/256), more is an offset for certain
-BANDS = 64  # of the spectrum in which the cliff is looked for: 125 Hz each at 16 kHz
-LOWEST = 58  # the first band above it: 7.25 kHz; models are used to recordings that end lower
-PLATEAU = 4  # bands just below the cliff that must all be there
-EVERY = 4  # hops from one look at the spectrum to the next
+OFFSET_SHARE = (0.04, 0.15)  # of the power; below is chance (1/256 in a hop of noise), above is certainly an offset
+BANDS = 64  # of the spectrum in the search for a cliff; 125 Hz each at 16 kHz
+LOWEST = 58  # lowest first band above a cliff: 7.25 kHz; models know recordings that end lower
+PLATEAU = 4  # bands just below the cliff that must all contain signal
+EVERY = 4  # hops between two measurements of the spectrum
 MEMORY_SECONDS = 1.0  # time constant of the running spectrum
-DROP_DB = (12.0, 18.0)  # a cliff this deep is none yet, and certainly one
-FILL_DB = -5.0  # of the density of the fill, under that of the plateau
+DROP_DB = (12.0, 18.0)  # depth that is not yet a cliff, and depth that certainly is one
+FILL_DB = -5.0  # density of the fill relative to the plateau
 PERIOD = 2**15  # samples after which the noise repeats: 2 s
-SILENT = 1e-20  # power of a hop that is digital silence
+SILENT = 1e-20  # power of digital silence
 
 
 class Conditioned(NamedTuple):
-    """What the model receives, and the noise in it: both (channels, n)."""
+    """The model's input, and the fill noise in it: both (channels, n)."""
 
     heard: Array
     fill: Array
 
 
 class Conditioner:
-    """One signal's offset and empty band; holds the state between its hops.
+    """Condition one signal, hop by hop. It holds the state.
 
     Args:
-        channels: rows of every chunk, each treated by itself.
-        hop: samples in which the signal is looked at.
+        channels: rows of every chunk; channels are independent.
+        hop: samples per step.
         rate: Hz.
     """
 
@@ -56,7 +56,7 @@ class Conditioner:
         self.hop = hop
         self.offset = Offset(channels, hop, rate)
         self.fill = Fill(channels, hop, rate)
-        self._rest = np.zeros((channels, 0), dtype=np.float32)  # less than a hop
+        self._rest = np.zeros((channels, 0), dtype=np.float32)  # an incomplete hop
         self._held = np.zeros((2, channels, hop), dtype=np.float32)  # the last hop of fill and of the model's output
         self._gain = np.ones((channels, 1), dtype=np.float32)
 
@@ -70,9 +70,10 @@ class Conditioner:
         return Conditioned(level + fill, fill)
 
     def without_fill(self, heard: Array, fill: Array, enhanced: Array) -> Array:
-        """`heard` with as much of the fill as the model lets through: then `enhanced` less this has nothing of it.
+        """The model's input with the share of the fill that the model passes, so that the difference contains no fill.
 
-        All are (channels, n), the next hops, aligned. The gain is that of the windowed fill in two hops of `enhanced`.
+        All signals are the next hops (channels, n), aligned. The gain is that of the windowed fill in two hops of
+        `enhanced`.
         """
         y = heard
         for start in range(0, heard.shape[1], self.hop):
@@ -92,10 +93,10 @@ class Conditioner:
 
 
 class Offset:
-    """Takes the constant part of each channel away, where there is one worth the name.
+    """Subtract the constant part of each channel, if it is large enough.
 
-    The estimate begins as a plain mean, so that the first hop has its own. It counts by its share of the signal's
-    power, and moves in a straight line within a hop. A hop of equal samples is all offset: silence stays silence.
+    The estimate starts as a plain mean, so the first hop uses its own mean. It is weighted by its share of the signal's
+    power and changes linearly within a hop. A hop of equal samples is only offset, so silence stays silence.
     """
 
     def __init__(self, channels: int, hop: int, rate: int) -> None:
@@ -103,14 +104,14 @@ class Offset:
         self.least = 1 - exp(-2 * pi * OFFSET_HZ * hop / rate)
         self.ramp = ((np.arange(hop) + 1) / hop).astype(np.float32)
         self._means = [(0, 0.0, 0.0, 0.0)] * channels  # hops so far, first low-pass, second one, power
-        self._now = [0.0] * channels  # what is subtracted
+        self._now = [0.0] * channels  # the offset that is subtracted
 
     def push(self, x: Array) -> Array:
-        """The next hops (channels, n)."""
+        """Process the next hops (channels, n)."""
         y = x.copy()
         for start in range(0, x.shape[1], self.hop):
             part = y[:, start : start + self.hop]
-            if part.shape[1] < self.hop:  # the end, too short to be judged
+            if part.shape[1] < self.hop:  # the end, too short for an estimate
                 if any(self._now):
                     part -= np.array(self._now, dtype=x.dtype)[:, None]
                 break
@@ -131,7 +132,7 @@ class Offset:
         return y
 
     def _follow(self, c: int, mean: float, power: float) -> float:
-        """What to subtract at the end of a hop of this mean and power."""
+        """The offset to subtract at the end of a hop with this mean and power."""
         hops, first, second, running = self._means[c]
         share = max(1 / (hops + 1), self.least)
         first += share * (mean - first)
@@ -143,9 +144,9 @@ class Offset:
 
 
 class Fill:
-    """Faint noise above the cliff in which each channel's spectrum ends; zeros for a channel without one.
+    """Faint noise above the cliff of each channel's spectrum; zeros for a channel without a cliff.
 
-    Its level follows that of the band just below the cliff from hop to hop.
+    In each hop, its level follows the level of the band just below the cliff.
     """
 
     def __init__(self, channels: int, hop: int, rate: int) -> None:
@@ -158,16 +159,16 @@ class Fill:
         self._hops = 0
         self._before = np.zeros((channels, hop), dtype=np.float32)
         self._power, self._weight = np.zeros((channels, BANDS)), np.zeros(channels)  # running sums
-        self._cliff = [(0.0, BANDS)] * channels  # how sure, and the first band above
-        self._now = [(0.0, BANDS)] * channels  # level of the noise and the band it begins with ...
-        self._sounding = list(self._now)  # ... and those at the end of the hop before
+        self._cliff = [(0.0, BANDS)] * channels  # certainty 0 to 1, and the first band above
+        self._now = [(0.0, BANDS)] * channels  # level and first band of the noise
+        self._sounding = list(self._now)  # the same at the end of the previous hop
 
     def push(self, x: Array) -> Array:
         """The noise for the next hops x (channels, n)."""
         y = np.zeros_like(x)
         for start in range(0, x.shape[1], self.hop):
             part = x[:, start : start + self.hop]
-            if part.shape[1] == self.hop:  # else it is the end
+            if part.shape[1] == self.hop:  # otherwise it is the end of the signal
                 look = self._hops % EVERY == 1
                 if look or any(sure for sure, _ in self._cliff):
                     self._look(np.concatenate([self._before, part], axis=1), look)
@@ -182,7 +183,7 @@ class Fill:
         return y
 
     def _look(self, frames: Array, look: bool) -> None:
-        """Follow the levels in frames (channels, 2 hop), and if it is time, where their spectra end."""
+        """Update the noise levels from frames (channels, 2 hop), and with `look` also the cliffs."""
         spectra = np.fft.rfft(frames * self.window)[:, :-1]
         power = np.add.reduceat(spectra.real**2 + spectra.imag**2, self.edges, axis=1) / self.widths
         if look:
@@ -195,14 +196,14 @@ class Fill:
             self._now[c] = (sure * sqrt(scale * float(power[c, band - PLATEAU - 2 : band - 2].mean())), band)
 
     def _noise(self, old: tuple[float, int], new: tuple[float, int], count: int) -> Array:
-        """A hop of noise that goes from one level and band to another."""
+        """A hop of noise, cross-faded from one level and band to another."""
         places = np.arange(self._hops * self.hop, self._hops * self.hop + count) % PERIOD
         before, after = (np.float32(level) * noise_above(band)[places] for level, band in (old, new))
         return before + self.ramp[:count] * (after - before)
 
 
 def cliff(power: Array) -> tuple[float, int]:
-    """How surely a spectrum (BANDS,) ends in a cliff below the top of the band, 0 to 1, and the first band above it."""
+    """The certainty (0 to 1) that a spectrum (BANDS,) ends in a cliff, and the first band above it."""
     db = 10 * np.log10(power + SILENT)
     for band in range(LOWEST - PLATEAU, BANDS):
         drop = db[band - PLATEAU - 2 : band - 2].min() - db[band:].max()
@@ -215,7 +216,7 @@ def cliff(power: Array) -> tuple[float, int]:
 
 @lru_cache(maxsize=BANDS)
 def noise_above(band: int) -> Array:
-    """White noise of unit density without what lies under a band: (PERIOD,) float32, periodic."""
+    """White noise of unit density from `band` upwards: (PERIOD,) float32, periodic."""
     spectrum = np.fft.rfft(np.random.default_rng(0).standard_normal(PERIOD))
     spectrum[: len(spectrum) * band // BANDS] = 0
     return np.fft.irfft(spectrum).astype(np.float32)

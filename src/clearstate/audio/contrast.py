@@ -1,11 +1,11 @@
-"""Perceptual contrast stretching: bins that matter for understanding speech are made louder, the louder the more.
+"""Perceptual contrast stretching: amplify the bins that matter for intelligibility, loud bins more than quiet ones.
 
 Chao et al. 2022 (arXiv:2203.17152). For bin k of a spectrum X, with I the importance of its critical band,
 
     log(1 + |Y[k]|) = g[k] log(1 + |X[k]|),   g = 1 + 0.4 min(I / 0.057, 1),   phase kept
 
-It raises PESQ and lowers what measures the background; it works after any enhancement, or as the target of training.
-Being logarithmic in 1 + |X| it depends on the level: quiet bins keep theirs, loud ones gain.
+It raises PESQ and lowers scores of the background. It can follow any enhancement model, or change the training target.
+It is logarithmic in 1 + |X|, so it depends on the level: quiet bins keep their level, loud bins gain.
 
 b batch, n samples, t frames, f bins.
 """
@@ -15,17 +15,19 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from clearstate.audio.level import rms
+
 Floats = NDArray[np.floating]
 Makeup = Literal["rms", "peak", "none"]
 
-IMPORTANCE = (0.0, 0.010, 0.026, 0.041, 0.057, 0.046, 0.034, 0.023, 0.011)  # of the bands, low to high
-FIRST_BINS = {  # at 16 kHz, for each n_fft: where each of these bands begins
+IMPORTANCE = (0.0, 0.010, 0.026, 0.041, 0.057, 0.046, 0.034, 0.023, 0.011)  # by band, low to high
+FIRST_BINS = {  # n_fft to the first bin of each band, at 16 kHz
     400: (0, 3, 5, 8, 10, 110, 130, 160, 190),
     512: (0, 3, 6, 9, 12, 138, 166, 200, 241),
 }
-REFERENCE_RMS = 10 ** (-26 / 20)  # of full scale: the level at which speech is stretched if its own is to be kept
-LEVEL_SECONDS = 5.0  # time constant of the level of sound that comes bit by bit
-SILENCE = 1e-12  # mean square; what is quieter does not count towards the level
+REFERENCE_RMS = 10 ** (-26 / 20)  # of full scale; makeup "rms" stretches speech at this level
+LEVEL_SECONDS = 5.0  # time constant of the running level of a stream
+SILENCE = 1e-12  # mean square; quieter hops do not count towards the level
 
 
 def gains(n_fft: int = 400) -> Floats:
@@ -38,35 +40,35 @@ def gains(n_fft: int = 400) -> Floats:
     array([1.    , 1.0702, 1.4   , 1.0772])
     """
     if n_fft not in FIRST_BINS:
-        raise ValueError(f"no bands are published for n_fft={n_fft}: take {' or '.join(map(str, FIRST_BINS))}")
+        raise ValueError(f"no bands are published for n_fft={n_fft}; expected {' or '.join(map(str, FIRST_BINS))}")
     first = FIRST_BINS[n_fft]
     g = np.ones(n_fft // 2 + 1)
-    last = n_fft // 2 + (n_fft == 400)  # the published 512-point table leaves the highest bin alone
+    last = n_fft // 2 + (n_fft == 400)  # the published 512-point table excludes the highest bin
     for begin, end, importance in zip(first, (*first[1:], last), IMPORTANCE, strict=True):
         g[begin:end] = 1 + 0.4 * min(importance / 0.057, 1.0)
     return g
 
 
 def stretch_contrast(x: Floats, makeup: Makeup = "rms", n_fft: int = 400) -> Floats:
-    """Stretch the contrast of signals at 16 kHz, (..., n) to the same; frames of n_fft samples every quarter.
+    """Stretch the contrast of signals (..., n) at 16 kHz, in frames of n_fft samples with a hop of n_fft / 4.
 
     Args:
         x: full scale 1.
-        makeup: what happens to the level. "rms": each signal is stretched at -26 dB RMS and comes out at the RMS it
-            had, so the result scales with the input. "peak": as published, stretched as it is and then divided by its
-            peak, which is then 1. "none": stretched as it is.
+        makeup: how to treat the level. "rms": stretch at -26 dB RMS, then restore the RMS of the input, so the output
+            scales with the input. "peak": as published, stretch without scaling, then divide by the peak. "none":
+            stretch without scaling.
     Raises:
         ValueError: for an n_fft without published bands, or an unknown makeup.
     """
     if makeup not in ("rms", "peak", "none"):
         raise ValueError(f"makeup {makeup!r}: expected 'rms', 'peak' or 'none'")
     flat = x.reshape(-1, x.shape[-1])  # (b, n)
-    level = _rms(flat)
+    level = rms(flat)
     if makeup == "rms":
         flat = np.where(level > 0, flat * (REFERENCE_RMS / np.maximum(level, 1e-30)), flat)
     y = _stretch(flat, n_fft)
     if makeup == "rms":
-        y = y * (level / np.maximum(_rms(y), 1e-30))
+        y = y * (level / np.maximum(rms(y), 1e-30))
     elif makeup == "peak":
         y = y / np.maximum(np.abs(y).max(-1, keepdims=True), 1e-30)
     return y.reshape(x.shape).astype(x.dtype, copy=False)
@@ -79,7 +81,7 @@ def _stretch(x: Floats, n_fft: int) -> Floats:
     frames = np.lib.stride_tricks.sliding_window_view(padded, n_fft, axis=-1)[:, ::hop]  # (b, t, n_fft)
     spec = np.fft.rfft(frames * window)  # (b, t, f)
     magnitude = np.abs(spec)
-    # (1 + |X|)^g - 1 over |X|; where |X| is 0 the ratio's limit is g, and 0 times it is 0.
+    # ((1 + |X|)^g - 1) / |X|; at |X| = 0 its limit is g, and the product is 0.
     spec *= np.expm1(gains(n_fft) * np.log1p(magnitude)) / np.maximum(magnitude, 1e-20)
     quarters = (np.fft.irfft(spec, n_fft) * window).reshape(*frames.shape[:2], 4, hop)
     y = np.zeros((len(x), frames.shape[1] + 3, hop))
@@ -90,39 +92,34 @@ def _stretch(x: Floats, n_fft: int) -> Floats:
     return (y / weight).reshape(len(x), -1)[:, n_fft // 2 : n_fft // 2 + samples]
 
 
-def _rms(x: Floats) -> Floats:
-    peak = np.maximum(np.abs(x).max(-1, keepdims=True), 1e-30)  # squares of what is very quiet would underflow
-    return np.sqrt(np.square(x / peak).mean(-1, keepdims=True)) * peak
-
-
 class ContrastStretcher:
-    """`stretch_contrast` with makeup "rms", for sound that comes bit by bit and never ends.
+    """`stretch_contrast` with makeup "rms" for a stream.
 
-    The level is the running one (time constant LEVEL_SECONDS, silence left out), and so is the gain that brings it
-    back; all channels share both. Arrays are NumPy, (2, channels, m): the first row is only delayed, the second
-    stretched, both by `delay` samples. What comes out is a multiple of `hop` samples.
+    The level and the makeup gain are running means (time constant LEVEL_SECONDS, without silence), shared by all
+    channels. Arrays are NumPy, (2, channels, m): the first signal is only delayed, the second is stretched, too. Both
+    are delayed by `delay` samples. The output comes in multiples of `hop` samples.
 
     Raises:
-        ValueError: for a sample rate other than 16 kHz, whose bands are not published, or a grid that no n_fft fits.
+        ValueError: for a sample rate other than 16 kHz, which has no published bands, or a grid that no n_fft fits.
     """
 
     def __init__(self, channels: int, sample_rate: int, grid: int) -> None:
         if sample_rate != 16_000:
-            raise ValueError(f"contrast stretching is defined at 16000 Hz, and the model works at {sample_rate} Hz")
+            raise ValueError(f"contrast stretching needs a model at 16000 Hz; this one works at {sample_rate} Hz")
         fitting = [n_fft for n_fft in FIRST_BINS if grid % (n_fft // 4) == 0]
         if not fitting:
             raise ValueError(
-                f"no contrast stretching in steps that divide {grid} samples: the bands are for 400 and 512"
+                f"contrast stretching needs a grid of a multiple of 100 or 128 samples; this model's is {grid}"
             )
         n_fft = fitting[0]
         self.hop, self.delay = n_fft // 4, n_fft - n_fft // 4
         self.gains = gains(n_fft)
         self.window = np.hamming(n_fft)
         self.keep = float(np.exp(-self.hop / (LEVEL_SECONDS * sample_rate)))
-        self._overlap = (self.window**2).reshape(4, self.hop).sum(0)  # what four windows add up to
-        self._powers = np.zeros(3)  # running sums: before, after, and of the weights
+        self._overlap = (self.window**2).reshape(4, self.hop).sum(0)  # sum of four windows
+        self._powers = np.zeros(3)  # running sums of power before and after, and of the weights
         self._held = np.zeros((2, channels, self.delay), dtype=np.float32)
-        self._tail = np.zeros((channels, 3, self.hop))  # hops that later frames still add to
+        self._tail = np.zeros((channels, 3, self.hop))  # hops that overlap with later frames
 
     def push(self, pair: NDArray[Any]) -> NDArray[Any]:
         """Take the next samples of both signals (2, c, n) and return the finished ones (2, c, m)."""

@@ -1,4 +1,4 @@
-"""ID3 tags, which MP3 files have at their beginning and WAV and AIFF files in a chunk.
+"""Read and write ID3 tags: at the start of MP3 files, and in a chunk of WAV and AIFF files.
 
 Formats: id3.org, "ID3 tag version 2.3.0", "ID3 tag version 2.4.0", "ID3v1".
 """

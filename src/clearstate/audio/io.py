@@ -1,4 +1,4 @@
-"""Audio files of any length, read and written block by block.
+"""Read and write audio files of any length, block by block.
 
     with open_reader(path) as source, open_writer(target, source.info) as sink:
         for block in source.blocks():          # (channels, n) float64, full scale = 1
@@ -6,10 +6,10 @@
 
 soundfile (libsndfile) reads and writes WAV, FLAC, OGG Vorbis, Opus, MP3, AIFF, CAF and more; PyAV, an extra, reads the
 rest (m4a, video) and what libsndfile would cut short (`length.py`). "-" and pipes are streams (`wav_pipe.py`). Blocks
-are float64, so every integer format up to 32 bits comes back bit for bit when nothing was changed.
+are float64, so unchanged samples of every integer format up to 32 bits are written back bit for bit.
 
-A file is written under a temporary name in its folder and takes its own name when it is complete: after an error, a
-full disk or Ctrl-C, nothing half-written is left, and an existing file is as it was.
+A file is written under a temporary name in its folder and renamed when it is complete. After an error, a full disk or
+Ctrl-C, no partial file remains, and an existing file is unchanged.
 """
 
 import os
@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from clearstate.audio import tags
 from clearstate.audio.atomic import Replacement, check_name, explained
 from clearstate.audio.chunks import append_chunks, set_channel_mask
+from clearstate.audio.formats import CONTAINERS
 from clearstate.audio.length import Extent, Part, View, inspect
 from clearstate.audio.paths import native_name
 from clearstate.audio.quiet import quiet, tell
@@ -37,48 +38,40 @@ from clearstate.audio.vorbis import OggCommenter
 Block = NDArray[np.float64]  # (channels, n)
 
 BLOCK_SECONDS = 2.0
-MOST_SAMPLES = 2**23  # of all channels in a block: 64 MB
-LEAST_HERTZ, MOST_HERTZ = 1_000, 1_000_000  # a header that says anything else is damaged
-UNKNOWN_FRAMES = 2**40  # libsndfile has the largest number there is for "not known"
+MOST_SAMPLES = 2**23  # of all channels in a block; 64 MB
+LEAST_HERTZ, MOST_HERTZ = 1_000, 1_000_000  # sample rates; a header with any other rate is damaged
+UNKNOWN_FRAMES = 2**40  # libsndfile returns a huge number for "unknown"
 MOST_SECONDS = UNKNOWN_FRAMES / MOST_HERTZ
 WAV_LIMIT = 2**32 - 2**20  # bytes: sizes in a WAV header have 32 bits
 OPUS_RATES = (8_000, 12_000, 16_000, 24_000, 48_000)
-CONTAINERS = {  # by extension, where the extension is not the name of the container itself
-    ".aif": "AIFF",
-    ".aifc": "AIFF",
-    ".oga": "OGG",
-    ".opus": "OGG",
-    ".snd": "AU",
-    ".wave": "WAV",
-}
 WAVS = ("WAV", "WAVEX", "RF64")
-SMALL = ("WAV", "WAVEX", "AIFF", "AU")  # with lengths of 32 bits
+SMALL = ("WAV", "WAVEX", "AIFF", "AU")  # containers with 32-bit lengths
 BYTES = {"PCM_S8": 1, "PCM_U8": 1, "PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4, "DOUBLE": 8, "ULAW": 1, "ALAW": 1}
-# Codings that keep their quality and length when written again: every sample is coded by itself, or without loss.
+# Codings that keep quality and length when written again: lossless, or each sample coded separately.
 KEPT = {*BYTES, "ALAC_16", "ALAC_20", "ALAC_24", "ALAC_32", "DPCM_8", "DPCM_16"}
 FINE = ("FLOAT", "DOUBLE", "PCM_32", "ALAC_24", "ALAC_32", "ALAC_20", "DWVW_24")  # more than 16 bits
-CODECS = ("MP3", "OGG")  # containers that are made for one lossy coding
-LIBSNDFILE_MARK = " (libsndfile-"  # what it appends to the name of the software in the tags
+CODECS = ("MP3", "OGG")  # containers for one lossy coding
+LIBSNDFILE_MARK = " (libsndfile-"  # libsndfile appends it to the software name in the tags
 
 
 class AudioError(ValueError):
-    """A file that is not what it should be; the message names it, what was expected and the remedy."""
+    """An invalid file. The message has the file, what was expected and the remedy."""
 
 
 @dataclass(frozen=True)
 class AudioInfo:
-    """What a file says about itself."""
+    """The properties of a file."""
 
     name: str
     sample_rate: int  # Hz
     channels: int
-    frames: int | None  # samples per channel; None where only reading to the end will tell
-    seconds: float | None  # the length, at least roughly; None where nothing is known
-    container: str = "WAV"  # as libsndfile names it
+    frames: int | None  # samples per channel; None if only reading to the end tells
+    seconds: float | None  # approximate length; None if unknown
+    container: str = "WAV"  # in libsndfile's terms
     subtype: str = "PCM_16"
     endian: str = "FILE"
     tags: dict[str, str] = field(default_factory=dict)
-    metadata: Metadata | None = field(default=None, compare=False)  # None: what is in the file of that name
+    metadata: Metadata | None = field(default=None, compare=False)  # None: read it from the file
 
 
 class Reader(Protocol):
@@ -97,31 +90,31 @@ class Writer(Protocol):
 
 @dataclass(frozen=True)
 class Shortfall:
-    """Where the sound of a damaged file ends."""
+    """The end of the readable part of a damaged file."""
 
-    done: float  # seconds that could be read
-    of: float | None  # seconds that the file promises, None where it does not say
+    done: float  # readable seconds
+    of: float | None  # declared seconds, None if unknown
     reason: str
 
 
 class BrokenOffError(AudioError):
-    """A file that ends early or is damaged: raised behind the last block that could be read."""
+    """A truncated or damaged file. It is raised after the last readable block."""
 
     def __init__(self, name: str, lost: Shortfall, saved: str = "") -> None:
         self.name, self.lost = name, lost
         of = f" of {lost.of:.3f} s" if lost.of else ""
-        kept = f"what could be read is in {saved}; fetch it again for the rest" if saved else "fetch it again"
+        kept = f"the readable part is in {saved}; fetch it again for the rest" if saved else "fetch it again"
         super().__init__(f"{name}: broken after {lost.done:.3f} s{of} ({lost.reason}); {kept}")
 
     def saved(self, target: str | os.PathLike[str]) -> "BrokenOffError":
-        """The same, saying where the part that could be read was written to."""
+        """The same error, with the place of the readable part."""
         return BrokenOffError(self.name, self.lost, "stdout" if target == STDIO else os.fspath(target))
 
 
 def until_broken(blocks: Iterator[Block], broken: list[BrokenOffError]) -> Iterator[Block]:
-    """The blocks of a reader; where the file is broken they end, and the error is put into `broken`.
+    """Yield the blocks of a reader. For a damaged file they end early, and the error is appended to `broken`.
 
-    A file of which nothing could be read raises it.
+    If nothing is readable, the error is raised.
     """
     some = False
     try:
@@ -138,10 +131,10 @@ def open_reader(path: str | os.PathLike[str], track: int | None = None) -> Reade
     """Open any audio file, a WAV pipe, or "-" (stdin).
 
     Args:
-        track: of a video with several sound tracks, counted from 1; None takes the container's default.
+        track: sound track of a video, counted from 1; None selects the container's default.
     Raises:
-        FileNotFoundError, IsADirectoryError, PermissionError: from the file system, with the path.
-        AudioError: for what is not audio, is empty or broken, or needs the PyAV extra.
+        FileNotFoundError, IsADirectoryError, PermissionError: with the path.
+        AudioError: if the file is not audio, is empty or damaged, or needs the PyAV extra.
     """
     name = os.fspath(path)
     if is_stream(name):
@@ -151,7 +144,7 @@ def open_reader(path: str | os.PathLike[str], track: int | None = None) -> Reade
     if not os.path.exists(name):
         raise FileNotFoundError(f"{name}: no such file (looked in {Path(name).absolute().parent})")
     if os.path.isdir(name):
-        raise IsADirectoryError(f"{name}: is a folder; name an audio file in it")
+        raise IsADirectoryError(f"{name}: is a folder; expected an audio file")
     if not os.access(name, os.R_OK):
         raise PermissionError(f"{name}: may not be read; check its permissions")
     if os.path.getsize(name) == 0:
@@ -178,11 +171,11 @@ def open_reader(path: str | os.PathLike[str], track: int | None = None) -> Reade
 
 
 class Unusable(ValueError):  # noqa: N818 - never seen outside
-    """What libsndfile opened cannot be right."""
+    """libsndfile opened the file, but its properties are invalid."""
 
 
 class FileReader:
-    """A file that libsndfile knows, or several that were joined to one."""
+    """Reads a file with libsndfile, also if it consists of several joined recordings."""
 
     def __init__(self, name: str, extent: Extent | None = None) -> None:
         self._extent = extent or inspect(name)
@@ -209,7 +202,7 @@ class FileReader:
         file = self._files[0]
         if len({(one.samplerate, one.channels) for one in self._files}) > 1:
             tell(
-                f"{name}: joined from recordings of different rate or channels; all of it is read as "
+                f"{name}: contains joined recordings of different rates or channels; all are converted to "
                 f"{file.samplerate} Hz with {file.channels} channels"
             )
             frames = None
@@ -232,7 +225,7 @@ class FileReader:
         )
 
     def check_rest(self) -> None:
-        """Without PyAV: refuse what libsndfile would cut short."""
+        """Without PyAV, refuse a file that libsndfile would truncate."""
         if self._extent.joined or self._extent.samples - self._files[0].frames > 4 * 1152:
             raise AudioError(
                 f"{self.info.name}: is longer than its header says, or joined from several files; "
@@ -243,7 +236,7 @@ class FileReader:
         """Blocks of at most BLOCK_SECONDS, (channels, n) float64, to the end.
 
         Raises:
-            BrokenOffError: behind the last block, when the data ends before the length in the header.
+            BrokenOffError: after the last block, if the data is shorter than the header says.
             AudioError: at a NaN or infinite sample.
         """
         done = 0
@@ -273,8 +266,8 @@ class FileReader:
                 return
 
     def _read(self, file: soundfile.SoundFile, size: int) -> tuple[Block, str]:
-        """The next samples, and what went wrong behind them."""
-        # soundfile does not say how many samples came before an error, but it leaves them in the array.
+        """Read the next samples; return them and the error after them, if any."""
+        # soundfile does not tell how many samples precede an error, but it writes them into the array.
         out = np.full((size, file.channels), np.nan)
         try:
             with quiet() if file.format == "MP3" else nullcontext():
@@ -284,10 +277,10 @@ class FileReader:
             return out[: came[-1] + 1 if len(came) else 0].T, error.error_string.rstrip(".") or "the data ends there"
 
     def _after(self, file: soundfile.SoundFile, done: int, reason: str) -> Iterator[Block]:
-        """What PyAV makes of the rest where libsndfile fails."""
+        """Read the rest with PyAV where libsndfile fails."""
         from clearstate.audio import av
 
-        if self._extent.doubtful and reason:  # nobody had said how long it is
+        if self._extent.doubtful and reason:  # the length was unknown anyway
             return
         rest = 0
         if len(self._files) == 1:
@@ -296,7 +289,7 @@ class FileReader:
                 rest += block.shape[1]
         at, of = done / file.samplerate, file.frames / file.samplerate if file.frames < UNKNOWN_FRAMES else None
         if rest:
-            reason = f"{reason} there, {rest / file.samplerate:.3f} s more were read behind it"
+            reason = f"{reason} there, {rest / file.samplerate:.3f} s more were read after it"
         raise BrokenOffError(self.info.name, Shortfall(at, of, reason))
 
     def close(self) -> None:
@@ -311,12 +304,12 @@ class FileReader:
 
 
 def block_size(rate: int, channels: int) -> int:
-    """Samples per channel in a block of BLOCK_SECONDS, fewer where a header claims a great many channels."""
+    """Samples per channel in a block of BLOCK_SECONDS; fewer if a header claims very many channels."""
     return max(1, min(int(BLOCK_SECONDS * rate), MOST_SAMPLES // channels))
 
 
 def converted(blocks: Iterator[Block], rate: int, to: int, channels: int) -> Iterator[Block]:
-    """Blocks at another rate, with another number of channels."""
+    """Convert blocks to another rate and number of channels."""
     stream = soxr.ResampleStream(rate, to, channels, dtype="float64", quality="VHQ") if rate != to else None
     for block in blocks:
         x = with_channels(block, channels)
@@ -326,7 +319,7 @@ def converted(blocks: Iterator[Block], rate: int, to: int, channels: int) -> Ite
 
 
 def with_channels(x: Block, channels: int) -> Block:
-    """One channel goes to all, all are averaged to one; otherwise the first ones are taken, and silence added."""
+    """Change the number of channels: copy one to all, average all to one, or drop or add silent channels."""
     if len(x) == channels:
         return x
     if channels == 1:
@@ -337,20 +330,20 @@ def with_channels(x: Block, channels: int) -> Block:
 
 
 def read_audio(path: str | os.PathLike[str], track: int | None = None) -> tuple[Block, int]:
-    """A whole file as (channels, n) float64, and its rate; see `open_reader`."""
+    """Read a whole file: (channels, n) float64 and its sample rate; see `open_reader`."""
     with open_reader(path, track) as source:
         return np.concatenate(list(source.blocks()), axis=1), source.info.sample_rate
 
 
 def open_writer(path: str | os.PathLike[str], like: AudioInfo, *, overwrite: bool = False) -> Writer:
-    """Open a file to write what `like` describes: its rate, channels, tags, and bit depth where the format can hold it.
+    """Open a file for writing with the rate, channels, tags and (if the format allows) bit depth of `like`.
 
-    The extension of `path` chooses the format; "-" is a WAV stream on stdout, and a path that is a pipe takes one, too.
+    The extension of `path` selects the format. "-" (stdout) and pipes receive a WAV stream.
 
     Raises:
-        FileExistsError: without `overwrite`; and in any case if it is the file that `like` came from.
-        FileNotFoundError, NotADirectoryError, PermissionError: for a folder that is not there or not writable.
-        AudioError: for an extension that is no audio format, or a rate or channel count that the format cannot hold.
+        FileExistsError: without `overwrite`, and always if it is the file of `like`.
+        FileNotFoundError, NotADirectoryError, PermissionError: if the folder does not exist or is not writable.
+        AudioError: for an unknown extension, or a rate or channel count that the format does not support.
     """
     name = os.fspath(path)
     if is_stream(name):
@@ -364,7 +357,7 @@ INTEGER_BITS = {"PCM_S8": 8, "PCM_U8": 8, "PCM_16": 16, "PCM_24": 24}
 
 
 def rounded(block: Block, subtype: str) -> Block:
-    """Samples at the nearest step of an integer subtype: libsndfile, when it also clips, takes the step below."""
+    """Round samples to the nearest step of an integer subtype; libsndfile with clipping would round down."""
     if subtype not in INTEGER_BITS:
         return block
     steps = 2.0 ** (INTEGER_BITS[subtype] - 1)
@@ -372,19 +365,19 @@ def rounded(block: Block, subtype: str) -> Block:
 
 
 class FileWriter:
-    """Writes under a temporary name beside `name`; leaving the `with` block without an error gives it its own."""
+    """Writes to a temporary file next to `name` and renames it when the `with` block ends without an error."""
 
     def __init__(self, name: str, like: AudioInfo, overwrite: bool) -> None:
         self.name, self._like, self._overwrite = name, like, overwrite
-        self._size = 0  # bytes of sound so far
+        self._size = 0  # bytes written so far
         check_target(name, like.name, overwrite)
         container, subtype = choose_format(name, like)
         endian = like.endian if container == like.container else "FILE"
         self._metadata = tags.of(like)
         if container == "WAV" and self._metadata.mask and subtype in soundfile.available_subtypes("WAVEX"):
-            container = "WAVEX"  # only an extensible WAV says which loudspeakers its channels are for
+            container = "WAVEX"  # only an extensible WAV has a channel mask
         if container in ("WAV", "WAVEX") and self._metadata.family == "RIFX":
-            endian = "BIG"  # which libsndfile does not tell of every such file
+            endian = "BIG"  # libsndfile does not report it for every such file
         self._form = (container, subtype, endian)
         self._known = len(self._metadata.chunks)
         self._fitted = tags.fit(self._metadata, *self._form)
@@ -413,24 +406,24 @@ class FileWriter:
             tell(f"{name}: written as {in_words(subtype)}; the input's {like.subtype} would lose quality and length")
 
     def _open(self, container: str, subtype: str, endian: str) -> soundfile.SoundFile:
-        # Through a file object: errors of the system are seen as such, and a path may be of any encoding.
+        # Write through a file object, which reports system errors and accepts paths in any encoding.
         sink = self._sink if self._fitted.comments is None else OggCommenter(self._sink, self._fitted.comments)
-        # LAME's V2, some 190 kbit/s in stereo, loses nothing audible a second time; libsndfile's default is lower.
+        # LAME's V2, about 190 kbit/s in stereo, has no audible loss; libsndfile's default is lower.
         level = {"compression_level": 0.2} if container == "MP3" else {}
         return soundfile.SoundFile(
             sink, "w", self._like.sample_rate, self._like.channels, subtype, endian, container, **level
         )
 
     def write(self, block: Block) -> None:
-        """Append (channels, n) samples; beyond full scale, integer formats clip."""
+        """Append samples (channels, n). Integer formats clip at full scale."""
         self._size += block.size * BYTES.get(self._file.subtype, 0)
-        if self._file.format in SMALL and self._size > WAV_LIMIT:  # of a source that did not say how long it is
-            raise AudioError(f"{self.name}: {self._file.format} cannot hold more than 4 GB; write to .flac or .w64")
+        if self._file.format in SMALL and self._size > WAV_LIMIT:  # the length of the source was unknown
+            raise AudioError(f"{self.name}: {self._file.format} is limited to 4 GB; write to .flac or .w64")
         try:
             self._file.write(rounded(block, self._file.subtype).T)
         except (soundfile.LibsndfileError, AssertionError) as error:  # soundfile asserts that all frames were written
             self._check_disk()
-            raise OSError(f"{self.name}: could not be written on ({error}); try another place or format") from None
+            raise OSError(f"{self.name}: writing failed ({error}); try another place or format") from None
         self._check_disk()
 
     def _check_disk(self) -> None:
@@ -455,21 +448,21 @@ class FileWriter:
             self._add_metadata()
         except OSError as error:
             raise explained(error, self.name) from error
-        check_target(self.name, self._like.name, self._overwrite)  # it may have appeared meanwhile
+        check_target(self.name, self._like.name, self._overwrite)  # it may exist now
         self._target.commit()
         if self._fitted.left_out:
-            tell(f"{self.name}: left out, for the format cannot hold it: {', '.join(self._fitted.left_out)}")
+            tell(f"{self.name}: dropped, because the format does not support it: {', '.join(self._fitted.left_out)}")
 
     def _add_metadata(self) -> None:
         path, fitted = self._target.path, self._fitted
         if fitted.at and fitted.front:
             tags.blank_comments(path, fitted.at + len(fitted.front))
-        if late := tags.late(self._metadata, self._known):  # behind the sound of a stream
+        if late := tags.late(self._metadata, self._known):  # after the sound of a stream
             fitted.left_out += late
         if self._metadata.family == fitted.family and fitted.family:
             fitted = self._fitted = tags.fit(self._metadata, *self._form)
         if not append_chunks(path, fitted.chunks):
-            fitted.left_out += ["chunks beside the sound"]
+            fitted.left_out += ["metadata chunks"]
         if self._metadata.mask is not None and self._file.format in WAVS:
             set_channel_mask(path, self._metadata.mask)
 
@@ -480,12 +473,12 @@ class FileWriter:
 
 
 def check_target(name: str, source: str, overwrite: bool) -> None:
-    """Refuse a place that cannot or must not be written to."""
+    """Raise an OSError if the target cannot or must not be written."""
     if is_stream(name):
         return
     folder = Path(name).absolute().parent
     if not folder.exists():
-        raise FileNotFoundError(f"{name}: there is no folder {folder}; make it first")
+        raise FileNotFoundError(f"{name}: the folder {folder} does not exist; create it first")
     if not folder.is_dir():
         raise NotADirectoryError(f"{name}: {folder} is not a folder; choose another place")
     check_name(name)
@@ -496,22 +489,22 @@ def check_target(name: str, source: str, overwrite: bool) -> None:
     if not os.path.isfile(name):
         raise FileExistsError(f"{name}: exists and is not a regular file; choose another name")
     if not overwrite:
-        raise FileExistsError(f"{name}: exists already; choose another name, or allow it to be overwritten")
+        raise FileExistsError(f"{name}: already exists; choose another name, or allow overwriting")
 
 
 def choose_format(name: str, like: AudioInfo) -> tuple[str, str]:
-    """Container by the extension; the subtype of the source, or the nearest the container can hold."""
+    """Select the container by the extension, and the subtype of the source or the closest supported one."""
     suffix = Path(name).suffix.lower()
     container = CONTAINERS.get(suffix, suffix[1:].upper())
     if suffix and suffix == Path(like.name).suffix.lower() and like.container in soundfile.available_formats():
         container = like.container  # a .wav may be WAVEX, RF64 or Sphere inside
     if container not in soundfile.available_formats() or container == "RAW":
         ending = f"ends in {suffix!r}" if suffix else "has no extension"
-        raise AudioError(f"{name}: {ending}; expected one that can be written: .wav .flac .ogg .opus .mp3 .aiff .caf")
+        raise AudioError(f"{name}: {ending}; expected .wav .flac .ogg .opus .mp3 .aiff or .caf")
     if suffix == ".opus" or (container == "OGG" and like.subtype == "OPUS"):
         if like.sample_rate not in OPUS_RATES:
             rates = ", ".join(map(str, OPUS_RATES))
-            raise AudioError(f"{name}: Opus cannot hold {like.sample_rate} Hz, only {rates}; write to .flac")
+            raise AudioError(f"{name}: Opus does not support {like.sample_rate} Hz, only {rates}; write to .flac")
         return "OGG", "OPUS"
     subtypes = soundfile.available_subtypes(container)
     if like.subtype in subtypes and like.subtype in KEPT:
@@ -525,13 +518,15 @@ def choose_format(name: str, like: AudioInfo) -> tuple[str, str]:
     size = (like.frames or 0) * like.channels * BYTES.get(subtype, 2)
     if container in SMALL and size > WAV_LIMIT:
         if container not in WAVS:
-            raise AudioError(f"{name}: {container} cannot hold {size / 1e9:.1f} GB; write to .flac or .w64")
+            raise AudioError(
+                f"{name}: {container} is limited to 4 GB, and this needs {size / 1e9:.1f} GB; write to .flac or .w64"
+            )
         container = "RF64"
     return container, subtype
 
 
 def checked(block: Block, info: AudioInfo, start: int) -> Block:
-    """The block, or an error that says where its first NaN or infinite sample is."""
+    """Return the block, or raise an AudioError with its first NaN or infinite sample."""
     finite = np.isfinite(block)
     if finite.all():
         return block
@@ -540,12 +535,12 @@ def checked(block: Block, info: AudioInfo, start: int) -> Block:
     at = start + sample
     raise AudioError(
         f"{info.name}: sample {at} of channel {channel} ({at / info.sample_rate:.3f} s) is {block[channel, sample]}, "
-        "expected a number; export the file again, as 24-bit integers if need be"
+        "expected a finite number; export the file again, for example as 24-bit integers"
     )
 
 
 def clean_tag(text: str) -> str:
-    """A tag as it was meant: libsndfile marks the software it writes, and believes UTF-8 that calls itself Latin-1."""
+    """Clean a tag: remove the mark of libsndfile, and decode UTF-8 that is declared as Latin-1."""
     text = text.split(LIBSNDFILE_MARK)[0]
     try:
         return text.encode("latin-1").decode("utf-8")
@@ -554,7 +549,7 @@ def clean_tag(text: str) -> str:
 
 
 def in_words(subtype: str) -> str:
-    """Name a coding for people.
+    """Describe a coding in words.
 
     >>> in_words("PCM_16"), in_words("ALAW")
     ('16-bit PCM', 'ALAW')

@@ -1,10 +1,12 @@
-"""How long a file really is. A size in a header is a hint: a recorder that crashed leaves 0, a stream 0xFFFFFFFF, and
-files that were joined (`cat a.flac b.flac`) begin with the header of the first alone.
+"""Find the true length of an audio file, because sizes in headers can be wrong.
+
+A crashed recorder writes the size 0, a stream 0xFFFFFFFF. Joined files (`cat a.flac b.flac`) start with the header of
+the first file only.
 
     extent = inspect(path)
-    extent.parts       where each of the joined recordings lies, and the header bytes that must be put right
-    extent.share       less than 1 where the file ends before the header says
-    extent.doubtful    whether only decoding to the end tells the length
+    extent.parts       position of each joined recording, and corrections of header bytes
+    extent.share       less than 1 if the file is shorter than its header says
+    extent.doubtful    whether only decoding the whole file gives the length
 
 Formats: Microsoft and IBM, RIFF (1991); EBU Tech 3306 (RF64); Apple, AIFF (1989) and CAF 1.0; Sonic Foundry, Wave64;
 RFC 9639 (FLAC); RFC 3533 (Ogg); ISO 11172-3 (MPEG audio) with the Xing header; ISO 14496-12 (MP4); RFC 8794 (EBML).
@@ -24,12 +26,12 @@ Bytes = bytes | mmap.mmap
 W64_RIFF = b"riff\x2e\x91\xcf\x11\xa5\xd6\x28\xdb\x04\xc1\x00\x00"
 W64_TAIL = b"\xf3\xac\xd3\x11\x8c\xd1\x00\xc0\x4f\x8e\xdb\x8a"
 FLAC_START = re.compile(rb"fLaC[\x00\x80]\x00\x00\x22", re.DOTALL)
-ENDLESS = 0x7FFF0000  # 32-bit sizes from here on stand for "not known" (sox writes 0x7FFFF000 and more)
+ENDLESS = 0x7FFF0000  # 32-bit sizes from here on mean "unknown" (sox writes 0x7FFFF000 and more)
 
 
 @dataclass(frozen=True)
 class Part:
-    """One recording in a file: bytes [start, end), of which some header bytes are replaced."""
+    """One recording in a file: bytes [start, end), with corrected header bytes."""
 
     start: int
     end: int
@@ -38,29 +40,29 @@ class Part:
 
 @dataclass(frozen=True)
 class Extent:
-    """What the bytes of a file say about its length."""
+    """The length of a file according to its bytes."""
 
     parts: tuple[Part, ...]
-    share: float = 1.0  # of the promised data that is there; 0 where it is cut off, and nothing says how long it was
-    doubtful: bool = False  # the header gives no length, or a wrong one
-    samples: int = 0  # per channel, counted in the frames of MPEG audio
-    joined: bool = False  # MPEG audio that another file was joined to
+    share: float = 1.0  # available part of the declared data; 0 if truncated and the full length is unknown
+    doubtful: bool = False  # the header has no length, or a wrong one
+    samples: int = 0  # per channel, counted from the frames of MPEG audio
+    joined: bool = False  # MPEG audio with another file appended
 
     @property
     def plain(self) -> bool:
-        """Whether libsndfile reads it correctly without help."""
+        """Whether libsndfile reads the file correctly without help."""
         return len(self.parts) == 1 and not self.parts[0].patches and not self.doubtful
 
 
 class Form(NamedTuple):
-    """The layout of a format that is made of chunks."""
+    """The layout of a chunk-based format."""
 
     size: str  # struct format of a chunk's size
     data: bytes  # name of the chunk with the sound
     first: int = 12  # where the first chunk begins
     align: int = 2
     name: int = 4  # bytes of a chunk's name
-    inclusive: bool = False  # whether the size counts name and size too
+    inclusive: bool = False  # whether the size includes name and size fields
 
 
 RIFF = Form("<I", b"data")
@@ -77,7 +79,7 @@ KINDS = (b"WAVE", b"AIFF", b"AIFC")  # after the size of a RIFF or FORM
 
 
 def inspect(path: str | os.PathLike[str]) -> Extent:
-    """What the bytes of a file say about its length; unknown formats are one plain part."""
+    """Find the length of a file from its bytes; unknown formats are one plain part."""
     with open(path, "rb") as file:
         if os.fstat(file.fileno()).st_size == 0:
             return Extent((Part(0, 0),))
@@ -107,7 +109,7 @@ def inspect_bytes(data: Bytes) -> Extent:
 
 
 class View(io.RawIOBase):
-    """One part of a file as a file of its own, with its header put right."""
+    """One part of a file as a file object, with a corrected header."""
 
     def __init__(self, path: str, part: Part) -> None:
         self._file = open(path, "rb", buffering=2**16)  # noqa: SIM115 - closed in close()
@@ -124,7 +126,7 @@ class View(io.RawIOBase):
         return self._at
 
     def readinto(self, buffer: Any) -> int:
-        """Fill the buffer as far as the part goes."""
+        """Fill the buffer, up to the end of the part."""
         place = self._part.start + self._at
         room = max(0, min(len(buffer), self._part.end - place))
         self._file.seek(place)
@@ -152,11 +154,11 @@ class View(io.RawIOBase):
 
 
 def _whole(data: Bytes, promised: int = 0) -> Extent:
-    """One plain part, cut off if it has fewer bytes than were promised."""
+    """One plain part, truncated if it has fewer bytes than declared."""
     return Extent((Part(0, len(data)),), share=min(1.0, len(data) / promised) if promised else 1.0)
 
 
-# --- sound as it is: WAV and its relatives ---------------------------------------------------------------------------
+# --- uncompressed sound: WAV and similar formats ---------------------------------------------------------------------
 
 
 def _chunked(data: Bytes, magic: bytes) -> Extent:
@@ -169,9 +171,9 @@ def _chunked(data: Bytes, magic: bytes) -> Extent:
 
 
 def _chunked_part(data: Bytes, magic: bytes, start: int) -> tuple[Part, float, int | None]:
-    """One recording, the share of its sound that is there, and where the next begins in a joined file."""
+    """One recording, the available share of its sound, and the start of the next recording in a joined file."""
     form = FORMS[magic]
-    long_size: int | None = None  # where RF64 keeps the size of the sound, in 64 bits
+    long_size: int | None = None  # position of RF64's 64-bit size of the sound
     for name, at, body, size in _chunks(data, form, start + form.first):
         if name == b"ds64":
             long_size = body + 8
@@ -196,7 +198,7 @@ def _chunked_part(data: Bytes, magic: bytes, start: int) -> tuple[Part, float, i
 
 
 def _chunks(data: Bytes, form: Form, at: int) -> Iterator[tuple[bytes, int, int, int]]:
-    """Name, position, position of the content and size of the content of each chunk."""
+    """Yield name, position, content position and content size of each chunk."""
     width = struct.calcsize(form.size)
     head = form.name + width
     while at + head <= len(data):
@@ -210,7 +212,7 @@ def _chunks(data: Bytes, form: Form, at: int) -> Iterator[tuple[bytes, int, int,
 
 
 def _ends_in_chunks(data: Bytes, form: Form, at: int) -> bool:
-    """Whether nothing but whole chunks follows: then a size of 0 before them is meant."""
+    """Whether only complete chunks follow; then a size of 0 before them is correct."""
     end = at
     for name, _, body, size in _chunks(data, form, at):
         if size < 0 or not (name[:4].isascii() and name[:4].decode("ascii").isprintable()):
@@ -229,11 +231,11 @@ def _au(data: Bytes, order: str) -> Extent:
     return Extent((Part(0, len(data), fixed),), 1.0 if unknown else room / size)
 
 
-# --- coded sound -----------------------------------------------------------------------------------------------------
+# --- compressed sound ------------------------------------------------------------------------------------------------
 
 
 def after_id3(data: Bytes, at: int = 0) -> int:
-    """Where the sound begins behind any ID3v2 tags."""
+    """The position of the sound after any ID3v2 tags."""
     while data[at : at + 3] == b"ID3" and len(head := data[at : at + 10]) == 10 and max(head[6:]) < 128:
         size = sum(byte << shift for byte, shift in zip(head[6:], (21, 14, 7, 0), strict=True))
         at += 10 + size + (10 if head[5] & 0x10 else 0)
@@ -248,10 +250,10 @@ def _flac(data: Bytes, begin: int) -> Extent:
 
 
 def _ogg(data: Bytes) -> Extent:
-    """Pages, one after another; a page that begins a stream behind others that do not begins a new link of a chain."""
+    """Walk through the Ogg pages. A first page of a stream after other pages starts a new link of a chain."""
     starts, at, begun, share = [0], 0, True, 1.0
     while at < len(data):
-        if data[at : at + 4] != b"OggS":  # damage, or a tag behind the sound
+        if data[at : at + 4] != b"OggS":  # damage, or a tag after the sound
             at = data.find(b"OggS", at + 1)
             if at < 0:
                 break
@@ -269,7 +271,7 @@ def _ogg(data: Bytes) -> Extent:
     return Extent(parts, share)
 
 
-KBITS = {  # of MPEG audio, by (version 1, layer): index 1 to 14
+KBITS = {  # MPEG bit rates by (version 1, layer), index 1 to 14
     (True, 1): range(32, 449, 32),
     (True, 2): (32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
     (True, 3): (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
@@ -286,12 +288,12 @@ class Frame(NamedTuple):
 
     size: int  # bytes
     samples: int  # per channel
-    side: int  # bytes of header and side information, behind which a Xing header would be
-    kind: tuple[int, ...]  # what never changes within a stream: version, layer, rate
+    side: int  # bytes of header and side information before a Xing header
+    kind: tuple[int, ...]  # constant within a stream: version, layer, rate
 
 
 def mpeg_frame(head: bytes) -> Frame | None:
-    """What the four bytes of an MPEG audio header say, None if they are none (or of free format)."""
+    """Parse the four bytes of an MPEG audio header; None if they are invalid, or in free format."""
     if len(head) < 4 or head[0] != 0xFF or head[1] & 0xE0 != 0xE0:
         return None
     version, layer = head[1] >> 3 & 3, 4 - (head[1] >> 1 & 3)
@@ -308,7 +310,7 @@ def mpeg_frame(head: bytes) -> Frame | None:
 
 
 def _mpeg(data: Bytes, begin: int) -> Extent | None:
-    """MPEG audio, frame by frame: mpg123 takes its length from the Xing header, or guesses it from the first frame."""
+    """Count the MPEG frames, because mpg123 trusts the Xing header or guesses from the first frame."""
     known: dict[bytes, Frame | None] = {}
     at, count, promised_frames, promised_bytes, kind, samples = begin, 0, None, None, None, 0
     while at < len(data):
@@ -329,7 +331,7 @@ def _mpeg(data: Bytes, begin: int) -> Extent | None:
         return None
     rest = data[at : at + 16]
     joined = len(data) - at > 4_000 and (rest.startswith(b"ID3") or mpeg_frame(rest[:4]) is not None)
-    # The last frame may be cut, and padding may follow.
+    # The last frame may be truncated, and padding may follow.
     short = len(data) - at < 2_000 and mpeg_frame(rest[:4]) is not None
     ends = not joined and (short or rest.startswith(AFTER_MPEG) or not any(data[at : at + 4096]))
     share = min(1.0, (len(data) - begin) / promised_bytes) if promised_bytes and ends else 1.0
@@ -343,7 +345,7 @@ def _mpeg(data: Bytes, begin: int) -> Extent | None:
 
 
 def _xing(body: bytes) -> tuple[int | None, int | None]:
-    """Frames and bytes that a Xing header promises."""
+    """The number of frames and bytes in a Xing header."""
     if body[:4] not in XING or len(body) < 16:
         return None, None
     flags, first, second = struct.unpack(">III", body[4:16])
@@ -368,14 +370,14 @@ def _matroska(data: Bytes) -> Extent:
         name = _vint(data, at, keep=True)
         size = _vint(data, at + name[1])
         at += name[1] + size[1]
-        if not name[1] or not size[1] or size[0] == 2 ** (7 * size[1]) - 1:  # all ones: not known
+        if not name[1] or not size[1] or size[0] == 2 ** (7 * size[1]) - 1:  # all ones: unknown
             break
         at += size[0]
     return _whole(data, at if at > len(data) else 0)
 
 
 def _vint(data: Bytes, at: int, keep: bool = False) -> tuple[int, int]:
-    """A number of EBML and the bytes it takes (0 if it is none); `keep` keeps the bit that marks its length."""
+    """Read an EBML number and its length in bytes (0 if invalid); `keep` keeps the length marker bit."""
     first = data[at] if at < len(data) else 0
     if not first:
         return 0, 0

@@ -1,12 +1,12 @@
-"""Several channels to one, for what hears only one: without losing what the channels hold in opposite phase.
+"""Mix several channels to mono without cancelling signals in opposite phase.
 
-The mean is right for most recordings. Where a cable is miswired, or a voice was put into the difference of two
-channels, the mean cancels it. So the share of the energy that the mean would lose is measured in short frames:
+The mean is right for most recordings. If a cable is miswired, or a voice is in the difference of two channels, the mean
+cancels it. So the share of energy that the mean keeps is measured in short frames:
 
-    r = |Σ x_c|² / Σ |x_c|²        1 for unrelated channels, their number for equal ones, 0 for cancelled ones
+    r = |Σ x_c|² / Σ |x_c|²        1 for unrelated channels, their number for equal channels, 0 if they cancel
 
-Where frames with a small r hold much of the energy, channels are turned to the polarity of the first; where that
-does not help either (one voice in phase, another in opposite phase), the loudest channel is taken alone.
+If frames with a small r contain much of the energy, channels are inverted to the polarity of the first. If that does
+not help either (one voice in phase, another in opposite phase), only the loudest channel is used.
 """
 
 from collections.abc import Iterable
@@ -17,20 +17,20 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
-FRAME = 1024  # samples in which cancellation is judged
-CANCELLED = 0.15  # r below which the mean loses a frame
-MOST_LOST = 0.1  # share of the energy in such frames that is accepted
+FRAME = 1024  # samples per frame
+CANCELLED = 0.15  # a frame with a smaller r is lost
+MOST_LOST = 0.1  # accepted share of energy in lost frames
 
 
 class Mix(NamedTuple):
-    """How channels become one."""
+    """The weights of a mix to mono."""
 
     weights: NDArray[np.float64]  # (channels,)
-    note: str  # what was done and why; "" for the mean
+    note: str  # what was done and why, for messages; "" for the mean
 
     @property
     def polarity(self) -> NDArray[np.float64]:
-        """-1 for channels that are turned over, else 1."""
+        """-1 for inverted channels, else 1."""
         return np.where(self.weights < 0, -1.0, 1.0)
 
     def __call__(self, x: Array) -> Array:
@@ -40,7 +40,7 @@ class Mix(NamedTuple):
         return x[0] if len(x) == 1 else x.mean(0)
 
 
-MEAN = Mix(np.ones(1), "")  # of any number of channels
+MEAN = Mix(np.ones(1), "")  # for any number of channels
 
 
 class Mixing:
@@ -64,19 +64,19 @@ class Mixing:
             self._products += products.sum(0)
 
     def choose(self) -> Mix:
-        """The mix that loses nothing of what was pushed."""
+        """The mix that cancels nothing in the signal so far."""
         c, energy = self.channels, float(np.trace(self._products))
         if self._lost <= MOST_LOST * energy:
             return Mix(np.full(c, 1 / c), "")
         loudest = int(np.argmax(np.diag(self._products)))
         signs = np.where(self._products[loudest] < 0, -1.0, 1.0)
-        signs *= signs[0]  # the first channel keeps its polarity, so that parts of one signal go together
+        signs *= signs[0]  # the first channel keeps its polarity, so that parts of a signal match
         if signs @ self._products @ signs > 1.5 * energy:
             turned = " and ".join(str(i + 1) for i in np.flatnonzero(signs < 0))
-            return Mix(signs / c, f"channels cancel each other: {turned} turned over before mixing")
+            return Mix(signs / c, f"channels cancel each other: {turned} inverted before mixing")
         return Mix(
             (np.arange(c) == loudest).astype(float),
-            f"channels cancel each other in part: channel {loudest + 1}, the loudest, is used alone",
+            f"channels partly cancel each other: channel {loudest + 1}, the loudest, is used alone",
         )
 
 
@@ -94,7 +94,7 @@ def mix_of(blocks: Iterable[Array], channels: int) -> Mix:
 
 
 def to_mono(x: Array) -> Array:
-    """(channels, n) -> (n,): the mean of the channels, unless it would cancel what they hold.
+    """Mix (channels, n) to (n,): the mean, unless the channels cancel each other.
 
     >>> voice = np.sin(np.arange(4_000.0))
     >>> bool(np.allclose(to_mono(np.stack([voice, -voice])), voice))

@@ -1,4 +1,4 @@
-"""Paths of audio files: the one rule for searching folders, and names for libraries that want bytes."""
+"""Paths of audio files: search a folder, and print or pass on names that are not valid text."""
 
 from __future__ import annotations
 
@@ -10,28 +10,27 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
-# Characters that move the cursor, recolour or reorder what a terminal shows. A file name may hold any of them.
+# Characters that move the cursor, or change colour or order on a terminal. File names may contain any of them.
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 KINDS = {stat.S_IFIFO: "named pipe", stat.S_IFSOCK: "socket", stat.S_IFCHR: "device", stat.S_IFBLK: "device"}
 
 
 class Found(NamedTuple):
-    """What a search found, and what it cannot use: (path, reason)."""
+    """The result of a search: files, and unusable entries as (path, reason)."""
 
     files: list[Path]
     unusable: list[tuple[Path, str]]
 
 
 def walk(folder: str | os.PathLike[str], suffixes: Collection[str], leave_out: str | Path | None = None) -> Found:
-    """Files in `folder` and below whose suffix, in lower case, is one of `suffixes`; sorted.
+    """Find files in `folder` and its subfolders with one of `suffixes` (in lower case); sorted.
 
-    Links to files and folders are followed. A folder that can be reached in several ways is searched once, under its
-    own path if that lies inside `folder`, so cycles of links end. Hidden files and folders are left out. An entry that
-    cannot be used (a link to nothing, a socket, a folder that may not be searched) is listed and does not stop the
-    search.
+    Links to files and folders are followed. A folder with several paths is searched once, under its own path if that is
+    inside `folder`, so cycles of links end. Hidden files and folders are skipped. Unusable entries (a broken link, a
+    socket, a folder without permission) are listed and do not stop the search.
 
     Args:
-        leave_out: a folder that is not searched, for instance where results are written.
+        leave_out: a folder to skip, for example the output folder.
     """
     found = Found([], [])
     seen = set()
@@ -64,7 +63,7 @@ def walk(folder: str | os.PathLike[str], suffixes: Collection[str], leave_out: s
 
 
 def why_no_file(path: str | Path) -> str | None:
-    """Why `path` is not a regular file, in words; None if it is one."""
+    """The reason why `path` is not a regular file; None if it is one."""
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError:
@@ -73,14 +72,14 @@ def why_no_file(path: str | Path) -> str | None:
         return f"no such file or folder (looked in {Path(path).absolute().parent})"
     except PermissionError as error:
         return f"cannot be reached ({error.strerror}); check the permissions of its folder"
-    except (OSError, ValueError) as error:  # too long a name, a cycle of links, a null character
+    except (OSError, ValueError) as error:  # name too long, cycle of links, null character
         return f"cannot be reached ({getattr(error, 'strerror', None) or error})"
     kind = KINDS.get(stat.S_IFMT(mode), "folder" if stat.S_ISDIR(mode) else "special file")
     return None if stat.S_ISREG(mode) else f"is a {kind}; expected a regular file"
 
 
 def native_name(path: str | os.PathLike[str]) -> str | bytes:
-    r"""A path as soundfile needs it: it cannot encode names that are not valid in the file system's encoding.
+    r"""Convert a path for soundfile, which cannot encode names that are invalid in the file system's encoding.
 
     >>> native_name("caf\udce9.wav") if os.name == "posix" else b"caf\xe9.wav"
     b'caf\xe9.wav'
@@ -89,7 +88,7 @@ def native_name(path: str | os.PathLike[str]) -> str | bytes:
 
 
 def shown(name: str) -> str:
-    r"""A name as it may be printed: control characters are spelled out.
+    r"""Escape the control characters of a name, so that it is safe to print.
 
     >>> shown("a\nb.wav")
     'a\\nb.wav'
@@ -98,12 +97,12 @@ def shown(name: str) -> str:
 
 
 def drawn(name: str) -> str:
-    """A name as text of a picture or a page, which must be valid Unicode."""
+    """Convert a name for pictures and web pages, which need valid Unicode."""
     return "".join(escaped(c) if "\ud800" <= c <= "\udfff" else c for c in shown(name))
 
 
 def escaped(character: str) -> str:
-    r"""A character by its number; a byte of a file name that is no text by its value.
+    r"""Escape a character by its code; escape a byte of an invalid file name by its value.
 
     >>> escaped("\n"), escaped("é"), escaped("\udce9")
     ('\\n', '\\xe9', '\\xe9')

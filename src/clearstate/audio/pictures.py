@@ -1,6 +1,6 @@
-"""Pictures of sound: the spectrogram before and after, on one scale.
+"""Draw spectrograms of a recording before and after processing, on one scale.
 
-matplotlib (extra `demo`) is imported when a picture is drawn, with the Agg canvas, so that no screen is needed.
+matplotlib (extra `demo`) is imported when a picture is drawn. The Agg canvas needs no screen.
 """
 
 import warnings
@@ -22,13 +22,13 @@ Array = NDArray[np.float64]
 
 WINDOW = 0.032  # seconds: about two pitch periods of a low voice
 HOP = 0.008  # seconds
-COLUMNS = 1600  # as many columns as a picture shows; frames of longer recordings are averaged down to them
+COLUMNS = 1600  # columns of a picture; frames of longer recordings are averaged
 RANGE = 80.0  # dB from the brightest colour to the darkest
-FLOOR = 1e-14  # power of what is drawn as digital silence: -140 dB
+FLOOR = 1e-14  # power of digital silence in the picture: -140 dB
 
 
 class Spectrogram(NamedTuple):
-    """Levels in dB relative to a full-scale sine; the first bin is 0 Hz, the last half the rate."""
+    """Levels in dB relative to a full-scale sine. The first bin is 0 Hz, the last is half the rate."""
 
     level: Array  # (f, t) dB
     seconds: float  # length of the recording
@@ -36,19 +36,19 @@ class Spectrogram(NamedTuple):
 
 
 def spectrogram(path: str | Path, *, columns: int = COLUMNS, broken: list[BrokenOffError] | None = None) -> Spectrogram:
-    """The levels of a recording of any length, read in pieces; channels are averaged in power.
+    """Compute the spectrogram of a recording of any length, in pieces. Channels are averaged in power.
 
     Args:
-        columns: at most so many columns come back: neighbouring frames are averaged (in power) until they fit.
-        broken: where a file is cut off, the error is put here and the rest is shown; None raises it.
+        columns: maximum number of columns; neighbouring frames are averaged (in power) until they fit.
+        broken: receives the error of a truncated file, and its readable part is drawn; None raises the error.
     Raises:
-        ValueError: if the file is not audio, is broken, or holds no samples or samples that are not numbers.
+        ValueError: if the file is not audio, is damaged, or has no samples or NaN or infinite samples.
     """
     with open_reader(path) as sound:
         rate, samples = sound.info.sample_rate, 0
         n_fft, hop = max(2, round(WINDOW * rate)), max(1, round(HOP * rate))
-        done = rest = np.zeros((0, n_fft // 2 + 1))  # columns, and frames that do not fill one yet
-        together = 1  # frames a column; doubles whenever there are too many columns, so the length need not be known
+        done = rest = np.zeros((0, n_fft // 2 + 1))  # complete columns, and frames of the next column
+        together = 1  # frames per column; doubles if there are too many columns, so the length need not be known
         blocks = sound.blocks() if broken is None else until_broken(sound.blocks(), broken)
         for power, fresh in _frames(blocks, n_fft, hop):
             samples += fresh
@@ -57,7 +57,7 @@ def spectrogram(path: str | Path, *, columns: int = COLUMNS, broken: list[Broken
             done = np.concatenate([done, rest[:whole].reshape(-1, together, rest.shape[1]).mean(axis=1)])
             rest = rest[whole:]
             while len(done) > columns:
-                if len(done) % 2:  # an odd column goes back to the frames: as many of its mean leave the mean as it is
+                if len(done) % 2:  # an odd column becomes frames again; copies of a mean keep the mean
                     done, rest = done[:-1], np.concatenate([np.repeat(done[-1:], together, axis=0), rest])
                 done, together = (done[0::2] + done[1::2]) / 2, 2 * together
     if len(rest):
@@ -66,14 +66,14 @@ def spectrogram(path: str | Path, *, columns: int = COLUMNS, broken: list[Broken
 
 
 def _frames(blocks: Iterator[Array], n_fft: int, hop: int) -> Iterator[tuple[Array, int]]:
-    """Power spectra (t, f) of blocks (channels, n) as they come, with the number of new samples behind them.
+    """Yield power spectra (t, f) of blocks (channels, n), with the number of new samples.
 
     A full-scale sine has power 1. Zeros complete the last frame, so that even one sample gives a frame.
     """
     window = np.hanning(n_fft + 1)[:-1]
     scale = (2 / window.sum()) ** 2
     held: Array | None = None
-    covered = 0  # samples at the start of `held` that a frame has shown
+    covered = 0  # samples at the start of `held` that a frame has covered
     for block in blocks:
         held = block if held is None else np.concatenate([held, block], axis=1)
         count = max(0, (held.shape[1] - n_fft) // hop + 1)
@@ -88,19 +88,19 @@ def _frames(blocks: Iterator[Array], n_fft: int, hop: int) -> Iterator[tuple[Arr
 
 
 def _power(x: Array, window: Array, hop: int, count: int) -> Array:
-    """The first `count` frames of x (channels, n): power (count, f), averaged over channels."""
+    """Power (count, f) of the first `count` frames of x (channels, n), averaged over channels."""
     cut = np.lib.stride_tricks.sliding_window_view(x, len(window), axis=1)[:, : count * hop : hop][:, :count]
     return (np.abs(np.fft.rfft(cut * window)) ** 2).mean(axis=0)
 
 
 def before_and_after(before: str | Path, after: str | Path, picture: str | Path) -> None:
-    """Draw two recordings one above the other, with one colour scale, into a PNG, SVG or PDF file.
+    """Draw the spectrograms of two recordings, one above the other, into a PNG, SVG or PDF file.
 
-    The picture appears under its name only when it is whole.
+    Both use one colour scale. The picture is written atomically.
 
     Raises:
         ValueError: if a recording cannot be read.
-        BrokenOffError: if one is cut off or damaged; the rest of it has been drawn.
+        BrokenOffError: if one is truncated or damaged; its readable part has been drawn.
         ImportError: if matplotlib is missing.
     """
     broken: list[BrokenOffError] = []

@@ -1,8 +1,7 @@
-"""Keep what the libraries behind soundfile and PyAV print off the terminal: our own errors say it in one line.
+"""Suppress the messages of the libraries behind soundfile and PyAV; clearstate's own errors are one line each.
 
-mpg123, inside libsndfile, writes to file descriptor 2 and cannot be told not to. `quiet` diverts the descriptor into a
-file for the length of a call and passes on afterwards what others wrote meanwhile. CLEARSTATE_VERBOSE=1 (`--verbose`)
-shows everything.
+mpg123, inside libsndfile, always writes to file descriptor 2. `quiet` redirects the descriptor to a temporary file
+during a call, and then passes on the lines of other writers. CLEARSTATE_VERBOSE=1 (`--verbose`) shows everything.
 """
 
 import logging
@@ -19,26 +18,26 @@ from typing import Any
 CHATTER = re.compile(rb"\s*(\[[^\]\n]*mpg123[^\]\n]*\]|Note: |Warning: |Error: |main: |mpg123|[A-Za-z ]*ID3)")
 
 _lock = threading.Lock()
-_inside = 0  # calls under way
-_saved: tuple[int, Any] | None = None  # the real descriptor, and the file that stands in for it
+_inside = 0  # running calls
+_saved: tuple[int, Any] | None = None  # the real descriptor, and the file that replaces it
 
 _log = logging.getLogger("clearstate")
 
 
 def verbose() -> bool:
-    """Whether the chatter is wanted."""
+    """Whether to show library messages."""
     return os.environ.get("CLEARSTATE_VERBOSE", "0") not in ("", "0")
 
 
 @lru_cache(maxsize=1024)
 def tell(line: str) -> None:
-    """A line for people, once: on stderr, unless the program has set up the logger "clearstate"."""
+    """Log a line once: on stderr, unless the program has configured the logger "clearstate"."""
     _log.warning("clearstate: %s", line)
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the chatter of C libraries, from any number of threads."""
+    """Suppress the messages of C libraries inside the block; several threads may use it."""
     _enter()
     try:
         yield
@@ -52,7 +51,7 @@ def _enter() -> None:
         _inside += 1
         if _inside > 1 or verbose():
             return
-        with suppress(OSError):  # stderr is closed: nothing can be printed there
+        with suppress(OSError):  # stderr is closed, so nothing can be printed
             real = os.dup(2)
             stand_in = tempfile.TemporaryFile()  # noqa: SIM115 - closed in _leave
             os.dup2(stand_in.fileno(), 2)

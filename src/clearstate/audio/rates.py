@@ -1,20 +1,20 @@
-"""One check for every sample rate that a caller gives."""
+"""Check sample rates that a caller passes."""
 
 from numbers import Real
 from typing import Any
 
 import numpy as np
 
-HIGHEST = 2**31 - 1  # Hz: what file headers hold
+HIGHEST = 2**31 - 1  # Hz; the limit of file headers
 
 
 def whole_rate(value: Any, what: str = "sample rate") -> int:
-    """A sample rate of any numeric type as an int.
+    """Convert a sample rate of any numeric type to int.
 
-    NumPy integers overflow in products of rates, and floats are no index, so no rate is used as it was given.
+    NumPy integers overflow in products of rates, and floats cannot be an index, so every rate becomes an int.
 
     Raises:
-        ValueError: for anything but a whole number of Hz, at least 1.
+        ValueError: unless `value` is a whole number of Hz, at least 1.
 
     >>> whole_rate(np.uint16(44_100)), whole_rate(48_000.0)
     (44100, 48000)
@@ -22,7 +22,7 @@ def whole_rate(value: Any, what: str = "sample rate") -> int:
     number: Any = value
     if (not isinstance(value, (Real, str, bytes)) and np.ndim(value) == 0) or isinstance(value, np.ndarray):
         try:
-            number = np.asarray(value).item()  # one number in an array, as .mat and HDF5 files give it
+            number = np.asarray(value).item()  # one number in an array, as in .mat and HDF5 files
         except (TypeError, ValueError, RuntimeError):
             number = None
     rate = float(number) if isinstance(number, Real) and not isinstance(number, bool) else 0.0

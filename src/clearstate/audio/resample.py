@@ -1,17 +1,18 @@
-"""Streaming conversion between sample rates: chunk in, chunk out, with a delay that is known beforehand.
+"""Resample in chunks, with a latency that is known before the start.
 
-A windowed-sinc low-pass evaluated at the output instants (Smith and Gossett 1984, "A flexible sampling-rate
-conversion method"): for a ratio up/down in lowest terms, output m lies at input instant m down/up, and there are
-only `up` different distances between such an instant and the input grid, so the filter is a table of `up` rows.
+The filter is a windowed-sinc low-pass, evaluated at the output instants (Smith and Gossett 1984, "A flexible
+sampling-rate conversion method"). For a ratio up/down in lowest terms, output m is at input instant m down/up. There
+are only `up` different distances between an output instant and the input grid, so the filter is a table of `up` rows.
 
     y[m] = sum_j  h[phase(m), j]  x[first(m) + j]
 
-The filter is symmetric about the output instant: nothing is shifted in time, an output only has to wait for the
-`lookahead` input samples to its right. Each output is summed in one fixed order, so chunking cannot change a bit.
+The filter is symmetric about the output instant, so it does not shift the signal in time. An output only waits for the
+`lookahead` input samples to its right. The terms of each output are summed in a fixed order, so the result does not
+depend on the chunks, to the last bit.
 
-Why not soxr: its stream mode is exact and independent of the chunking too, but at its HQ setting it holds back
-36 to 58 ms of sound (measured with chunks of 10 ms, 16 <-> 44.1 and 48 kHz), twice per round trip; here it is 3 ms.
-The price is a wider transition band, the top tenth of the lower rate's band.
+Why not soxr: its stream mode is also exact and independent of the chunks, but its HQ setting has a latency of 36 to
+58 ms (measured with chunks of 10 ms, 16 <-> 44.1 and 48 kHz), twice per round trip. Here it is 3 ms. In return, the
+transition band is wider: the top tenth of the lower rate's band.
 """
 
 from functools import lru_cache
@@ -28,20 +29,20 @@ Floats = NDArray[np.floating]
 
 ZEROS = 48  # zero crossings of the sinc on each side: 3 ms at 16 kHz
 STOP_BAND_DB = 80.0  # attenuation beyond the Nyquist frequency of the lower rate
-MAX_TABLE = 32_000_000  # entries (128 MB): only ratios of two huge coprime rates come near it
+MAX_TABLE = 32_000_000  # entries (128 MB); only two large coprime rates come near it
 
 
 class Resampler:
-    """Converts one signal of several channels from one rate to another, chunk by chunk.
+    """Resample one signal of several channels, chunk by chunk.
 
     Args:
         rate_in, rate_out: Hz, whole numbers of any numeric type.
         channels: rows of every chunk.
-        fold: let the transition band lie on both sides of the lower rate's Nyquist frequency instead of below it. What
-            is just above then folds back, and the top of the band is not empty.
+        fold: centre the transition band on the lower rate's Nyquist frequency instead of placing it below. Frequencies
+            just above it then alias, and the top of the band is not empty.
 
     Attributes:
-        lookahead: input samples that must have arrived after an output's instant before it can be computed.
+        lookahead: input samples after an output's instant that the output needs.
 
     >>> resampler = Resampler(48_000, 16_000, channels=1)
     >>> pieces = [resampler.push(chunk) for chunk in np.split(np.ones((1, 480), dtype=np.float32), 3, axis=1)]
@@ -63,20 +64,20 @@ class Resampler:
         self.received = 0  # input samples
         self.produced = 0  # output samples
         self._held = np.zeros((self.channels, self.lookahead - 1), dtype=np.float32)
-        self._held_from = 1 - self.lookahead  # input index of the first held sample: zeros lie before the start
+        self._held_from = 1 - self.lookahead  # input index of the first buffered sample; zeros before the start
 
     def push(self, x: Floats) -> NDArray[np.float32]:
-        """All outputs that the input so far determines. x (channels, n) -> (channels, m), float32."""
+        """Process the next samples: x (channels, n) to the outputs that they complete (channels, m), float32."""
         self.received += x.shape[1]
         return self._run(x, self.available(self.received))
 
     def flush(self) -> NDArray[np.float32]:
-        """The rest, as if silence followed: the total is then ceil(n up / down) for n samples of input."""
+        """Return the remaining output, as if silence followed: ceil(n up / down) samples in total for n of input."""
         silence = np.zeros((self.channels, self.lookahead), dtype=np.float32)
         return self._run(silence, -(-self.received * self.up // self.down))
 
     def available(self, received: int) -> int:
-        """How many outputs `received` input samples determine."""
+        """Number of outputs that `received` input samples complete."""
         last = received - 1 - self.lookahead  # output m needs floor(m down / up) <= last
         return max(0, -(-(last + 1) * self.up // self.down))
 
@@ -85,14 +86,16 @@ class Resampler:
         y = np.empty((self.channels, max(0, until - self.produced)), dtype=np.float32)
         polyphase(held, self.table, self.produced * self.down, self.up, self.down, self._held_from, y)
         self.produced += y.shape[1]
-        oldest = self.produced * self.down // self.up - self.lookahead + 1  # what the next output still needs
+        oldest = (
+            self.produced * self.down // self.up - self.lookahead + 1
+        )  # the first sample that the next output needs
         self._held = held[:, oldest - self._held_from :].copy()
         self._held_from = oldest
         return y
 
 
 def resample(x: Floats, rate_in: int, rate_out: int) -> NDArray[np.float32]:
-    """A whole signal at once: (channels, n) -> (channels, ceil(n rate_out / rate_in)), aligned in time."""
+    """Resample a whole signal: (channels, n) to (channels, ceil(n rate_out / rate_in)), aligned in time."""
     if whole_rate(rate_in) == whole_rate(rate_out):
         return x.astype(np.float32)
     resampler = Resampler(rate_in, rate_out, len(x))
@@ -100,7 +103,7 @@ def resample(x: Floats, rate_in: int, rate_out: int) -> NDArray[np.float32]:
 
 
 def half_width(up: int, down: int) -> int:
-    """Input samples on each side of an output that the filter covers."""
+    """Half the filter length in input samples."""
     return ceil(ZEROS * max(1.0, down / up))
 
 

@@ -1,4 +1,4 @@
-"""Paths that are read or written once, from the beginning to the end: stdin, stdout, pipes, sockets, devices."""
+"""Paths that can be opened only once: stdin, stdout, pipes, sockets, devices."""
 
 import os
 import re
@@ -14,7 +14,7 @@ STREAMS = (stat.S_ISFIFO, stat.S_ISSOCK, stat.S_ISCHR)
 
 
 def is_stream(path: str | os.PathLike[str]) -> bool:
-    """Whether a path can be opened only once; does not open it.
+    """Whether a path can be opened only once. Does not open it.
 
     >>> is_stream("-"), is_stream("/dev/fd/63"), is_stream("talk.wav")
     (True, True, False)
@@ -39,10 +39,10 @@ def as_stdio(name: str, number: int) -> str:
 
 
 def open_stream(path: str | os.PathLike[str], mode: str) -> Any:
-    """The bytes of a stream, to be read ("rb") or written ("wb"); "-" is stdin or stdout.
+    """Open a stream to read ("rb") or write ("wb") bytes; "-" is stdin or stdout.
 
     Raises:
-        OSError: where it is closed, or cannot be opened.
+        OSError: if it is closed or cannot be opened.
     """
     standard, label = (sys.stdin, "stdin") if mode == "rb" else (sys.stdout, "stdout")
     name = as_stdio(os.fspath(path), 0 if mode == "rb" else 1)
@@ -53,7 +53,7 @@ def open_stream(path: str | os.PathLike[str], mode: str) -> Any:
         return standard.buffer
     number = _descriptor(name)
     try:
-        if number is not None:  # opening it by name would fail for a socket
+        if number is not None:  # a socket cannot be opened by name
             return os.fdopen(os.dup(number), mode)
         if stat.S_ISSOCK(os.stat(name).st_mode):
             with socket.socket(socket.AF_UNIX) as connection:
@@ -72,7 +72,7 @@ def close_stream(stream: Any) -> None:
 
 
 def _descriptor(name: str) -> int | None:
-    """The number of the open file that a path such as /dev/fd/63 stands for."""
+    """The file descriptor of a path such as /dev/fd/63; None for other paths."""
     if found := DESCRIPTOR.fullmatch(name):
         return int(found[1]) if found[1] else NUMBERS["/dev/" + name.rsplit("/", 1)[1]]
     return None

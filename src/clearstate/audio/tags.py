@@ -1,12 +1,12 @@
-"""What a recording says about itself beside the sound, carried from any format to any other.
+"""Copy metadata (tags, pictures, chunks) from any audio format to any other.
 
     metadata = tags.of(info)                       # comments, pictures, chunks, channel mask
-    fitted = tags.fit(metadata, "FLAC", "PCM_16")  # the bytes for that format, and what it cannot hold
+    fitted = tags.fit(metadata, "FLAC", "PCM_16")  # the bytes for that format, and what it does not support
 
-Within a format everything is copied as it is: every Vorbis comment and picture of FLAC, Ogg and Opus, the whole ID3 tag
-of an MP3, all chunks of WAV, AIFF and CAF. Between formats the comments and the cover are translated. What the target
-cannot hold is named, so that a report can say it. After a change of the sample rate (`at_rate`), numbers that count
-samples are corrected, see `audio/chunks.py`.
+Within a format, everything is copied unchanged: all Vorbis comments and pictures of FLAC, Ogg and Opus, the ID3 tag of
+an MP3, all chunks of WAV, AIFF and CAF. Between formats, comments and cover are translated. Metadata that the target
+does not support is listed, for the report. After a change of the sample rate (`at_rate`), sample counts are corrected;
+see `audio/chunks.py`.
 """
 
 import io
@@ -46,7 +46,7 @@ FAMILIES = {"WAV": "RIFF", "WAVEX": "RIFF", "RF64": "RIFF", "AIFF": "AIFF", "CAF
 
 @dataclass
 class Metadata:
-    """What a recording says about itself. `chunks` may grow until the end of a stream is reached."""
+    """The metadata of a recording. `chunks` may grow until the end of a stream."""
 
     comments: list[Comment] = field(default_factory=list)
     pictures: list[Picture] = field(default_factory=list)
@@ -56,19 +56,19 @@ class Metadata:
     blocks: list[tuple[int, bytes]] = field(default_factory=list)  # FLAC's others: type and body
     others: list[str] = field(default_factory=list)  # known to be there, in words
     mask: int | None = None  # loudspeakers of the channels
-    ratio: Fraction = Fraction(1)  # of the rate to be written to the one that was read
+    ratio: Fraction = Fraction(1)  # output rate / input rate
 
     def at_rate(self, old: int, new: int) -> "Metadata":
-        """The same for sound at another rate."""
+        """The same metadata for another sample rate."""
         return replace(self, ratio=self.ratio * Fraction(new, old))
 
 
 @dataclass
 class Fitted:
-    """Metadata as one format holds it."""
+    """Metadata in the form of one format."""
 
-    front: bytes = b""  # to be inserted ...
-    at: int = 0  # ... here in what libsndfile writes
+    front: bytes = b""  # bytes to insert
+    at: int = 0  # offset of `front` in the output of libsndfile
     comments: list[Comment] | None = None  # of an Ogg file
     family: str | None = None
     chunks: list[Chunk] = field(default_factory=list)  # to be appended
@@ -88,7 +88,7 @@ def of(info: "AudioInfo") -> Metadata:
 
 
 def read(path: str | os.PathLike[str]) -> Metadata:
-    """The metadata of a FLAC, Ogg, WAV, AIFF, CAF or MP3 file; of another file: none."""
+    """Read the metadata of a FLAC, Ogg, WAV, AIFF, CAF or MP3 file; empty for other files."""
     with open(path, "rb") as file:
         tag = id3.tag_of(file)
         start = file.tell()
@@ -118,7 +118,7 @@ def from_chunks(family: str, found: list[Chunk]) -> Metadata:
 
 
 def add_chunk_comments(metadata: Metadata, name: bytes, body: bytes) -> None:
-    """Understand a chunk that holds text; others stay what they are."""
+    """Parse a chunk with text; ignore other chunks."""
     known = {key for key, _ in metadata.comments}
     if name == b"LIST" and body[:4] == b"INFO":
         metadata.comments += [one for one in _info_comments(body, metadata.family) if one[0] not in known]
@@ -138,7 +138,7 @@ def add_chunk_comments(metadata: Metadata, name: bytes, body: bytes) -> None:
 
 
 def fit(metadata: Metadata, container: str, subtype: str, endian: str = "FILE") -> Fitted:
-    """The metadata as a format of libsndfile's holds it."""
+    """Convert metadata to a format of libsndfile."""
     comments = vorbis.scaled_comments(metadata.comments, metadata.ratio)
     if metadata.mask and not any(key.upper() == MASK_KEY for key, _ in comments) and container == "FLAC":
         comments.append((MASK_KEY, f"0x{metadata.mask:04X}"))
@@ -166,7 +166,7 @@ def fit(metadata: Metadata, container: str, subtype: str, endian: str = "FILE") 
 
 
 def _tag(metadata: Metadata, comments: list[Comment]) -> tuple[bytes, list[str]]:
-    """An ID3 tag, the recording's own where that holds everything; and what it lost."""
+    """The ID3 tag (the original one, if it contains everything) and the dropped parts."""
     if metadata.tag and set(comments) <= set(id3.unpack(metadata.tag)[0]):
         return metadata.tag, []
     return id3.pack(comments, metadata.pictures), metadata.others
@@ -185,7 +185,7 @@ def _same_family(metadata: Metadata) -> Fitted:
 
 
 def _for_flac(metadata: Metadata, comments: list[Comment]) -> Fitted:
-    fitted = Fitted(at=42)  # behind "fLaC" and STREAMINFO, which must be first
+    fitted = Fitted(at=42)  # after "fLaC" and STREAMINFO, which must be first
     blocks: list[tuple[int, bytes]] = []
     if comments:
         blocks.append((vorbis.COMMENTS, vorbis.pack_comments(b"clearstate", comments)))
@@ -205,7 +205,7 @@ def _for_flac(metadata: Metadata, comments: list[Comment]) -> Fitted:
 
 
 def _for_chunks(metadata: Metadata, family: str, comments: list[Comment], tag: bytes) -> Fitted:
-    """Comments in the format's own chunks; the ID3 chunk has room for what those cannot hold."""
+    """Store comments in the format's own chunks, and the rest in an ID3 chunk."""
     fitted = Fitted(family=family)
     texts: dict[str, list[str]] = {}
     for key, text in comments:
@@ -231,7 +231,7 @@ def _for_chunks(metadata: Metadata, family: str, comments: list[Comment], tag: b
 
 
 def _foreign(metadata: Metadata) -> list[str]:
-    """Chunks of another family, in words, but for those whose content is translated."""
+    """Describe the chunks of another family, except those whose content is translated."""
     if metadata.family is None:
         return []
     texts = {b"id3 ", b"ID3 ", b"info", b"CHAN", b"chan", *AIFF_TEXTS.values()}
@@ -266,7 +266,7 @@ def _from_flac(file: BinaryIO) -> Metadata:
 
 
 def _from_av(name: str) -> Metadata:
-    """What PyAV finds in m4a, video and the like."""
+    """Read metadata with PyAV, for m4a and video."""
     import av
 
     metadata = Metadata()
@@ -303,7 +303,7 @@ def _info_comments(body: bytes, family: str | None) -> list[Comment]:
 
 
 def _decoded(text: bytes) -> str:
-    """Text without a declared encoding: UTF-8 where it is valid, else Windows' Latin-1."""
+    """Decode text without a declared encoding: UTF-8 if valid, otherwise Windows-1252."""
     text = text.split(b"\0")[0]
     try:
         return text.decode("utf-8").strip()
@@ -318,7 +318,7 @@ def _frames_in_words(names: list[str]) -> list[str]:
 
 
 def late(metadata: Metadata, known: int) -> list[str]:
-    """In words, the chunks behind the sound of a stream: only `known` ones had come when the output was begun."""
+    """Describe the chunks after the sound of a stream, which arrived too late for the output."""
     if metadata.family is None:
         return []
     order = chunks.FAMILIES[metadata.family].order
@@ -326,10 +326,10 @@ def late(metadata: Metadata, known: int) -> list[str]:
 
 
 class Sink(io.RawIOBase):
-    """A file for a writer that must not see what is inserted, nor raise: an error of the system is kept in `error`.
+    """A file object that hides inserted bytes from its writer and never raises; system errors are kept in `error`.
 
     Args:
-        front, at: bytes that lie at this offset of the file, between what the writer has there and before.
+        front, at: inserted bytes and their offset in the file.
     """
 
     def __init__(self, file: BinaryIO, front: bytes = b"", at: int = 0) -> None:
@@ -380,7 +380,7 @@ class Sink(io.RawIOBase):
 
 
 def blank_comments(path: str, at: int) -> None:
-    """Turn the comments that libFLAC wrote at this offset into padding: a file has one set of comments."""
+    """Turn the comments that libFLAC wrote at this offset into padding, because a file has one comment block."""
     with open(path, "r+b") as file:
         file.seek(at)
         head = file.read(4)

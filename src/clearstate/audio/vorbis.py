@@ -1,4 +1,4 @@
-"""Vorbis comments and pictures, as FLAC and Ogg files (Vorbis, Opus, Speex, FLAC) store them.
+"""Read and write Vorbis comments and pictures of FLAC and Ogg files (Vorbis, Opus, Speex, FLAC).
 
 Formats: xiph.org, "Ogg Vorbis I format specification: comment field and header specification"; RFC 9639 (FLAC), 3533
 (Ogg), 7845 (Opus).

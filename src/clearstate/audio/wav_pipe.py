@@ -1,10 +1,10 @@
-"""WAV through pipes: `ffmpeg -i talk.mkv -f wav - | clearstate enhance - > clean.wav`.
+"""Read and write WAV through pipes: `ffmpeg -i talk.mkv -f wav - | clearstate enhance - > clean.wav`.
 
-"-" is stdin or stdout; a named pipe, `<(command)`, /dev/stdin, a socket or a character device are streams as well. A
-stream is opened once and cannot be wound back, so whoever writes it does not know the length when the header goes out:
-ffmpeg leaves the sizes at 0xFFFFFFFF, others at 0 or near 2^31. Sound is read to the end of the data declared (in 32 or
-64 bits) or of the stream, whichever comes first; what follows is read, too, so that its writer can finish. A stream
-that is not WAV, or in a coding other than PCM and float, is stored in a temporary file first.
+"-" is stdin or stdout. Named pipes, `<(command)`, /dev/stdin, sockets and character devices are streams, too. A stream
+cannot be rewound, so its writer does not know the length when it writes the header: ffmpeg writes 0xFFFFFFFF, others 0
+or about 2^31. Sound is read to the end of the declared data (in 32 or 64 bits) or of the stream, whichever comes first.
+The rest of the stream is read, too, so that its writer can finish. A stream that is not WAV, or neither PCM nor float,
+is first stored in a temporary file.
 
 Format: Microsoft and IBM, "Multimedia Programming Interface and Data Specifications 1.0" (1991), and the
 WAVE_FORMAT_EXTENSIBLE addition; RF64 as in EBU Tech 3306.
@@ -42,19 +42,19 @@ PLACEHOLDERS = (
     (0, 0),
     (0x7FFF0000, 0x8000FFFF),
     (0xFFFF0000, UNKNOWN),
-)  # sizes that mean "not known": sox, arecord ...
+)  # sizes that mean "unknown": sox, arecord ...
 RECIPE = "`ffmpeg -i INPUT -f wav -` makes one"
 SUBTYPES = {(PCM, 8): "PCM_U8", (PCM, 16): "PCM_16", (PCM, 24): "PCM_24", (PCM, 32): "PCM_32"}
 SUBTYPES |= {(IEEE_FLOAT, 32): "FLOAT", (IEEE_FLOAT, 64): "DOUBLE"}
 CODES = {subtype: code for code, subtype in SUBTYPES.items()}
-GUID_TAIL = b"\0\0\0\0\x10\0\x80\0\0\xaa\0\x38\x9b\x71"  # of an extensible format, behind its code
+GUID_TAIL = b"\0\0\0\0\x10\0\x80\0\0\xaa\0\x38\x9b\x71"  # of an extensible format, after its code
 
 
 def open_pipe(name: str) -> Reader:
-    """Read a stream: WAV as it comes, anything else from a temporary file.
+    """Open a stream for reading: WAV directly, other formats from a temporary file.
 
     Raises:
-        AudioError: for a stream that is closed, empty, or no sound.
+        AudioError: if the stream is closed, empty, or not audio.
     """
     stream = open_stream(name, "rb")
     label = "stdin" if name == STDIO else name
@@ -68,7 +68,7 @@ def open_pipe(name: str) -> Reader:
 
 
 class OtherCodingError(AudioError):
-    """The stream is not a WAV in PCM or float; `begun` is what was read of it."""
+    """The stream is not a WAV in PCM or float; `begun` is the part already read."""
 
     def __init__(self, message: str, begun: bytes) -> None:
         super().__init__(message)
@@ -80,7 +80,7 @@ class PipeReader:
 
     def __init__(self, stream: BinaryIO, label: str) -> None:
         self._stream, self._label = stream, label
-        self._begun = bytearray()  # all that was read so far, for a reader of other formats
+        self._begun = bytearray()  # all bytes read so far, for a reader of other formats
         self._metadata = tags.Metadata(family="RIFF")
         rate, channels, code, bits, size, extensible = self._header()
         if (code, bits) not in SUBTYPES:
@@ -112,7 +112,7 @@ class PipeReader:
         return data
 
     def _header(self) -> tuple[int, int, int, int, int | None, bool]:
-        """Up to the first sample: rate, channels, code, bits, bytes of data (None: not known), extensible."""
+        """Read up to the first sample: rate, channels, code, bits, bytes of data (None: unknown), extensible."""
         start = self._read(12)
         if not start:
             raise AudioError(f"{self._label}: is empty; expected a WAV stream: {RECIPE}")
@@ -135,14 +135,14 @@ class PipeReader:
                     extensible = True
                     self._metadata.mask, code = struct.unpack("<IH", body[20:26])
                 if channels and bits % 8 and align % channels == 0:
-                    bits = 8 * align // channels  # 12 bits lie in 16, 20 in 24
+                    bits = 8 * align // channels  # 12 bits are stored in 16, 20 in 24
                 layout = (rate, channels, code, bits)
             elif name == b"ds64" and len(body) >= 16:
                 wide = struct.unpack("<Q", body[8:16])[0]
         raise AudioError(f"{self._label}: the WAV stream ends before its samples; expected a complete header")
 
     def _chunk(self, name: bytes, size: int) -> bytes:
-        """The next chunk; of one that is longer than any but sound the beginning, and all of it is read."""
+        """Read the next chunk. Of a chunk that is too long for metadata, return only the start."""
         body = self._read(min(size, chunks.MOST_BYTES))
         self._skip(size - len(body) + size % 2)
         if name not in chunks.RIFF_OWN and len(body) == size:
@@ -174,11 +174,11 @@ class PipeReader:
             raise AudioError(f"{self._label}: holds no samples; expected at least one")
         if left:
             of = (self.info.frames or 0) / self.info.sample_rate
-            tell(f"{self._label}: ended after {done / self.info.sample_rate:.3f} s of {of:.3f} s; all of that was read")
+            tell(f"{self._label}: ended after {done / self.info.sample_rate:.3f} s of {of:.3f} s; this part was read")
         self._drain()
 
     def _drain(self) -> None:
-        """Read what follows the sound: chunks are kept, and the writer of the stream sees its end, not ours."""
+        """Read the rest of the stream and keep its chunks, so that the writer can finish."""
         if self._size is not None:
             self._skip(self._size % 2)
             while len(head := self._read(8)) == 8:
@@ -230,13 +230,13 @@ class StoredReader:
 
 
 class PipeWriter:
-    """A WAV stream to stdout or a pipe, of the subtype that came in (16 bits for what a stream cannot hold)."""
+    """Writes a WAV stream with the subtype of the input, or 16 bits if WAV does not support it."""
 
     def __init__(self, name: str, like: AudioInfo) -> None:
         self._label = "stdout" if name == STDIO else name
         suffix = os.path.splitext(name)[1].lower()
         if suffix not in ("", ".wav", ".wave"):
-            raise AudioError(f"{name}: is a pipe, which takes WAV, not {suffix}; name it .wav, or write to a file")
+            raise AudioError(f"{name}: is a pipe, which receives WAV, not {suffix}; name it .wav, or write to a file")
         self._subtype = like.subtype if like.subtype in CODES else "PCM_16"
         metadata = tags.of(like)
         fitted = tags.fit(metadata, "WAV", self._subtype)
@@ -258,19 +258,19 @@ class PipeWriter:
         self._odd = size % 2 if size != UNKNOWN else 0
         self._stream = open_stream(name, "wb")
         if like.subtype not in CODES and like.container not in ("MP3", "OGG", "FLAC", "AV"):
-            tell(f"{self._label}: written as {in_words(self._subtype)}, for a WAV stream does not hold {like.subtype}")
+            tell(f"{self._label}: written as {in_words(self._subtype)}, because WAV does not support {like.subtype}")
         if fitted.left_out:
-            tell(f"{self._label}: left out, for the format cannot hold it: {', '.join(fitted.left_out)}")
+            tell(f"{self._label}: dropped, because the format does not support it: {', '.join(fitted.left_out)}")
         self._put(b"RIFF" + struct.pack("<I", riff) + front + b"data" + struct.pack("<I", size))
 
     def write(self, block: Block) -> None:
-        """Append (channels, n) samples; beyond full scale, integer formats clip."""
+        """Append samples (channels, n). Integer formats clip at full scale."""
         self._put(encode(block.T, self._subtype))
 
     def _put(self, data: bytes) -> None:
         try:
             self._stream.write(data)
-            self._stream.flush()  # whoever reads the pipe is not kept waiting
+            self._stream.flush()  # the reader of the pipe gets each block at once
         except BrokenPipeError:
             raise
         except OSError as error:
@@ -284,7 +284,7 @@ class PipeWriter:
             if kind is None and self._odd:
                 self._put(b"\0")  # chunks have an even length
             if kind is None and (late := tags.late(self._metadata, self._known)):
-                tell(f"{self._label}: left out, for it came behind the sound: {', '.join(late)}")
+                tell(f"{self._label}: dropped, because it came after the sound: {', '.join(late)}")
         finally:
             close_stream(self._stream)
 

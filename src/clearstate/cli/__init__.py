@@ -1,15 +1,16 @@
-"""The command line: one file a verb, `clearstate VERB --help` teaches it.
+"""The command line: one file per verb.
 
-To add a verb: write `clearstate/cli/<verb>.py` with a function `run(...)` whose signature is the command line (Typer
-reads the annotations) and whose docstring is the help, then name it in `VERBS` below. Three rules keep the verbs alike:
+To add a verb, write `clearstate/cli/<verb>.py` with a function `run(...)` and add it to `VERBS` below. The signature of
+`run` is the command line (Typer reads its annotations), and its docstring is the help text. Three rules apply to every
+verb:
 
-* Import torch, and anything that imports it, inside `run`: `--help` must come within half a second.
-* Wrong use raises `UsageError` (exit code 2), work that failed raises `CommandError` (exit code 1); both print one line
-  that names what arrived, what was expected and the remedy. `ValueError` and `OSError` from below become such a line.
-* What the user asked for goes to stdout; progress, notes and errors go to stderr.
+* Import torch, and every module that imports it, inside `run`: `--help` must appear within half a second.
+* Raise `UsageError` for wrong use (exit code 2) and `CommandError` for failed work (exit code 1). Both print one line
+  with what arrived, what was expected and the remedy. `main` turns other exceptions, such as `OSError`, into one line.
+* Print results to stdout. Print progress, notes and errors to stderr.
 
-Verbs that turn files into files share `inputs.plan` (what to read and where to write) and `batch.run_batch` (progress,
-worker processes, failures at the end, Ctrl-C).
+Verbs that read and write audio files share `inputs.plan` (what to read and where to write) and `batch.run_batch`
+(progress, worker processes, failures, Ctrl-C).
 """
 
 import os
@@ -69,28 +70,29 @@ def _print_version(wanted: bool) -> None:
 @app.callback()
 def _about(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and leave.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
     ] = False,
     verbose: Annotated[
-        bool, typer.Option(VERBOSE, help="Show what the audio libraries print. May also follow the verb.")
+        bool, typer.Option(VERBOSE, help="Show the messages of the audio libraries. Works after the verb, too.")
     ] = False,
 ) -> None:
-    """Clear up speech with state-space models, in real time on a CPU.
+    """Clean up speech with state-space models, in real time on a CPU.
 
-    `clearstate enhance talk.wav` writes `talk.clear.wav` beside it: the same length, rate and channels, less noise.
+    `clearstate enhance talk.wav` removes noise and writes `talk.clear.wav` next to the input. The output has the same
+    length, sample rate and channels.
 
-    `clearstate enhance --help` shows the rest; `clearstate doctor` says whether everything is in place.
+    `clearstate VERB --help` shows the options of a verb. `clearstate doctor` checks the installation.
     """
     if verbose:
-        os.environ["CLEARSTATE_VERBOSE"] = "1"  # worker processes inherit it
+        os.environ["CLEARSTATE_VERBOSE"] = "1"  # worker processes inherit the variable
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command line and leave with its exit code: 0 done, 1 something failed, 2 wrong use, 130 interrupted."""
+    """Run the command line and exit: 0 done, 1 something failed, 2 wrong use, 130 interrupted."""
     occupy_closed_streams()
     unwind_when_terminated()
     words = list(home_expanded(sys.argv[1:] if argv is None else argv))
-    if VERBOSE in words[: words.index("--") if "--" in words else None]:  # wherever it is
+    if VERBOSE in words[: words.index("--") if "--" in words else None]:  # also after the verb
         words.remove(VERBOSE)
         words.insert(0, VERBOSE)
     print_anything()
@@ -101,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         fail(str(error), error.exit_code)
     except KeyboardInterrupt:
         fail("interrupted", 130)
-    except BrokenPipeError:  # whoever read our stdout left, as `| head` does
+    except BrokenPipeError:  # the program that reads our stdout has exited, such as `| head`
         abandon_stdout()
         sys.exit(1)
     except Exception as error:

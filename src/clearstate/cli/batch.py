@@ -1,8 +1,8 @@
-"""Do many files: progress, worker processes, failures gathered for the end, Ctrl-C that leaves nothing half-written.
+"""Process many files: progress bar, worker processes, a list of failures at the end, Ctrl-C without partial outputs.
 
-A verb gives `run_batch` a picklable function that makes a worker (loads the model once) and gets back one `Outcome` a
-file. The worker writes its output under a temporary name and moves it; stopping it is an exception raised from its
-progress callback, so that its own clean-up runs.
+A verb passes `run_batch` a picklable function that loads the model and returns a worker. `run_batch` returns one
+`Outcome` per file. A worker writes each output under a temporary name and renames it when it is complete. To stop a
+worker, its progress callback raises an exception, so the worker's own clean-up runs.
 """
 
 import functools
@@ -21,28 +21,28 @@ from clearstate.cli.inputs import Job
 from clearstate.cli.signals import unwind_when_terminated
 from clearstate.cli.terminal import clock, explain, note
 
-Progress = Callable[[float, float], None]  # seconds of audio done, seconds in all
-Worker = Callable[[Job, Progress], dict[str, Any]]  # returns what the report says of the file
+Progress = Callable[[float, float], None]  # seconds of audio done, total seconds
+Worker = Callable[[Job, Progress], dict[str, Any]]  # returns the file's entries in the JSON report
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one file."""
+    """The result for one file."""
 
     source: str
     target: str | None
-    error: str | None = None  # one line; None when it went well
-    wall: float = 0.0  # seconds it took
+    error: str | None = None  # one line; None after success
+    wall: float = 0.0  # seconds of work
     report: dict[str, Any] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
-        """The input as people call it, fit to be printed."""
+        """The input's name, safe to print."""
         return "stdin" if self.source == STDIO else shown(self.source)
 
     @property
     def speed(self) -> float:
-        """Seconds of audio a second of work; 0 where it is not known."""
+        """Seconds of audio per second of work; 0 if unknown."""
         return self.report.get("seconds", 0.0) / self.wall if self.wall else 0.0
 
     def line(self) -> str:
@@ -63,18 +63,18 @@ class Outcome:
 def run_batch(
     jobs: list[Job], open_worker: Callable[[], Worker], *, processes: int = 1, lengths: dict[str, float]
 ) -> list[Outcome]:
-    """Do every job, showing how far along it is; a file that fails leaves the others done.
+    """Run every job and show the progress. A file that fails does not stop the others.
 
     Args:
-        open_worker: called once in each process. With several processes it is pickled: a module-level function or a
-            `functools.partial` of one.
-        lengths: seconds of audio by source, as far as known beforehand: the time left is reckoned from them.
+        open_worker: called once in each process. It is pickled if there are several processes, so it must be a
+            module-level function or a `functools.partial` of one.
+        lengths: seconds of audio by source, as far as known. The time left is estimated from them.
     Returns:
-        One outcome a job, in the order they came to an end.
+        One outcome per job, in the order in which the jobs finished.
     """
     outcomes = []
     with Display(len(jobs), sum(lengths.get(job.source, 0.0) for job in jobs)) as display:
-        streams = any(is_stream(job.source) for job in jobs)  # which other processes have not opened
+        streams = any(is_stream(job.source) for job in jobs)  # worker processes cannot read our pipes
         run = _in_this_process if processes <= 1 or len(jobs) == 1 or streams else _in_processes
         for outcome in run(jobs, open_worker, min(processes, len(jobs)), display):
             display.finish(outcome, lengths.get(outcome.source, 0.0))
@@ -83,7 +83,7 @@ def run_batch(
 
 
 class Display:
-    """A bar with time left and speed where stderr is a terminal; a line per finished file everywhere."""
+    """A progress bar with time left and speed if stderr is a terminal, and one line per finished file."""
 
     def __init__(self, files: int, seconds: float) -> None:
         from rich.console import Console
@@ -91,9 +91,9 @@ class Display:
         from rich.progress import Progress as Bar
 
         self.console = Console(stderr=True, highlight=False, soft_wrap=True)
-        self.start: tuple[float, float] | None = None  # when the first report came, and of how much audio
+        self.start: tuple[float, float] | None = None  # time of the first report, and the seconds done then
         self.files, self.finished_files, self.finished_seconds = files, 0, 0.0
-        self.running: dict[str, float] = {}  # seconds done of the files being worked on
+        self.running: dict[str, float] = {}  # seconds done, by file in progress
         self.bar = Bar(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
@@ -122,7 +122,7 @@ class Display:
         now = time.perf_counter()
         since, before = self.start = self.start or (now, seconds)
         speed = f"{(seconds - before) / (now - since):.3g} x real time" if now - since > 1 else ""
-        if self.files == 1 and total > 0:  # a length that only the reader knew
+        if self.files == 1 and total > 0:  # the reader knows the length only now
             self.bar.update(self.task, total=total)
         self.bar.update(self.task, completed=seconds, description=f"{count}{names}"[:40], speed=speed)
 
@@ -132,7 +132,7 @@ class Display:
         self.finished_seconds += expected
         self.bar.update(self.task, completed=self.finished_seconds + sum(self.running.values()))
         if outcome.error and self.files == 1:
-            return  # the list of failures at the end says it
+            return  # the list of failures at the end shows it
         if self.console.is_terminal:
             self.bar.console.print(outcome.line(), style="red" if outcome.error else None, markup=False)
         else:
@@ -158,17 +158,18 @@ def _in_this_process(jobs: list[Job], open_worker: Callable[[], Worker], _: int,
 def _in_processes(
     jobs: list[Job], open_worker: Callable[[], Worker], processes: int, display: Display
 ) -> Iterator[Outcome]:
-    """Fresh processes (spawned, so that no half-copied thread pool is inherited), one model in each."""
+    """Run in new processes, one model in each. They are spawned: a forked process would inherit broken thread pools."""
     context = multiprocessing.get_context("spawn")
     stop, news = context.Event(), context.Queue()
     threads = max(1, (os.cpu_count() or 1) // processes)
     pool = ProcessPoolExecutor(processes, context, _begin_process, (open_worker, stop, news, threads))
     try:
-        hear = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: Ctrl-C is ours, also while they start
+        # The workers inherit this: only this process handles Ctrl-C, also while they start.
+        own_handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
         try:
             pending: dict[Future[Outcome], Job] = {pool.submit(_one_job, job): job for job in jobs}
         finally:
-            signal.signal(signal.SIGINT, hear)
+            signal.signal(signal.SIGINT, own_handler)
         while pending:
             done, _ = wait(pending, timeout=0.1, return_when=FIRST_COMPLETED)
             while not news.empty():
@@ -176,13 +177,13 @@ def _in_processes(
             for future in done:
                 job = pending.pop(future)
                 error = future.exception()
-                if error:  # the process itself died: killed, or out of memory
+                if error:  # the process died: killed, or out of memory
                     why = f"a worker process died ({explain(error)}); try again with fewer --jobs"
                     yield Outcome(job.source, job.target, error=why)
                 else:
                     yield future.result()
     finally:
-        stop.set()  # work in progress raises at its next report and cleans up after itself
+        stop.set()  # running workers raise at their next progress report and clean up
         pool.shutdown(wait=True, cancel_futures=True)
 
 
@@ -192,15 +193,15 @@ _work: Worker | None = None
 
 
 def _begin_process(open_worker: Callable[[], Worker], stop: Any, news: Any, threads: int) -> None:
-    """Ctrl-C is not heard here: the parent hears it and tells us through `stop`. A polite kill unwinds, as there."""
+    """Set up a worker process. It ignores Ctrl-C: the parent handles it and sets `stop`."""
     global _stop, _news, _work
-    unwind_when_terminated()  # sent to the whole group it would otherwise end us with a file half-written
+    unwind_when_terminated()  # SIGTERM to the whole process group must not end us in the middle of a file
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[variable] = str(threads)
     _stop, _news = stop, news
     try:
         _work = open_worker()
-    except Exception as error:  # raised here it would take the whole pool down without saying why
+    except Exception as error:  # raised here, it would break the whole pool without a reason
         _work = functools.partial(_refuse, explain(error))
 
 

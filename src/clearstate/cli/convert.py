@@ -1,4 +1,4 @@
-"""clearstate convert: weights that others have published."""
+"""clearstate convert: turn published checkpoints into weights that every other verb accepts."""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,18 +9,23 @@ from clearstate.cli.terminal import note
 
 
 def run(
-    checkpoint: Annotated[Path, typer.Argument(help="The published file.", show_default=False)],
-    to: Annotated[str, typer.Option("--to", metavar="NAME", help="The model it is of.", show_default=False)],
+    checkpoint: Annotated[Path, typer.Argument(help="The published checkpoint file.", show_default=False)],
+    to: Annotated[str, typer.Option("--to", metavar="NAME", help="The model of the checkpoint.", show_default=False)],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="FOLDER", help="Where to write. Default: named after the file."),
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FOLDER",
+            help="Output folder. Default: the name of the checkpoint without its extension.",
+        ),
     ] = None,
 ) -> None:
-    """Convert a published checkpoint to weights that every other verb takes.
+    """Convert a published checkpoint to weights that every other verb accepts.
 
-    For SEMamba (`--to semamba-advanced`), RT-SEMamba (`--to semamba-causal-8`, or -1, -2, -4), MP-SENet
-    (`--to mp-senet`) and its hybrid (`--to mp-senet-mamba`, or -small). Every tensor must have its place and its shape;
-    one that has not is named, and nothing is written.
+    Supported: SEMamba (`--to semamba-advanced`), RT-SEMamba (`--to semamba-causal-8`, or -1, -2, -4), MP-SENet
+    (`--to mp-senet`) and its Mamba hybrid (`--to mp-senet-mamba`, or mp-senet-mamba-small). Every tensor must match the
+    model by name and shape. If one does not, the error names it and nothing is written.
 
     **Example**
 

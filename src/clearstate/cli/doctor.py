@@ -1,4 +1,4 @@
-"""clearstate doctor: is everything in place, and how fast is this machine?"""
+"""clearstate doctor: check the installation and measure the speed of this machine."""
 
 import platform
 import time
@@ -19,11 +19,11 @@ EXTRAS = {
     "train": (("lightning", "scipy", "matplotlib"), "training"),
     "export": (("onnx", "onnxscript", "onnxruntime"), "ONNX export"),
 }
-SECONDS = 10.0  # of noise that the default model is timed on
+SECONDS = 10.0  # length of the noise for the speed test
 
 
 class Finding(NamedTuple):
-    """One line of the examination. `state` is "ok", "absent" (an option that nothing needs) or "wrong"."""
+    """One line of the report. `state` is "ok", "absent" (optional and not installed) or "wrong"."""
 
     state: str
     what: str
@@ -32,10 +32,10 @@ class Finding(NamedTuple):
 
 
 def run() -> None:
-    """Examine the installation: libraries, the recurrence's backend, codecs, models, and the speed on this machine.
+    """Check the installation: libraries, scan kernels, audio formats, models and speed.
 
-    Each thing missing comes with its remedy. The exit code is 1 if something that enhancement needs is wrong; absent
-    extras are fine.
+    The report gives a remedy for everything that is missing. The exit code is 1 if `enhance` cannot work properly;
+    missing extras do not count.
 
     **Example**
 
@@ -53,7 +53,7 @@ def run() -> None:
 
 
 def _safely(examine: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
-    """A broken library must not end the examination: it is what the examination is for."""
+    """Turn an exception into a finding: a broken library must not end the report."""
     try:
         yield from examine()
     except Exception as error:
@@ -75,7 +75,7 @@ def _torch() -> Iterator[Finding]:
 
 
 def _scan() -> Iterator[Finding]:
-    """Which code runs the recurrence; a slow one, and anything said about it, is not all right."""
+    """The backend of the selective scan. The slow reference, or a warning about the choice, counts as wrong."""
     from clearstate import ssm
 
     with warnings.catch_warnings(record=True) as said:
@@ -139,17 +139,20 @@ def _models() -> Iterator[Finding]:
     shipped = [name for name, preset in PRESETS.items() if preset.weights]
     if "live" in shipped:
         yield Finding(
-            "ok", "models", f"weights here: {' '.join(shipped)}; to be trained: {len(PRESETS) - len(shipped)}"
+            "ok", "models", f"with weights: {' '.join(shipped)}; to be trained: {len(PRESETS) - len(shipped)}"
         )
     else:
         remedy = "reinstall clearstate; in a checkout, fetch src/clearstate/weights"
         yield Finding(
-            "wrong", "models", f"no weights of the default model 'live' (here: {' '.join(shipped) or 'none'})", remedy
+            "wrong",
+            "models",
+            f"the weights of the default model 'live' are missing (found: {' '.join(shipped) or 'none'})",
+            remedy,
         )
 
 
 def _speed() -> Iterator[Finding]:
-    """Time of the default model over the length of the audio, best of three; weights make no difference to it."""
+    """Real-time factor of the default model, best of three runs. Fresh weights are as fast as trained ones."""
     import numpy as np
     import torch
 
@@ -161,12 +164,12 @@ def _speed() -> Iterator[Finding]:
     )
     times = []
     with torch.inference_mode():
-        model(noise[:, : model.sample_rate])  # compiles what is not compiled yet
+        model(noise[:, : model.sample_rate])  # compiles the kernels on first use
         for _ in range(3):
             started = time.perf_counter()
             model(noise)
             times.append(time.perf_counter() - started)
     rtf = min(times) / SECONDS
-    detail = f"'live' takes {rtf:.4f} s a second of audio: {1 / rtf:.0f} x real time"
-    remedy = "see the line 'scan' above; close other programs; set OMP_NUM_THREADS to the number of cores"
+    detail = f"'live' takes {rtf:.4f} s per second of audio, {1 / rtf:.0f} x real time"
+    remedy = "check the line 'scan' above; close other programs; set OMP_NUM_THREADS to the number of cores"
     yield Finding("ok", "speed", detail) if rtf < 1 else Finding("wrong", "speed", detail, remedy)

@@ -1,4 +1,4 @@
-"""clearstate enhance: noisy speech in, clean speech out."""
+"""clearstate enhance: remove noise from recordings of speech. The work itself is in `tasks/enhance.py`."""
 
 import functools
 from enum import Enum
@@ -24,7 +24,7 @@ from clearstate.cli.verbs import (
 
 
 class Channels(str, Enum):
-    """How the channels of a recording go together."""
+    """How to treat the channels of a recording."""
 
     linked = "linked"
     apart = "apart"
@@ -38,42 +38,40 @@ def run(
             "--output",
             "-o",
             metavar="FILE_OR_FOLDER",
-            help="Where to write; - is stdout (WAV). Without it, talk.wav becomes talk.clear.wav beside it.",
+            help="Output file or folder; - writes WAV to stdout. Default: talk.clear.wav next to talk.wav.",
         ),
     ] = None,
     model: Annotated[
-        str, typer.Option("--model", "-m", help="A name that `clearstate models` lists, or a folder with weights.")
+        str, typer.Option("--model", "-m", help="Name of a model (see `clearstate models`), or a folder with weights.")
     ] = "live",
     strength: Annotated[
         float | None,
-        typer.Option(
-            min=0, metavar="DB", help="Take noise down by at most this many dB; 0 changes nothing. Without it: all."
-        ),
+        typer.Option(min=0, metavar="DB", help="Attenuate noise by at most DB; 0 changes nothing. Default: no limit."),
     ] = None,
     residual: Annotated[
-        bool, typer.Option("--residual", help="Write what was taken away instead (talk.residual.wav).")
+        bool, typer.Option("--residual", help="Write the removed sound instead (talk.residual.wav).")
     ] = False,
     pcs: Annotated[
         bool,
         typer.Option(
             "--pcs",
-            help="Stretch the perceptual contrast of the result, as SEMamba's best PESQ was reached: crisper to a "
-            "listener and to PESQ, further from the clean waveform.",
+            help="Apply perceptual contrast stretching to the output, as SEMamba does for its best PESQ. Speech sounds "
+            "crisper and PESQ rises; the waveform moves away from the clean one.",
         ),
     ] = False,
     warm_up: Annotated[
         bool,
         typer.Option(
             "--warm-up/--no-warm-up",
-            help="Let a causal model hear the first 1.5 s of a file once before they count. Without it the result is "
-            "that of `clearstate stream`, sample by sample.",
+            help="A causal model first processes the opening 1.5 s of a file to initialise its state, then starts "
+            "again from the beginning. --no-warm-up gives the same samples as `clearstate stream`.",
         ),
     ] = True,
     channels: Annotated[
         Channels,
         typer.Option(
-            help="linked: all channels share one gain, so the stereo image stays. apart: each is enhanced by itself, "
-            "for recordings with one speaker per channel."
+            help="linked: all channels share one gain, which keeps the stereo image. apart: every channel is enhanced "
+            "separately, for recordings with one speaker per channel."
         ),
     ] = Channels.linked,
     track: Track = None,
@@ -81,26 +79,27 @@ def run(
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Clean up noisy speech.
+    """Remove noise from speech.
 
-    The output has the length (to the sample), sample rate, channels, bit depth and tags of the input. An input is never
-    overwritten, and no other file without --overwrite. A file that fails is named at the end and the others are done.
+    The output has the same length (to the sample), sample rate, channels, bit depth and tags as the input. The input is
+    never overwritten; other files only with --overwrite. If a file fails, the others are still processed and the
+    failures are listed at the end.
 
     **Examples**
 
-    `clearstate enhance talk.mp3` writes talk.clear.mp3 beside it
+    `clearstate enhance talk.mp3` writes talk.clear.mp3
 
     `clearstate enhance talk.wav -o clean.flac`
 
-    `clearstate enhance interviews/ "extra/*.wav" -o clean/ --jobs 4` keeps the folders' structure
+    `clearstate enhance interviews/ "extra/*.wav" -o clean/ --jobs 4` keeps the folder structure
 
-    `clearstate enhance lecture.wav --strength 12` leaves some room tone
+    `clearstate enhance lecture.wav --strength 12` keeps some room tone
 
-    `clearstate enhance call.wav --channels apart` for a call with one party per channel
+    `clearstate enhance call.wav --channels apart` for a call with one speaker per channel
 
     `ffmpeg -i call.mkv -f wav - | clearstate enhance - > call.wav`
 
-    Exit code: 0 all done, 1 some file failed, 2 wrong use, 130 interrupted.
+    Exit codes: 0 success, 1 some files failed, 2 wrong use, 130 interrupted.
     """
     todo = plan(inputs, output, tag="residual" if residual else "clear", overwrite=overwrite)
     outcomes = [Outcome(source, None, error=why) for source, why in todo.failures]
@@ -125,7 +124,7 @@ def open_worker(
     overwrite: bool,
     track: int | None = None,
 ) -> Worker:
-    """Load the model once; the worker it gives enhances one file at a time."""
+    """Load the model and return a worker that enhances one file per call."""
     import clearstate
 
     try:

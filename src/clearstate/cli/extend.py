@@ -1,4 +1,4 @@
-"""clearstate extend: a narrow recording in (telephone, old archive, 16 kHz), a wide one out."""
+"""clearstate extend: add the missing high frequencies to narrowband speech. The work itself is in `tasks/extend.py`."""
 
 import functools
 from typing import Annotated, Any
@@ -21,7 +21,7 @@ from clearstate.cli.verbs import (
     lengths,
 )
 
-FAST = "extend-fast"  # the default, as in clearstate.extension, which imports torch
+FAST = "extend-fast"  # the default of tasks/extend.py, which imports NumPy: too slow for --help
 
 
 def run(
@@ -32,47 +32,50 @@ def run(
             "--output",
             "-o",
             metavar="FILE_OR_FOLDER",
-            help="Where to write; - is stdout (WAV). Without it, old.wav becomes old.wide.wav beside it.",
+            help="Output file or folder; - writes WAV to stdout. Default: old.wide.wav next to old.wav.",
         ),
     ] = None,
-    to: Annotated[int, typer.Option("--to", metavar="HZ", help="Sample rate of the output, at most 48000.")] = 48_000,
+    to: Annotated[int, typer.Option("--to", metavar="HZ", help="Sample rate of the output, up to 48000.")] = 48_000,
     model: Annotated[
         str | None,
-        typer.Option("--model", "-m", help=f"A name that `clearstate models` lists, or a folder. Default: {FAST}."),
+        typer.Option("--model", "-m", help=f"Name of an extension model, or a folder with weights. Default: {FAST}."),
     ] = None,
     fast: Annotated[
-        bool, typer.Option("--fast", help=f"Take {FAST}: one step, real time on a CPU. The default.")
+        bool, typer.Option("--fast", help=f"Use {FAST}: one step, real time on a CPU. This is the default.")
     ] = False,
     steps: Annotated[
         int | None,
-        typer.Option(min=1, help="Steps of a diffusion model: more take longer. Without it, its own number."),
+        typer.Option(
+            min=1, help="Number of steps of a diffusion model; more steps take longer. Default: set by the model."
+        ),
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(min=0, help="Of a diffusion model: another seed, another guess at what is missing.")
+        int | None,
+        typer.Option(min=0, help="Random seed of a diffusion model. Each seed gives another plausible result."),
     ] = None,
     track: Track = None,
     jobs: Jobs = 1,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Extend the bandwidth of narrow speech: make up the treble that it lacks.
+    """Add the missing high frequencies to narrowband speech (bandwidth extension).
 
-    What the recording holds comes back unchanged; above its bandwidth, which is measured (a file at 48 kHz may hold no
-    more than 8), a band is added that was never recorded: plausible, not true. The output has the channels, bit
-    depth and tags of the input, and its length at the new rate. An input is never overwritten, and no other file
-    without --overwrite. A file that fails is named at the end and the others are done.
+    The recorded frequencies stay unchanged. The bandwidth of the recording is measured, because a 48 kHz file may
+    contain nothing above 8 kHz. The model generates the band above it: the result is plausible, not recorded. The
+    output has the same duration, channels, bit depth and tags as the input. The input is never overwritten; other files
+    only with --overwrite. If a file fails, the others are still processed and the failures are listed at the end.
 
     **Examples**
 
-    `clearstate extend old.wav --to 48000` writes old.wide.wav beside it
+    `clearstate extend old.wav --to 48000` writes old.wide.wav
 
     `clearstate extend call.mp3 -o call.flac`
 
-    `clearstate extend archive/ -o wide/ --jobs 2 --json` keeps the folders' structure, and reports the bandwidths
+    `clearstate extend archive/ -o wide/ --jobs 2 --json` keeps the folder structure and reports the bandwidths
 
-    `clearstate enhance call.wav -o - | clearstate extend - > clear.wav` without the noise first
+    `clearstate enhance call.wav -o - | clearstate extend - > clear.wav` removes noise first
 
-    Exit code: 0 all done, 1 some file failed, 2 wrong use, 130 interrupted.
+    Exit codes: 0 success, 1 some files failed, 2 wrong use, 130 interrupted.
     """
     name = _choose(model, fast)
     todo = plan(inputs, output, tag="wide", overwrite=overwrite)
@@ -92,7 +95,7 @@ def run(
 def open_worker(
     model: str, to: int, steps: int | None, seed: int | None, overwrite: bool, track: int | None = None
 ) -> Worker:
-    """Load the model once; the worker it gives extends one file at a time."""
+    """Load the model and return a worker that extends one file per call."""
     from clearstate.tasks.extend import load_extender
 
     try:
@@ -105,7 +108,9 @@ def open_worker(
             make_room(job.target)
         done = extender.extend_file(job.source, job.target, to=to, track=track, overwrite=overwrite, progress=progress)
         reach = f"up to {done.bandwidth_hz / 1000:.3g} kHz"
-        silent = done.bandwidth_hz > 1.1 * done.from_rate / 2  # silence is measured as reaching to the top
+        silent = (
+            done.bandwidth_hz > 1.1 * done.from_rate / 2
+        )  # silence has no upper edge, so it measures as half the model's rate
         why_not = "it is silent" if silent else f"it holds {reach}"
         return {
             "seconds": done.seconds, "from_rate": done.from_rate, "sample_rate": done.sample_rate,
@@ -118,14 +123,16 @@ def open_worker(
 
 def _choose(model: str | None, fast: bool) -> str:
     if fast and model not in (None, FAST):
-        raise UsageError(f"--fast takes {FAST}, and --model says {model}: leave one of them out")
+        raise UsageError(f"--fast selects {FAST}, but --model is {model}; give only one of them")
     return model or FAST
 
 
 def _check_settings(model: str, to: int, steps: int | None, seed: int | None) -> None:
-    """What is wrong whatever the file is told before any is opened."""
+    """Report settings that no file allows before any file is opened."""
     if not 8_000 <= to <= 48_000:
-        raise UsageError(f"--to {to}: expected 8000 to 48000 Hz (the models' own rate), such as 48000 or 44100")
+        raise UsageError(f"--to {to}: expected 8000 to 48000 Hz, such as 48000 or 44100")
     given = [name for name, value in (("--steps", steps), ("--seed", seed)) if value is not None]
     if model == FAST and given:
-        raise UsageError(f"{' and '.join(given)}: {FAST} works in one step; it is for diffusion models (see --model)")
+        raise UsageError(
+            f"{' and '.join(given)}: {FAST} works in one step; use it with a diffusion model, such as --model mambawave"
+        )

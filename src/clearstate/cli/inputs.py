@@ -1,6 +1,6 @@
-"""From the words on the command line to a list of (file to read, file to write).
+"""Turn the inputs on the command line into a list of jobs (file to read, file to write).
 
-Every verb that turns audio files into audio files names its outputs by the rules in `plan`.
+Every verb that writes audio files names its outputs by the rules in `plan`.
 """
 
 import glob
@@ -10,37 +10,17 @@ import unicodedata
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from clearstate.audio.formats import READABLE, WRITABLE, examples
 from clearstate.audio.paths import walk, why_no_file
 from clearstate.audio.streams import STDIO, as_stdio, is_stream
 from clearstate.cli.terminal import UsageError
 
-LONGEST_NAME = 255  # bytes of a file name; no common file system takes more
-
-# What soundfile writes; anything else that can be read (m4a, video) becomes WAV.
-WRITABLE = frozenset(
-    {".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".aifc", ".au", ".caf", ".w64", ".rf64"}
-)
-# What a folder is searched for. A file named outright is tried whatever its name.
-AUDIO = WRITABLE | {
-    ".m4a",
-    ".aac",
-    ".wma",
-    ".mp4",
-    ".m4v",
-    ".mkv",
-    ".mov",
-    ".webm",
-    ".avi",
-    ".snd",
-    ".3gp",
-    ".amr",
-    ".mka",
-}
+LONGEST_NAME = 255  # bytes of a file name; the limit of common file systems
 
 
 @dataclass(frozen=True)
 class Job:
-    """One file to do. Either side may be "-", which stands for stdin or stdout."""
+    """One file to process. `source` may be "-" for stdin, and `target` "-" for stdout."""
 
     source: str
     target: str
@@ -49,23 +29,24 @@ class Job:
 @dataclass
 class Plan:
     jobs: list[Job] = field(default_factory=list)
-    failures: list[tuple[str, str]] = field(default_factory=list)  # (input, why it cannot be done)
+    failures: list[tuple[str, str]] = field(default_factory=list)  # (input, reason)
 
 
 def plan(inputs: list[str], output: str | None, *, tag: str = "clear", overwrite: bool = False) -> Plan:
     """Decide what to read and where to write it.
 
-    * no `output`: `talk.wav` becomes `talk.clear.wav` beside it (`tag` is "clear"); "-" and pipes become "-".
-    * `output` is a folder (it exists as one, ends in a slash, or there are several inputs): files keep their names in
-      it, and files found in a folder keep their place under that folder.
-    * otherwise `output` is the file to write.
+    * Without `output`, `talk.wav` becomes `talk.clear.wav` in the same folder (`tag` is "clear"); "-" and pipes
+      become "-".
+    * `output` is a folder if it exists as one, ends in a slash, or there are several inputs. Files keep their names,
+      and files found in an input folder keep their subfolders.
+    * Otherwise `output` is the file to write.
 
     Args:
-        inputs: files, folders (searched through), glob patterns, or "-".
+        inputs: files, folders (searched with their subfolders), glob patterns, or "-".
     Returns:
-        The jobs, and the inputs that cannot become one with the reason; the others should still be done.
+        The jobs, and the inputs that cannot be processed with the reason. The jobs should still run.
     Raises:
-        UsageError: when the command line contradicts itself, so that nothing should be begun.
+        UsageError: if the command line contradicts itself and no work should start.
     """
     inputs = [as_stdio(word, 0) for word in inputs]
     output = output and as_stdio(output, 1)
@@ -76,8 +57,8 @@ def plan(inputs: list[str], output: str | None, *, tag: str = "clear", overwrite
     if output and not several and not _means_folder(output):
         return _single(str(found[0][0]), output, tag, overwrite) if found else result
     if output == STDIO:
-        raise UsageError("'-o -' (stdout) takes one input; give a folder for several")
-    if output and (os.path.isfile(output) or Path(output).suffix.lower() in AUDIO):
+        raise UsageError("'-o -' (stdout) takes one input; give a folder for several inputs")
+    if output and (os.path.isfile(output) or Path(output).suffix.lower() in READABLE):
         raise UsageError(f"-o {output} names a file, but there are several inputs; give a folder")
 
     takers: dict[str, Path] = {}
@@ -86,7 +67,7 @@ def plan(inputs: list[str], output: str | None, *, tag: str = "clear", overwrite
         target = Path(output) / _writable(place) if output else _beside(file, tag)
         taker = takers.setdefault(one_name(target), file)
         if taker != file and _same(taker, file):
-            continue  # named twice
+            continue  # the same file, named twice
         job = Job(str(file), str(target))
         try:
             reason = _clash(taker, file, target) or _refusal(job, overwrite)
@@ -102,28 +83,30 @@ def plan(inputs: list[str], output: str | None, *, tag: str = "clear", overwrite
 
 
 def gather(inputs: list[str], output: str | None, tag: str, result: Plan) -> tuple[list[tuple[Path, Path]], bool]:
-    """Each file that the inputs name, once, with its place under an output folder; and whether they mean several.
+    """Find the files that the inputs name, each with its path under an output folder; and whether to expect several.
 
-    What is no file goes to the failures of `result`.
+    Inputs that are not files are added to the failures of `result`.
 
     Raises:
-        UsageError: for "-" among others.
+        UsageError: if "-" is one of several inputs.
     """
     if STDIO in inputs:
-        raise UsageError("'-' (stdin) came together with other inputs; give it alone")
+        raise UsageError("'-' (stdin) cannot be combined with other inputs; give it alone")
     found: dict[Path, Path] = {}
     several = len(inputs) > 1
     for word in inputs:
         if os.path.isdir(word):
             if output and len(inputs) > 1 and _same(word, output):
-                continue  # the shell's * names the output folder, too, from the second run on
+                continue  # from the second run on, the shell's * also names the output folder
             several = True
-            inside, unusable = walk(word, AUDIO, leave_out=output)
+            inside, unusable = walk(word, READABLE, leave_out=output)
             inside = [file for file in inside if not file.stem.endswith((".clear", ".residual", f".{tag}"))]
             found |= {file: file.relative_to(word) for file in inside if file not in found}
             result.failures += [(str(entry), reason) for entry, reason in unusable]
             if not inside and not unusable:
-                result.failures.append((word, f"no audio in this folder: looked for {_some(AUDIO)} and below it"))
+                result.failures.append(
+                    (word, f"no audio in this folder: looked for {examples(READABLE)} and in its subfolders")
+                )
         elif os.path.lexists(word):
             found.setdefault(Path(word), Path(Path(word).name))
         elif matches := sorted(glob.glob(word, recursive=True)):
@@ -136,22 +119,22 @@ def gather(inputs: list[str], output: str | None, tag: str, result: Plan) -> tup
         else:
             magic = glob.has_magic(word)
             result.failures.append((word, "no file matches this pattern" if magic else str(why_no_file(word))))
-    lost = [file for file in found if not os.path.exists(file)]  # links to nothing
+    lost = [file for file in found if not os.path.exists(file)]  # broken links
     result.failures += [(str(file), str(why_no_file(file))) for file in lost]
     return [(file, place) for file, place in found.items() if file not in lost], several
 
 
 def make_room(target: str) -> None:
-    """Make the folder that `target` is to lie in.
+    """Create the folder of `target`.
 
     Raises:
-        OSError: naming the folder, where it cannot be made.
+        OSError: with the folder's name, if it cannot be created.
     """
     folder = Path(target).absolute().parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OSError(f"the folder {folder} cannot be made ({error.strerror}); give another -o") from error
+        raise OSError(f"the folder {folder} cannot be created ({error.strerror}); give another -o") from error
 
 
 def _single(source: str, target: str, tag: str, overwrite: bool) -> Plan:
@@ -160,7 +143,7 @@ def _single(source: str, target: str, tag: str, overwrite: bool) -> Plan:
         target = str(Path(target) / name)
     if not is_stream(target) and (suffix := Path(target).suffix.lower()) not in WRITABLE:
         what = f"ends in {suffix!r}" if suffix else "has no extension"
-        raise UsageError(f"-o {target} {what}; expected one of {_some(WRITABLE)}, or a folder (end it with '/')")
+        raise UsageError(f"-o {target} {what}; expected one of {examples(WRITABLE)}, or a folder (end it with '/')")
     job = Job(source, target)
     if reason := _refusal(job, overwrite):
         return Plan(failures=[(source, reason)])
@@ -168,28 +151,28 @@ def _single(source: str, target: str, tag: str, overwrite: bool) -> Plan:
 
 
 def one_name(path: str | Path) -> str:
-    """The same text for all spellings of a path that name one file: upper case on Windows, accents on a Mac."""
+    """Normalise a path, so that spellings of the same file are equal: case on Windows, accents on macOS."""
     name = os.path.normcase(os.path.abspath(path))
     return unicodedata.normalize("NFC", name) if sys.platform == "darwin" else name
 
 
 def too_long(target: Path) -> str | None:
-    """Why a file of this name cannot be made, if it is too long."""
+    """The reason, if the file name is too long."""
     if (size := len(os.fsencode(target.name))) <= LONGEST_NAME:
         return None
     return (
-        f"the name of the output, {target.name}, has {size} bytes, at most {LONGEST_NAME} can be: give it a shorter one"
+        f"the output name {target.name} has {size} bytes, but at most {LONGEST_NAME} are allowed; choose a shorter one"
     )
 
 
 def _clash(taker: Path, file: Path, target: Path) -> str | None:
     if taker == file:
         return None
-    return f"it and {taker} would both be written to {target}; do it by itself, with another -o"
+    return f"this file and {taker} would both be written to {target}; process it separately, with another -o"
 
 
 def _refusal(job: Job, overwrite: bool) -> str | None:
-    """Why this output must not be written, if so. The input itself is wrong use; another file is a failure."""
+    """The reason, if this output must not be written. Overwriting the input itself is wrong use."""
     target = Path(job.target)
     if is_stream(job.target):
         return None
@@ -198,17 +181,17 @@ def _refusal(job: Job, overwrite: bool) -> str | None:
     if not os.path.exists(target):
         return None
     if job.source != STDIO and _same(job.source, job.target):
-        raise UsageError(f"the output {target} is the input itself; give another -o (the input is never overwritten)")
+        raise UsageError(f"the output {target} is the input itself, which is never overwritten; give another -o")
     if not target.is_file():
         return f"{target} is not a regular file; give another -o"
-    return None if overwrite else f"{target} exists already; add --overwrite, or give another -o"
+    return None if overwrite else f"{target} already exists; add --overwrite, or give another -o"
 
 
 def _same(first: str | Path, second: str | Path) -> bool:
     try:
         return os.path.samefile(first, second)
     except OSError:
-        return False  # one of them is not there
+        return False  # one of them does not exist
 
 
 def _inside(file: Path, folder: str) -> bool:
@@ -226,8 +209,3 @@ def _beside(file: Path, tag: str) -> Path:
 
 def _writable(path: Path) -> Path:
     return path if path.suffix.lower() in WRITABLE else path.with_suffix(".wav")
-
-
-def _some(suffixes: frozenset[str]) -> str:
-    first = [s for s in (".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a") if s in suffixes]
-    return " ".join(first) + " …"

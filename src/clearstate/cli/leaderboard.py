@@ -1,4 +1,4 @@
-"""clearstate leaderboard: our scores beside the published ones."""
+"""clearstate leaderboard: compare your scores with published results."""
 
 from pathlib import Path
 from typing import Annotated
@@ -12,24 +12,24 @@ def run(
     results: Annotated[
         list[str],
         typer.Argument(
-            metavar="RESULT...", help="Files of `clearstate score --json`, or NAME=FILE to name the system."
+            metavar="RESULT...", help="Output files of `clearstate score --json`; NAME=FILE also names the system."
         ),
     ],
     test_set: Annotated[
-        str, typer.Option("--set", metavar="NAME", help="The test set they were scored on, if they do not say.")
+        str, typer.Option("--set", metavar="NAME", help="The test set, if the files do not name it.")
     ] = "",
-    published: Annotated[bool, typer.Option(help="Show the published rows of the same test set.")] = True,
+    published: Annotated[bool, typer.Option(help="Show the published results on the same test set.")] = True,
     markdown: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the tables as Markdown.")] = None,
 ) -> None:
-    """Put scored systems beside the published ones, test set by test set, best first.
+    """Compare scored systems with published results: one table per test set, best first.
 
-    A system named like a model (`clearstate models`, or a folder with weights) also gets its parameters, its
-    multiply-accumulates (projections and scan included), its real-time factor on one thread of this machine and its
-    latency. Published rows carry their source; composites on the other scale are marked.
+    If a system has the name of a model (`clearstate models`) or of a folder with weights, the table also shows its
+    parameters, multiply-accumulates (including projections and the scan), real-time factor on one thread of this
+    machine, and latency. Published rows name their source. A mark shows composite scores on a different scale.
 
     **Examples**
 
-    `clearstate leaderboard live=live.json` with a result scored with `--set voicebank-demand`
+    `clearstate leaderboard live=live.json` for a file written by `clearstate score --set voicebank-demand`
 
     `clearstate leaderboard *.json --set clearstate-valid-denoise --markdown board.md`
     """
@@ -49,7 +49,7 @@ def run(
     known = all_published()
     console = Console(highlight=False)
     if not console.is_terminal:
-        console.width = 220  # a pipe has no width; rows should stay on one line
+        console.width = 220  # pipes have no width; keep each row on one line
     for board in found:
         rows, notes = lines(board)
         table = Table(title=escape(board.title), box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left")
@@ -61,9 +61,7 @@ def run(
         for line in notes:
             console.print(escape(line))
         if published and board.test_set not in known:
-            note(
-                f"no published rows for the test set {board.test_set!r}: there are some for {', '.join(known)} (--set)"
-            )
+            note(f"no published results for test set {board.test_set!r}; expected --set with one of {', '.join(known)}")
     if markdown:
         write(markdown, as_markdown(found))
         note(f"wrote {markdown}")

@@ -1,36 +1,61 @@
-"""clearstate models: what there is to choose from."""
+"""clearstate models: list the models."""
 
 import json
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 import typer
 
+RECOMMENDED, WITH_WEIGHTS, UNTRAINED = GROUPS = (
+    "recommended", "published, with our weights", "published, to be trained",
+)  # fmt: skip
+
 
 def run(
-    as_json: Annotated[bool, typer.Option("--json", help="Print a list of objects instead of a table.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="Also list the models without weights.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all models as JSON instead of a table.")] = False,
     cost: Annotated[
-        bool, typer.Option("--cost", help="Run each model and count its multiply-accumulates for a second of audio.")
+        bool, typer.Option("--cost", help="Run each model and count its multiply-accumulates per second of audio.")
     ] = False,
 ) -> None:
-    """List every model: what it does, its size, whether it can stream, and whether its weights are shipped.
+    """List the models: task, size, sample rate, latency, weights and licence.
 
-    A model whose weights are not shipped can be trained, and is then used by the path of its folder
-    (`clearstate enhance talk.wav --model runs/mine`).
+    The recommended models come first: the defaults of `enhance`, `separate` and `extend`. Models without weights are
+    hidden without --all. Train one with `clearstate train`, then use it by its folder
+    (`clearstate enhance talk.wav --model runs/mine/best`).
 
     **Examples**
 
     `clearstate models`
 
-    `clearstate models --json`
+    `clearstate models --all --cost` counts projections, attention, scans and FFTs, which per-layer counters omit
 
-    `clearstate models --cost` with projections, attention, scans and FFTs, which counts by layers leave out
+    `clearstate models --json`
     """
     from clearstate.models import PRESETS
 
-    rows = [describe(name, cost=cost) for name in PRESETS]
+    shown = PRESETS if every or as_json else [name for name in PRESETS if group_of(name) != UNTRAINED]
+    rows = [describe(name, cost=cost) for name in shown]
     if as_json:
         print(json.dumps(rows, indent=2))
         return
+    show(rows, cost)
+    if hidden := len(PRESETS) - len(rows):
+        print(f"{hidden} models without weights are hidden; --all lists them")
+
+
+def group_of(name: str) -> str:
+    """The group of a preset, one of GROUPS."""
+    from clearstate.models import PRESETS
+    from clearstate.runtime.contract import KINDS
+
+    if name in (default for _, default in KINDS.values()):
+        return RECOMMENDED
+    return WITH_WEIGHTS if PRESETS[name].weights else UNTRAINED
+
+
+def show(rows: Iterable[dict[str, Any]], cost: bool) -> None:
+    """Print the rows as a table, group by group."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -43,7 +68,10 @@ def run(
         table.add_column("MACs/s", justify="right")
     for heading in ("rate", "causal", "latency", "weights", "licence", "what it is"):
         table.add_column(heading, overflow="fold")
-    for row in rows:
+    before = ""
+    for row in sorted(rows, key=lambda row: GROUPS.index(row["group"])):
+        if row["group"] != before:
+            table.add_row(before := row["group"], style="bold")
         table.add_row(
             row["name"],
             row["task"],
@@ -58,12 +86,12 @@ def run(
         )
     console = Console(highlight=False)
     if not console.is_terminal:
-        console.width = 160  # a pipe has no width; rows should stay on one line
+        console.width = 160  # pipes have no width; keep each row on one line
     console.print(table)
 
 
 def describe(name: str, *, cost: bool = False) -> dict[str, Any]:
-    """What `clearstate models` says of one preset; the latency is that of the algorithm, in milliseconds."""
+    """The entries of one preset in `clearstate models`. The latency is algorithmic, in milliseconds."""
     from clearstate.models import PRESETS, build
 
     preset = PRESETS[name]
@@ -77,6 +105,7 @@ def describe(name: str, *, cost: bool = False) -> dict[str, Any]:
     latency = 1000 * (model.latency + model.hop) / model.sample_rate if model.causal else None
     return {
         "name": name,
+        "group": group_of(name),
         "task": preset.task,
         "parameters": sum(p.numel() for p in model.parameters()),
         **counted,

@@ -1,4 +1,4 @@
-"""clearstate plot: a picture of what was cleaned up."""
+"""clearstate plot: draw the spectrograms of a recording before and after."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,14 +11,14 @@ from clearstate.cli.terminal import UsageError, note
 
 def run(
     before: Annotated[Path, typer.Argument(metavar="IN", help="The noisy recording.")],
-    after: Annotated[Path, typer.Argument(metavar="OUT", help="What came out.")],
-    picture: Annotated[Path, typer.Argument(metavar="PICTURE", help="The file to draw: .png, .svg or .pdf.")],
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a picture that exists.")] = False,
+    after: Annotated[Path, typer.Argument(metavar="OUT", help="The processed recording.")],
+    picture: Annotated[Path, typer.Argument(metavar="PICTURE", help="Output file: .png, .svg or .pdf.")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing picture.")] = False,
 ) -> None:
     """Draw the spectrograms of two recordings, one above the other.
 
-    Both share the scale of level (dB relative to full scale), so that what is darker below has been taken away. Any
-    length: a long recording is read in pieces. Needs matplotlib (`pip install "clearstate[demo]"`).
+    Both use the same level scale (dB relative to full scale): darker areas in the lower picture show what was removed.
+    Long recordings are read in pieces. Needs matplotlib (`pip install "clearstate[demo]"`).
 
     **Example**
 
@@ -26,10 +26,10 @@ def run(
     """
     if picture.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise UsageError(f"PICTURE {picture} ends in {picture.suffix!r}; expected .png, .svg or .pdf")
-    if picture.exists() and not picture.is_file():  # a device would be replaced
+    if picture.exists() and not picture.is_file():  # never replace a device
         raise UsageError(f"{picture} {why_no_file(picture)}")
     if picture.exists() and not overwrite:
-        raise UsageError(f"{picture} exists already; add --overwrite, or give another name")
+        raise UsageError(f"{picture} already exists; add --overwrite, or choose another name")
     from clearstate.audio.pictures import before_and_after
 
     before_and_after(before, after, picture)

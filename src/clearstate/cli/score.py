@@ -1,4 +1,4 @@
-"""clearstate score: how near the enhanced files come to the clean ones."""
+"""clearstate score: compute quality scores of enhanced files against clean references."""
 
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -21,59 +21,66 @@ Entry = TypeVar("Entry")
 
 
 def run(
-    clean: Annotated[Path, typer.Option(metavar="DIR", help="The clean references: a folder, or one file.")],
+    clean: Annotated[Path, typer.Option(metavar="DIR", help="Clean references: a folder or one file.")],
     enhanced: Annotated[Path, typer.Option(metavar="DIR", help="The files to score.")],
     noisy: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="What was enhanced: adds the improvements SI-SDRi and SDRi.")
+        Path | None, typer.Option(metavar="DIR", help="Noisy inputs; adds the improvements SI-SDRi and SDRi.")
     ] = None,
     metrics: Annotated[
         str,
         typer.Option(
-            "--metrics", "-s", metavar="LIST", help="Scores or groups, with commas: default, divided, dnsmos, nisqa, …"
+            "--metrics",
+            "-s",
+            metavar="LIST",
+            help="Scores or groups, comma-separated: default, divided, dnsmos, nisqa, …",
         ),
     ] = "default",
     weights: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=FILE", help="Weights of nisqa, utmos, scoreq or dnsmos. Nothing is downloaded."),
+        typer.Option(metavar="NAME=FILE", help="Weights for nisqa, utmos, scoreq or dnsmos. Nothing is downloaded."),
     ] = None,
     high_band: Annotated[
-        float | None, typer.Option(min=0, metavar="HZ", help="Where LSD-high begins. Without it: half of the band.")
+        float | None, typer.Option(min=0, metavar="HZ", help="Lower edge of LSD-high. Default: half of the band.")
     ] = None,
     asr: Annotated[
         str | None,
-        typer.Option(metavar="RECOGNISER", help="Word error rates with pocketsphinx, or whisper:MODELFILE."),
+        typer.Option(
+            metavar="RECOGNISER", help="Also compute word error rates, with pocketsphinx or whisper:MODELFILE."
+        ),
     ] = None,
     transcripts: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="For --asr: lines of `name words`, or .json, .jsonl.")
+        Path | None,
+        typer.Option(metavar="FILE", help="For --asr: a text file with lines `name words`, or .json, .jsonl."),
     ] = None,
     meta: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="JSON list of objects with a `file`: tables per group.")
+        Path | None,
+        typer.Option(metavar="FILE", help="JSON list of objects with a `file` key; adds one table per group."),
     ] = None,
     by: Annotated[str, typer.Option(metavar="LIST", help="Fields of --meta to group by.")] = "snr_db,noise",
-    name: Annotated[str, typer.Option(metavar="NAME", help="Of the system, for `clearstate leaderboard`.")] = "",
+    name: Annotated[str, typer.Option(metavar="NAME", help="Name of the system, for `clearstate leaderboard`.")] = "",
     test_set: Annotated[
-        str, typer.Option("--set", metavar="NAME", help="Of the test set, for `clearstate leaderboard`.")
+        str, typer.Option("--set", metavar="NAME", help="Name of the test set, for `clearstate leaderboard`.")
     ] = "",
     json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write means and files as JSON.")
+        Path | None,
+        typer.Option("--json", metavar="FILE", help="Write the means and the scores of every file as JSON."),
     ] = None,
-    csv_file: Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Write a line a file as CSV.")] = None,
+    csv_file: Annotated[
+        Path | None, typer.Option("--csv", metavar="FILE", help="Write one line per file as CSV.")
+    ] = None,
     report: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write a page (.html or .md) with the best, median, worst file.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Write a report (.html or .md) with the best, median and worst file."),
     ] = None,
-    jobs: Annotated[
-        int, typer.Option("--jobs", "-j", min=0, help="Files at a time, each in a process of its own; 0 is all cores.")
-    ] = 0,
+    jobs: Annotated[int, typer.Option("--jobs", "-j", min=0, help="Number of worker processes; 0 uses all cores.")] = 0,
 ) -> None:
     """Score enhanced speech against clean speech.
 
-    Files belong together by name, whatever their extension; what tools add (`x.clear.wav`, `x_enhanced.flac`) does not
-    matter. What has no partner is listed. Rates that differ are resampled, lengths cut to the shorter, and an output
-    that is late is said to be. The table gives the mean, its 95 % interval (bootstrap over files) and the number of
-    files.
+    Files are paired by name. Extensions and common suffixes (`x.clear.wav`, `x_enhanced.flac`) do not matter. Files
+    without a partner are listed. Different sample rates are resampled, longer files are cut, and delayed outputs are
+    reported. The table shows the mean, its 95 % confidence interval (bootstrap over files) and the number of files.
 
-    A clean folder with s1/ and s2/ in it is one of separated speakers: each mixture is scored in the order of outputs
-    that fits best.
+    For separation, the clean folder contains s1/ and s2/. Each mixture is scored with the best order of its outputs.
 
     **Examples**
 
@@ -85,7 +92,7 @@ def run(
 
     `clearstate score --clean clean/ --enhanced out/ --asr pocketsphinx --transcripts text.txt`
 
-    Exit code: 0 all scored, 1 some file could not be scored, 2 wrong use, 130 interrupted.
+    Exit codes: 0 success, 1 some files could not be scored, 2 wrong use, 130 interrupted.
     """
     from clearstate.metrics.files import match
     from clearstate.metrics.results import Results, read_records
@@ -133,7 +140,7 @@ def run(
 def _write(
     results: "Results", matches: "Matches", json_file: Path | None, csv_file: Path | None, report: Path | None
 ) -> tuple[list[Path], list[str]]:
-    """Write what was asked for; the files, and why others could not be written: the table must come all the same."""
+    """Write the requested files; return those written and the reasons for the others, so the table is always shown."""
     from clearstate.metrics.report import write_report
     from clearstate.metrics.results import to_json_text, write
 
@@ -149,7 +156,7 @@ def _write(
                 produce(path)
                 written.append(path)
             except (ValueError, OSError, ImportError) as error:
-                lost.append(f"{path} is not written: {explain(error)}")
+                lost.append(f"{path} was not written: {explain(error)}")
     return written, lost
 
 
@@ -157,7 +164,7 @@ def _check_outputs(json_file: Path | None, csv_file: Path | None, report: Path |
     if report and report.suffix not in (".html", ".md"):
         raise UsageError(f"--report {report} ends in {report.suffix!r}; expected .html or .md")
     for path in (json_file, csv_file, report):
-        if path and path.exists() and not path.is_file():  # a device would be replaced
+        if path and path.exists() and not path.is_file():  # never replace a device
             raise UsageError(f"{path} {why_no_file(path)}")
 
 
@@ -181,13 +188,13 @@ def _options(
     asr: str | None,
     text: Path | None,
 ) -> tuple["Options", dict[str, str]]:
-    """What to score, and for each score that cannot be had the reason."""
+    """The scores to compute, and for each score that is not available the reason."""
     from clearstate.metrics.asr import check_recogniser, read_transcripts
     from clearstate.metrics.scoring import Options, available
     from clearstate.metrics.table import choose
 
     if (asr is None) != (text is None):
-        raise UsageError("--asr and --transcripts go together: the recogniser, and what was really said")
+        raise UsageError("--asr needs --transcripts, and --transcripts needs --asr; give both")
     words = [word.strip() for word in metrics.split(",") if word.strip()]
     words += [group for group in named if group not in words and not any(w.startswith(f"{group}_") for w in words)]
     try:
@@ -254,7 +261,7 @@ def _settings(clean: Path, enhanced: Path, noisy: Path | None, options: "Options
 
 
 def _show(results: "Results") -> None:
-    """Tables to stdout, warnings to stderr."""
+    """Print tables to stdout and warnings to stderr."""
     from rich import box
     from rich.console import Console
     from rich.markup import escape
@@ -265,7 +272,7 @@ def _show(results: "Results") -> None:
 
     console = Console(highlight=False)
     if not console.is_terminal:
-        console.width = 160  # a pipe has no width; rows should stay on one line
+        console.width = 160  # pipes have no width; keep each row on one line
     head = ["score", "mean", "95 % interval", "files", ""]
     tables = [[head, *map(list, lines_of_table(results))]]
     tables += [group_table(results, by, headlines(results)) for by in results.groups()]
@@ -278,7 +285,7 @@ def _show(results: "Results") -> None:
         console.print(table)
 
     silent = [file.name for file in results.scored if file.silent]
-    _warn(f"{len(silent)} outputs are all zeros (they count as the worst score)", silent)
+    _warn(f"{len(silent)} outputs contain only zeros (they get the worst score)", silent)
     _warn(f"{len(results.unmatched)} files have no partner and are not scored", results.unmatched)
     noted = [f"{file.name}: {text}" for file in results.scored for text in file.notes]
     _warn(f"{len({line.partition(':')[0] for line in noted})} files with a note", noted)
@@ -291,4 +298,4 @@ def _warn(title: str, lines: list[str]) -> None:
         for line in lines[:WARNINGS_SHOWN]:
             note(f"  {shown(line)}")
         if len(lines) > WARNINGS_SHOWN:
-            note(f"  … and {len(lines) - WARNINGS_SHOWN} more (all of them are in the JSON and the report)")
+            note(f"  … and {len(lines) - WARNINGS_SHOWN} more (--json and --report list all)")

@@ -1,4 +1,4 @@
-"""clearstate separate: several voices in one recording in, one recording a voice out."""
+"""clearstate separate: split a recording of several speakers into one file per speaker (`tasks/separate.py`)."""
 
 import functools
 import os
@@ -14,34 +14,38 @@ from clearstate.cli.inputs import Job, Plan, gather, one_name, too_long
 from clearstate.cli.terminal import UsageError, explain, note
 from clearstate.cli.verbs import AsJson, Inputs, Jobs, Overwrite, Track, check_model, check_pipes, close, lengths
 
-DEFAULT_MODEL = "separate-fast"  # as in clearstate.separation, which imports torch
-OURS = re.compile(r"\.speaker\d+$")  # the end of a name that an earlier run gave
+DEFAULT_MODEL = "separate-fast"  # as in tasks/separate.py, which imports NumPy: too slow for --help
+OURS = re.compile(r"\.speaker\d+$")  # the name of an output of an earlier run
 
 
 def run(
     inputs: Inputs,
     output: Annotated[
         str | None,
-        typer.Option("--output", "-o", metavar="FOLDER", help="Where to write. Without it, beside the input."),
+        typer.Option("--output", "-o", metavar="FOLDER", help="Output folder. Default: the folder of the input."),
     ] = None,
     model: Annotated[
-        str, typer.Option("--model", "-m", help="A separator that `clearstate models` lists, or a folder with weights.")
+        str,
+        typer.Option(
+            "--model", "-m", help="Name of a separation model (see `clearstate models`), or a folder with weights."
+        ),
     ] = DEFAULT_MODEL,
     enhance: Annotated[
         str | None,
-        typer.Option("--enhance", "-e", metavar="MODEL", help="Remove noise first, with this model (try: live)."),
+        typer.Option("--enhance", "-e", metavar="MODEL", help="Remove noise first with this model, such as live."),
     ] = None,
     track: Track = None,
     jobs: Jobs = 1,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
-    """Separate people who speak at the same time.
+    """Separate speakers who talk at the same time.
 
-    `talk.wav` becomes talk.speaker1.wav, talk.speaker2.wav and talk.timeline.json (who is active when, in seconds).
-    The outputs have the length (to the sample), sample rate, channels, bit depth and tags of the input, and add up to
-    it: levels are true, and what is not speech goes to whoever is loudest there. Each voice stays in its file however
-    long the recording. A file that fails is named at the end and the others are done.
+    `talk.wav` becomes talk.speaker1.wav, talk.speaker2.wav and talk.timeline.json (start and end of each speaker's
+    activity in seconds). The outputs have the same length (to the sample), sample rate, channels, bit depth and tags as
+    the input, and their sum is the input. Noise goes to the speaker who is loudest at that time and frequency. Each
+    speaker stays in one file, in recordings of any length. If a file fails, the others are still processed and the
+    failures are listed at the end.
 
     **Examples**
 
@@ -51,7 +55,7 @@ def run(
 
     `clearstate separate meetings/ -o voices/ --jobs 2 --json`
 
-    Exit code: 0 all done, 1 some file failed, 2 wrong use, 130 interrupted.
+    Exit codes: 0 success, 1 some files failed, 2 wrong use, 130 interrupted.
     """
     check_model(model, "separate", "--model")
     if enhance is not None:
@@ -66,7 +70,7 @@ def run(
 
 
 def open_worker(model: str, enhance: str | None, overwrite: bool, track: int | None = None) -> Worker:
-    """Load the models once; the worker it gives separates one file at a time."""
+    """Load the models and return a worker that separates one file per call."""
     from clearstate.tasks.separate import load_separator
 
     try:
@@ -90,30 +94,30 @@ def open_worker(model: str, enhance: str | None, overwrite: bool, track: int | N
 
 
 def places(inputs: list[str], output: str | None) -> tuple[list[Job], list[tuple[str, str]]]:
-    """What to read, and into which folder each goes; and the inputs that cannot be, with the reason.
+    """The files to read with their output folders, and the inputs that cannot be processed, with the reason.
 
     Raises:
-        UsageError: for an output that is a file.
+        UsageError: if `output` is a file.
     """
     if output is not None and (output == STDIO or os.path.isfile(output)):
-        raise UsageError(f"-o {output}: there is a file for each speaker; name a folder")
+        raise UsageError(f"-o {output} is a file, but each speaker gets a file; name a folder")
     if len(inputs) == 1 and is_stream(inputs[0]):
         return [Job(as_stdio(inputs[0], 0), output or ".")], []
     found = Plan()
-    named = {Path(word) for word in inputs}  # what was found in a folder may be ours
+    named = {Path(word) for word in inputs}  # a file found in a folder may be an earlier output
     jobs: list[Job] = []
     taken: dict[str, Path] = {}
     for source, _ in gather(inputs, output, "speaker", found)[0]:
         if OURS.search(source.stem) and source not in named:
             continue
         folder = Path(output) if output is not None else source.parent
-        name = folder / f"{source.stem}.timeline.json"  # the longest of its outputs
+        name = folder / f"{source.stem}.timeline.json"  # the longest output name
         taker = taken.setdefault(one_name(name), source)
-        clash = f"it and {taker} would both become {folder / source.stem}.speaker1...; separate it into another folder"
+        clash = f"this file and {taker} would both become {folder / source.stem}.speaker1...; use another output folder"
         if reason := too_long(name) or (clash if taker != source else None):
             found.failures.append((str(source), reason))
         else:
             jobs.append(Job(str(source), str(folder)))
     if not jobs and not found.failures:
-        note("clearstate: nothing to separate: only results of an earlier run")
+        note("clearstate: nothing to separate: the folder contains only outputs of an earlier run")
     return jobs, found.failures

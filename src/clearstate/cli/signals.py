@@ -1,4 +1,4 @@
-"""A polite kill (SIGTERM) unwinds as Ctrl-C does, so that what is half-written is cleaned up."""
+"""Handle SIGTERM like Ctrl-C, so that partial outputs are removed."""
 
 import signal
 import sys
@@ -9,11 +9,11 @@ AGAIN_SECONDS = 0.05
 
 
 def unwind_when_terminated() -> None:
-    """SIGTERM raises `SystemExit` with code 143 in the main thread of this process.
+    """Make SIGTERM raise `SystemExit` with code 143 in the main thread of this process.
 
-    An exception that a signal raises inside a callback from C, as Numba has them while it compiles, goes nowhere:
-    Python prints it and goes on. Here the signal is given once more a moment later, and nothing is printed. So is
-    Ctrl-C.
+    Python discards an exception that a signal handler raises inside a callback from C, such as Numba's during
+    compilation: it prints the exception and continues. Here SIGTERM and Ctrl-C are sent again a moment later instead,
+    and nothing is printed.
     """
     if hasattr(signal, "SIGTERM"):
         signal.signal(signal.SIGTERM, _terminated)
@@ -27,7 +27,7 @@ def _terminated(*_: Any) -> None:
 def _again(lost: "sys.UnraisableHookArgs") -> None:
     for kind, number in ((KeyboardInterrupt, "SIGINT"), (SystemExit, "SIGTERM")):
         if issubclass(lost.exc_type, kind) and hasattr(signal, number):
-            # From another thread: raised here it would be heard before this function is left, and lost again.
+            # Send it from another thread: sent here, it would arrive before this function returns, and be lost again.
             timer = threading.Timer(AGAIN_SECONDS, signal.raise_signal, [getattr(signal, number)])
             timer.daemon = True
             timer.start()

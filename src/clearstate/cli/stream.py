@@ -1,4 +1,4 @@
-"""clearstate stream: raw samples in, raw samples out, while they are being spoken."""
+"""clearstate stream: remove noise from live audio, raw samples on stdin to raw samples on stdout."""
 
 import sys
 from enum import Enum
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Format(str, Enum):
-    """How a sample is written: little-endian 16-bit integers, or 32-bit floats in [-1, 1]."""
+    """Sample format: little-endian 16-bit integers, or 32-bit floats in [-1, 1]."""
 
     s16le = "s16le"
     f32le = "f32le"
@@ -25,22 +25,24 @@ class Format(str, Enum):
 
 def run(
     rate: Annotated[int, typer.Option(min=1, metavar="HZ", help="Sample rate of the stream.")] = 16_000,
-    channels: Annotated[int, typer.Option(min=1, help="Channels, interleaved.")] = 1,
+    channels: Annotated[int, typer.Option(min=1, help="Number of interleaved channels.")] = 1,
     sample_format: Annotated[
-        Format, typer.Option("--format", help="How a sample is written, in and out.")
+        Format, typer.Option("--format", help="Sample format of input and output.")
     ] = Format.s16le,
-    model: Annotated[str, typer.Option("--model", "-m", help="A causal model of `clearstate models`.")] = "live",
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="Name of a causal model (see `clearstate models`).")
+    ] = "live",
     strength: Annotated[
-        float | None, typer.Option(min=0, metavar="DB", help="Take noise down by at most this many dB.")
+        float | None, typer.Option(min=0, metavar="DB", help="Attenuate noise by at most DB. Default: no limit.")
     ] = None,
     apart: Annotated[
-        bool, typer.Option("--apart", help="Enhance each channel by itself, not all with one shared gain.")
+        bool, typer.Option("--apart", help="Enhance every channel separately instead of with one shared gain.")
     ] = False,
 ) -> None:
-    """Clean up raw PCM from stdin to stdout, as it comes.
+    """Remove noise from raw PCM audio in real time, from stdin to stdout.
 
-    Every sample is answered at once, a constant delay later: the output begins with that much silence, stderr says how
-    much it is, and at the end of the input the rest follows. So the output is longer than the input by the delay.
+    The latency is constant and printed to stderr. The output starts with that much silence. At the end of the input the
+    remaining samples follow, so the output is longer than the input by the latency.
 
     **Examples**
 
@@ -49,7 +51,7 @@ def run(
     `ffmpeg -i in.mkv -f f32le -ar 48000 -ac 2 - | clearstate stream --rate 48000 --channels 2 --format f32le > out.f32`
     """
     check_stdin("pipe raw samples in (see clearstate stream --help)")
-    check_stdout("pipe the samples on, or add '> out.pcm'")
+    check_stdout("pipe the output to a program, or add '> out.pcm'")
     import clearstate
 
     try:
@@ -62,17 +64,17 @@ def run(
     note(f"clearstate: {model}, {rate} Hz, {channels} ch, {sample_format.value}; latency {latency}")
     pump(stream, sys.stdin.buffer, sys.stdout.buffer, channels, sample_format)
     if stream.bad_samples:
-        note(f"clearstate: {stream.bad_samples} samples were NaN or infinite and became silence")
+        note(f"clearstate: {stream.bad_samples} samples were NaN or infinite and were replaced by silence")
 
 
 def pump(stream: "Stream", source: BinaryIO, sink: BinaryIO, channels: int, sample_format: Format) -> None:
-    """Pass everything from `source` through `stream` to `sink`; partial samples wait for their other bytes.
+    """Pass all of `source` through `stream` to `sink`; an incomplete sample waits for its other bytes.
 
     Raises:
-        ValueError: if the input ends within a sample.
+        ValueError: if the input ends inside a sample.
     """
 
-    width = channels * (2 if sample_format is Format.s16le else 4)  # bytes a moment in time takes
+    width = channels * (2 if sample_format is Format.s16le else 4)  # bytes of one sample of all channels
     held = b""
     while fresh := source.read1(1 << 16):  # type: ignore[attr-defined]  # a buffered pipe has it
         held += fresh
@@ -84,12 +86,12 @@ def pump(stream: "Stream", source: BinaryIO, sink: BinaryIO, channels: int, samp
     sink.flush()
     if held:
         raise ValueError(
-            f"the input ended {len(held)} bytes into a sample of {width}; expected --channels and --format to match it"
+            f"the input ended after {len(held)} of the {width} bytes of a sample; check --channels and --format"
         )
 
 
 def decode(data: bytes, channels: int, sample_format: Format) -> "NDArray[np.float32]":
-    """Bytes to float32 samples (channels, n) in [-1, 1]."""
+    """Convert bytes to float32 samples (channels, n) in [-1, 1]."""
     import numpy as np
 
     if sample_format is Format.s16le:
@@ -100,7 +102,7 @@ def decode(data: bytes, channels: int, sample_format: Format) -> "NDArray[np.flo
 
 
 def encode(samples: "NDArray[np.float32]", sample_format: Format) -> bytes:
-    """Float samples (channels, n) to bytes; integers are rounded and held within their range."""
+    """Convert float samples (channels, n) to bytes; integers are rounded and clipped."""
     import numpy as np
 
     flat = np.asarray(samples, np.float32).T  # (n, channels)

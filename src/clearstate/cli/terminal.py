@@ -1,4 +1,4 @@
-"""What every verb says and how: errors in one line, notes on stderr, never a surprise on stdout."""
+"""Output of all verbs: one-line error messages, notes on stderr, file names and text that any terminal can show."""
 
 import codecs
 import errno
@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from clearstate.audio.paths import escaped, shown
 
-LIKENESS = {"–": "-", "…": "...", "→": "->", "×": "x", "’": "'"}  # in our own texts, for a terminal that lacks them
+LIKENESS = {"–": "-", "…": "...", "→": "->", "×": "x", "’": "'"}  # replacements for terminals without these characters
 REMEDIES = {
     errno.EACCES: "check its permissions and those of its folder, or choose another place",
     errno.EPERM: "check its permissions and those of its folder, or choose another place",
@@ -22,32 +22,32 @@ REMEDIES = {
     errno.EDQUOT: "free some space, or choose another place",
     errno.ENAMETOOLONG: "give it a shorter name",
 }
-# A path that begins with ~, by itself or behind `--option=`, `key=` or `NAME=`: shells expand only the first.
+# A path that starts with ~, alone or after `--option=`, `key=` or `NAME=`. Shells expand only the first form.
 HOME = re.compile(r"(-*[\w.-]+=)?(~[\w.-]*[/\\].*)", re.DOTALL)
 
 
 class CommandError(Exception):
-    """Something that was asked for could not be done; the message is one line and names the remedy."""
+    """A request failed. The message is one line and names the remedy."""
 
     exit_code = 1
 
 
 class UsageError(CommandError):
-    """The command line itself is wrong: no work was begun."""
+    """The command line is wrong. No work has started."""
 
     exit_code = 2
 
 
 def note(message: str) -> None:
-    """Print a line on stderr."""
+    """Print lines to stderr."""
     print("\n".join(map(shown, message.split("\n"))), file=sys.stderr, flush=True)
 
 
 def print_anything() -> None:
-    """From now on stdout and stderr take every text: what their encoding lacks is spelled out instead of failing.
+    """Make stdout and stderr accept any text: characters that their encoding lacks are escaped.
 
-    Terminals and pipes may be ASCII, Latin-1 or a Windows code page, and file names need not be valid text at all.
-    Warnings become one line each.
+    Terminals and pipes may use ASCII, Latin-1 or a Windows code page, and file names need not be valid text.
+    Each warning becomes one line.
     """
     codecs.register_error("clearstate", _spelled_out)
     for stream in (sys.stdout, sys.stderr):
@@ -64,7 +64,7 @@ def _spelled_out(error: UnicodeError) -> tuple[str, int]:
 
 
 def home_expanded(words: Sequence[str]) -> list[str]:
-    """The words of the command line with `~` in paths replaced by the home folder, unless a file is called so."""
+    """Replace `~` in the paths on the command line by the home folder, unless a file of that name exists."""
 
     def expanded(word: str) -> str:
         found = HOME.fullmatch(word)
@@ -86,7 +86,7 @@ def show_log() -> None:
 
 
 def fail(message: str, exit_code: int) -> NoReturn:
-    """Print `clearstate: message` on stderr and leave with `exit_code`."""
+    """Print `clearstate: message` to stderr and exit with `exit_code`."""
     note(f"clearstate: {message}")
     sys.exit(exit_code)
 
@@ -94,7 +94,7 @@ def fail(message: str, exit_code: int) -> NoReturn:
 def occupy_closed_streams() -> None:
     """Open the null device in place of a closed stdin, stdout or stderr.
 
-    Otherwise the next file that is opened gets the number of stdout or stderr, and what a library prints lands in it.
+    Otherwise the next opened file gets the number of stdout or stderr, and libraries print into that file.
     """
     for number in (0, 1, 2):
         try:
@@ -102,24 +102,24 @@ def occupy_closed_streams() -> None:
         except OSError:
             os.open(os.devnull, os.O_RDWR)
     if sys.stderr is None:  # print(..., file=None) would go to stdout
-        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - open to the end
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - stays open until exit
 
 
 def abandon_stdout() -> None:
-    """Let what is still buffered for stdout vanish: its reader left or its disk is full, which has been reported."""
+    """Discard the buffered part of stdout: its reader has exited or its disk is full. The error has been reported."""
     try:
         descriptor = sys.stdout.fileno()
     except (AttributeError, OSError, ValueError):
-        return  # closed, or not a real file: nothing will be flushed at exit
+        return  # closed, or not a real file: Python flushes nothing at exit
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, descriptor)
     os.close(nowhere)
 
 
 def explain(error: BaseException) -> str:
-    """One line for an exception. A kind that nobody raises on purpose is our bug, and is called one.
+    """Describe an exception in one line. A type that the library never raises on purpose is reported as a bug.
 
-    With CLEARSTATE_TRACEBACK=1 in the environment the traceback is printed as well.
+    With CLEARSTATE_TRACEBACK=1 in the environment, the traceback is printed, too.
 
     >>> explain(ValueError("strength is -3 dB, expected 0 or more"))
     'strength is -3 dB, expected 0 or more'
@@ -135,19 +135,19 @@ def explain(error: BaseException) -> str:
     else:
         text = str(error) or type(error).__name__
     if not isinstance(error, (ValueError, OSError, ImportError, MemoryError, RuntimeError)):
-        text = f"{type(error).__name__}: {text} (a bug; please report it with what CLEARSTATE_TRACEBACK=1 shows)"
+        text = f"{type(error).__name__}: {text} (a bug; please report it with the output of CLEARSTATE_TRACEBACK=1)"
     if os.environ.get("CLEARSTATE_TRACEBACK"):
         traceback.print_exception(error, file=sys.stderr)
     return shortened(shown(" ".join(text.split())))
 
 
 def shortened(text: str, most: int = 600) -> str:
-    """At most `most` characters of a text: some libraries put whole listings into their errors."""
+    """Cut a text to `most` characters: the errors of some libraries contain whole listings."""
     return text if len(text) <= most else text[: most - 2] + " …"
 
 
 def clock(seconds: float) -> str:
-    """A duration as people read it.
+    """Format a duration for people.
 
     >>> clock(4.96), clock(75), clock(36_000)
     ('5.0 s', '1:15', '10:00:00')

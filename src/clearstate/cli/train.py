@@ -1,4 +1,4 @@
-"""clearstate train: a model from a recipe and audio."""
+"""clearstate train: train a model from a recipe. The work itself is in `train/command.py` and `train/loop.py`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,19 +11,20 @@ from clearstate.cli.terminal import UsageError, note
 def run(
     recipe: Annotated[Path, typer.Argument(help="A YAML file, such as recipes/live.yaml.", show_default=False)],
     changes: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]…", help="Values that differ from the recipe's.")
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]…", help="Values that override the recipe.")
     ] = None,
     preview: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Write N training items to listen to, and do not train.")
+        int, typer.Option(min=0, metavar="N", help="Write N training items as audio files to listen to, and exit.")
     ] = 0,
 ) -> None:
-    """Train a model from a recipe; on from where it stood, if its run folder holds a checkpoint.
+    """Train a model from a recipe, or resume if the run folder has a checkpoint.
 
     `clearstate train recipes/live.yaml audio=FOLDER run=runs/mine schedule.max_minutes=60`
 
-    The run folder holds `best/`, the weights that `clearstate enhance --model` takes; `checkpoint.pt`; `log.jsonl`; and
-    pictures. Ctrl-C and SIGTERM write a checkpoint first. Exit code 0: the schedule ended; 130 or 143: stopped by a
-    signal, the same command goes on.
+    The run folder contains `best/` (the weights, for `clearstate enhance --model`), `checkpoint.pt`, `log.jsonl` and
+    pictures. On Ctrl-C or SIGTERM, a checkpoint is written first.
+
+    Exit codes: 0 the schedule is complete, 130 or 143 stopped by a signal; run the same command to resume.
     """
     from clearstate.train.command import run_recipe, write_preview
     from clearstate.train.recipe import RecipeError, load_recipe
@@ -40,5 +41,5 @@ def run(
     if outcome.weights is not None:
         print(outcome.weights)
     if not outcome.finished:
-        note(f"stopped at step {outcome.step}; the same command goes on from there")
+        note(f"stopped at step {outcome.step}; run the same command to resume")
         raise typer.Exit(128 + outcome.signal)

@@ -1,4 +1,4 @@
-"""What the verbs that work on files (enhance, separate, extend) have in common besides inputs and batches."""
+"""Shared by enhance, separate and extend: options, checks of pipes and models, and the final report."""
 
 import json
 import sys
@@ -17,25 +17,27 @@ from clearstate.cli.terminal import UsageError, abandon_stdout, note
 
 Inputs = Annotated[
     list[str],
-    typer.Argument(metavar="INPUT", help="Audio files, folders (searched through), patterns, or - for stdin."),
+    typer.Argument(metavar="INPUT", help="Audio files, folders (with their subfolders), patterns, or - for stdin."),
 ]
-Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, help="Files at a time, each in a process of its own.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace output files that exist.")]
+Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, help="Number of files to process at the same time.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing output files.")]
 Track = Annotated[
     int | None,
-    typer.Option("--track", min=1, metavar="N", help="Which sound track of a video to read. Without it: the default."),
+    typer.Option(
+        "--track", min=1, metavar="N", help="Sound track of a video to read. Default: the video's default track."
+    ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print a report of every file to stdout.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print a JSON report to stdout.")]
 
 
 def check_pipes(jobs: list[Job], as_json: bool) -> None:
-    """A pipe that is a terminal is a mistake: nobody types a WAV file, and printing one wrecks the screen."""
+    """Refuse to read audio from the keyboard or to print it on the screen."""
     if any(job.source == STDIO for job in jobs):
         check_stdin("pipe a file in, or name one")
     if any(job.target == STDIO for job in jobs):
         if as_json:
             raise UsageError(
-                "--json prints its report to stdout, where the audio goes; write the audio to a file with -o"
+                "--json prints its report to stdout, and so does -o -; write the audio to a file with -o FILE"
             )
         check_stdout("add '> out.wav' or -o FILE")
 
@@ -57,26 +59,23 @@ def check_stdout(remedy: str) -> None:
 
 
 def check_model(name: str, task: str, option: str) -> None:
-    """An unknown name, or a model of another task, is found before processes are started and files opened."""
-    from clearstate.models import PRESETS, find
+    """Refuse an unknown model, or one of another task, before processes start and files are opened."""
+    from clearstate.models import find
+    from clearstate.runtime.contract import wrong_task
 
     if Path(name).is_dir():
-        return  # what is in the folder shows when it is loaded
+        return  # the loader checks the folder
     try:
         preset = find(name)
     except ValueError as error:
-        lists = "`clearstate models` lists them all; a folder with weights will also do"
+        lists = "`clearstate models --all` lists all models; a folder with weights works, too"
         raise UsageError(f"{option} {name}: {error} ({lists})") from error
     if preset.task != task:
-        fitting = ", ".join(p.name for p in PRESETS.values() if p.task == task)
-        raise UsageError(
-            f"{option} {name} is there to {preset.task}, not to {task}: see clearstate {preset.task}, "
-            f"or take one of {fitting}"
-        )
+        raise UsageError(f"{option} {wrong_task(name, preset.task, task)}")
 
 
 def lengths(jobs: list[Job]) -> dict[str, float]:
-    """Seconds of audio in each file that says so; what cannot be read fails later, where it is reported."""
+    """Seconds of audio by file, as far as headers tell. Unreadable files fail later, with a message."""
     import soundfile
 
     from clearstate.audio.io import MOST_SECONDS
@@ -84,7 +83,7 @@ def lengths(jobs: list[Job]) -> dict[str, float]:
 
     seconds = {}
     for job in jobs:
-        if is_stream(job.source):  # which can be opened only once
+        if is_stream(job.source):  # can be opened only once
             continue
         with suppress(Exception), quiet():
             length = soundfile.info(native_name(job.source)).duration
@@ -94,7 +93,7 @@ def lengths(jobs: list[Job]) -> dict[str, float]:
 
 
 def close(outcomes: list[Outcome], model: str, as_json: bool) -> None:
-    """The report, the failures, the exit code."""
+    """Print the report and the failures, and set the exit code."""
     failed = [outcome for outcome in outcomes if outcome.error]
     if as_json:
         files = [outcome.as_json() for outcome in outcomes]

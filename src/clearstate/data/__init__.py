@@ -1,4 +1,4 @@
-"""Audio for training: corpora on disk, tar shards, and mixtures made on the fly.
+"""Training audio: corpora on disk, tar shards, and mixtures generated on the fly.
 
     sources = open_sources("../shared/data", progress=print)  # or a SourceSpec, or a mapping: speech, noise, rooms, ...
     dataset = MixtureDataset(sources, MixtureConfig(), seed=0, items_per_epoch=10_000)
@@ -6,8 +6,8 @@
     loader = DataLoader(dataset, batch_size=8, sampler=order, num_workers=2, collate_fn=collate)
     valid = PairedFolder("valid/denoise/noisy", "valid/denoise/clean", meta="valid/valid.json")
 
-`dataset[epoch * items_per_epoch + item]` is a function of (seed, epoch, item): the same for any number of workers and
-after any restart.
+`dataset[epoch * items_per_epoch + item]` is a function of (seed, epoch, item): equal for any number of workers and
+after a restart.
 """
 
 from clearstate.data.corpora import recognise

@@ -1,4 +1,4 @@
-"""Public corpora, found by their folder structure: what lies where, who speaks, and which part is for what.
+"""Recognise public corpora by their folder structure: files, speakers and splits.
 
     found = recognise("/corpora/VCTK-Corpus-0.92")
     print(found.report())            # what was found, what is missing, where to get it
@@ -6,8 +6,8 @@
     found.pairs("train")             # [(noisy, clean), ...] of paired corpora
     found.mixtures("valid")          # Mixtures(mixture, sources) of separation corpora
 
-A layout is a list of parts, each a folder (a glob below the root) with a role and a split. `docs/data.md` says how to
-get each corpus.
+A layout is a list of parts. Each part is a folder (a glob below the root) with a role and a split. To support a new
+corpus, add a layout. `docs/data.md` explains how to get each corpus.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from pathlib import Path
 
 from clearstate.data.folders import AudioFile, audio_files, group_of, search, speaker_of
 
-# Of VoiceBank: its published test set, and the two training speakers kept for validation. Both also appear in other
-# corpora made from VCTK.
+# VoiceBank's published test speakers, and the two training speakers for validation. Other corpora made from VCTK
+# contain them, too.
 TEST_SPEAKERS = ("p232", "p257")
 VALID_SPEAKERS = ("p226", "p287")
 
@@ -37,12 +37,12 @@ class Part:
     split: str = ""  # "" = the corpus does not say: hold out by speaker
     clean: str = ""  # of role noisy: the folder of its clean partners
     keep: Callable[[Path], bool] | None = None
-    licence: str = ""  # where it forbids commercial use: left out unless `SourceSpec.noncommercial`
+    licence: str = ""  # a non-commercial licence; such parts need `SourceSpec.noncommercial`
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a known corpus keeps its speech, noise, rooms or mixtures."""
+    """The folders of a known corpus."""
 
     name: str
     source: str  # where to get it
@@ -50,12 +50,12 @@ class Layout:
 
 
 def _first_microphone(path: Path) -> bool:
-    # p280 and p315 have no second microphone and are left out by most who train on VCTK; mic2 repeats mic1's words.
+    # p280 and p315 have no second microphone and are usually excluded; mic2 repeats the sentences of mic1.
     return not path.stem.endswith("_mic2") and not path.name.startswith(("p280_", "p315_"))
 
 
 def _response(path: Path) -> bool:
-    return "noise" not in path.stem.lower()  # RIRS_NOISES keeps isotropic noises among its real responses
+    return "noise" not in path.stem.lower()  # RIRS_NOISES has isotropic noises among its real responses
 
 
 _WSJ0_MIXTURES = tuple(
@@ -137,7 +137,7 @@ LAYOUTS = (
 
 @dataclass(frozen=True)
 class Mixture:
-    """A published mixture, or with `mixture` None the sum of its sources."""
+    """A published mixture; if `mixture` is None, the sum of its sources."""
 
     mixture: Path | None
     sources: tuple[Path, ...]
@@ -145,7 +145,7 @@ class Mixture:
 
 @dataclass(frozen=True)
 class Corpus:
-    """A layout found on disk: `parts` are the (part, folder) that are there."""
+    """A layout found on disk: `parts` are the existing (part, folder)."""
 
     layout: Layout
     root: Path
@@ -186,7 +186,7 @@ class Corpus:
         return listed
 
     def mixtures(self, split: str, kind: str = "", validate_on_test_set: bool = False) -> list[Mixture]:
-        """Mixtures and their sources. `kind` is a folder such as "mix_clean"; "" takes the cleanest there is.
+        """Mixtures and their sources. `kind` is a folder such as "mix_clean"; "" selects the cleanest available.
 
         Raises:
             ValueError: for split "test" unless `validate_on_test_set`, or if there are none.
@@ -210,7 +210,7 @@ class Corpus:
         return listed
 
     def report(self) -> str:
-        """What was found and what is missing, a line a folder, and where the corpus comes from."""
+        """Found and missing folders, one per line, and the source of the corpus."""
         there = {part for part, _ in self.parts}
         lines = [f"{self.layout.name} in {self.root}"]
         lines += [f"  found    {_short(folder, self.root)} ({_use(part)})" for part, folder in self.parts]
@@ -219,7 +219,7 @@ class Corpus:
 
 
 def recognise(root: str | Path) -> Corpus | None:
-    """The corpus at `root`, which may be its top folder, the folder around that, or the one named in the layout."""
+    """Recognise the corpus at `root`: its top folder, or the folder that contains it."""
     root = Path(root)
     around = [root, *sorted(path for path in root.iterdir() if path.is_dir())] if root.is_dir() else []
     best: Corpus | None = None
@@ -232,7 +232,7 @@ def recognise(root: str | Path) -> Corpus | None:
 
 
 def expected_layouts() -> str:
-    """The layouts that are recognised, for the error that finds none."""
+    """The known layouts, for an error message."""
     return "\n".join(f"  {layout.name}: {layout.parts[0].folder}/...; from {layout.source}" for layout in LAYOUTS)
 
 
@@ -274,7 +274,7 @@ def refuse_test_set(is_test: bool, what: str, allowed: bool) -> None:
     """ValueError for training or choosing checkpoints on a test set, unless a flag allows it."""
     if is_test and not allowed:
         raise ValueError(
-            f"{what} is a test set: a checkpoint chosen on it makes every score on it worthless. Hold out training "
+            f"{what} is a test set: a checkpoint selected on it invalidates every score on it. Hold out training "
             "speakers instead (for VoiceBank p226 and p287: split 'valid'), or pass validate_on_test_set=True"
         )
 

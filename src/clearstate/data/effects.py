@@ -1,8 +1,8 @@
-"""What happens to a recording between the mouth and the file: filters, rooms, overload, codecs, lost packets.
+"""Effects that degrade speech for training: filters, rooms, overload, codecs, lost packets.
 
-Each is a function of a float32 signal (n,) at `rate` Hz and costs at most a few milliseconds for three seconds of
-audio: recursive filters through SciPy's second-order sections, rooms through FFTs, and no loop over samples. None
-writes into its input.
+Each effect is a function of a float32 signal (n,) at `rate` Hz and takes at most a few milliseconds for three seconds
+of audio: second-order sections from SciPy for filters, FFTs for rooms, and no loops over samples. No function changes
+its input.
 """
 
 from __future__ import annotations
@@ -14,26 +14,23 @@ from functools import lru_cache
 import numpy as np
 import soundfile
 
+from clearstate.audio.level import db_to_gain
+
 try:
     from scipy import signal
 except ImportError as error:  # pragma: no cover
     raise ImportError("mixing training audio needs SciPy: pip install 'clearstate[train]'") from error
 
 
-def decibels(db: float) -> float:
-    """The factor on amplitudes."""
-    return float(10.0 ** (db / 20))
-
-
 @lru_cache(maxsize=512)
 def lowpass_sections(cutoff: int, rate: int) -> np.ndarray:
-    """A steep low-pass, 50 dB down from `cutoff` Hz on, as sampling-rate converters have it."""
+    """A steep low-pass, 50 dB down from `cutoff` Hz, as in sample rate converters."""
     return signal.cheby2(8, 50, cutoff, fs=rate, output="sos").astype(np.float32)
 
 
 @lru_cache(maxsize=512)
 def highpass_sections(cutoff: int, rate: int) -> np.ndarray:
-    """A second-order high-pass at `cutoff` Hz, as microphones and mixing desks have it."""
+    """A second-order high-pass at `cutoff` Hz, as in microphones and mixing desks."""
     return signal.butter(2, cutoff, "highpass", fs=rate, output="sos").astype(np.float32)
 
 
@@ -97,10 +94,11 @@ class Room:
         outputs carry one gain, which keeps the energy of white noise at the energy of `speech`.
         """
         n = len(speech)
-        direct = signal.fftconvolve(speech, self.early)[self.lead : self.lead + n] * np.float32(decibels(closeness_db))
+        direct = signal.fftconvolve(speech, self.early)[self.lead : self.lead + n]
+        direct = direct * np.float32(db_to_gain(closeness_db))
         tail = signal.fftconvolve(speech, self.late)[self.lead : self.lead + n]
         early, late = float(np.dot(self.early, self.early)), float(np.dot(self.late, self.late))
-        gain = np.float32(1 / np.sqrt(early * decibels(2 * closeness_db) + late + 1e-20))
+        gain = np.float32(1 / np.sqrt(early * db_to_gain(2 * closeness_db) + late + 1e-20))
         return (direct + tail) * gain, direct * gain
 
 
@@ -138,14 +136,14 @@ def synthetic_room(rng: np.random.Generator, rate: int) -> Room:
     tail[np.minimum(where, n - 1)] += (
         rng.choice([-1.0, 1.0], 12).astype(np.float32) * 2 * np.exp(-(where - start) / (0.02 * rate))
     )
-    tail *= np.float32(decibels(-rng.uniform(-3, 15)) / np.sqrt(np.dot(tail, tail) + 1e-20))
+    tail *= np.float32(db_to_gain(-rng.uniform(-3, 15)) / np.sqrt(np.dot(tail, tail) + 1e-20))
     tail[0] = 1.0
     return make_room(f"synthetic RT60 {rt60:.2f} s", tail, rate)
 
 
 def clip(x: np.ndarray, drive_db: float) -> np.ndarray:
     """Overload: everything within `drive_db` of the peak is cut flat."""
-    limit = float(np.abs(x).max()) * decibels(-drive_db)
+    limit = float(np.abs(x).max()) * db_to_gain(-drive_db)
     return np.clip(x, -limit, limit)
 
 

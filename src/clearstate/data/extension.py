@@ -1,4 +1,4 @@
-"""Bandwidth-extension items: wide speech, and the same after a random anti-alias filter and a trip to a lower rate."""
+"""Training items for bandwidth extension: wide speech, and the same speech after a random low-pass and a lower rate."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import soxr
 from scipy import fft
 
 from clearstate.audio.io import read_audio
-from clearstate.data.effects import decibels
+from clearstate.audio.level import db_to_gain
 from clearstate.data.folders import audio_files
 from clearstate.data.mixing import MixtureConfig, redrawn, speech_crop
 from clearstate.data.sources import Sources
@@ -74,7 +74,7 @@ class ExtensionDataset:
         voice = MixtureConfig(speed=self.config.speed, speed_range=self.config.speed_range)
         wide, info = speech_crop(rng, self.samples, self.sources.speech, voice, self.rate)
         level = rng.uniform(*self.config.level_dbfs)
-        wide = wide * np.float32(decibels(level) / max(float(np.abs(wide).max()), 1e-6))
+        wide = wide * np.float32(db_to_gain(level) / max(float(np.abs(wide).max()), 1e-6))
         rate = int(rng.choice(self._rates))
         cutoff = rate / 2 * rng.uniform(*self.config.cutoff)
         family = str(rng.choice(["brickwall", "chebyshev", "butterworth", "cosine"]))
@@ -85,7 +85,7 @@ class ExtensionDataset:
 
 
 class NarrowedFolder:
-    """Whole wide files of a folder, each narrowed to each of some rates by the sinc resampler alone; for validation.
+    """Whole wide files of a folder for validation, each narrowed to each of `rates` by the sinc resampler.
 
     Items are dicts: narrow and wide float32 (n,) at one rate and aligned, and info.
     """
@@ -94,7 +94,7 @@ class NarrowedFolder:
         self.rate, self.rates = sample_rate, rates
         self.files = sorted(audio_files(Path(folder)))
         if not self.files:
-            raise FileNotFoundError(f"{folder} holds no audio: expected wide files at {sample_rate} Hz")
+            raise FileNotFoundError(f"{folder} contains no audio: expected wide files at {sample_rate} Hz")
 
     def __len__(self) -> int:
         return len(self.files) * len(self.rates)
@@ -110,7 +110,7 @@ class NarrowedFolder:
 
 
 def resampled(wide: np.ndarray, rate: int, narrow_rate: int) -> np.ndarray:
-    """To `narrow_rate` and back with soxr's HQ sinc: float32 (n,) at `rate`, aligned with `wide` (n,)."""
+    """Resample to `narrow_rate` and back with soxr's HQ sinc: float32 (n,) at `rate`, aligned with `wide` (n,)."""
     back = soxr.resample(soxr.resample(wide, rate, narrow_rate), narrow_rate, rate)[: len(wide)]
     return np.pad(back, (0, len(wide) - len(back)))
 
@@ -120,7 +120,7 @@ def narrowed(
 ) -> np.ndarray:
     """Filter at `cutoff` Hz, resample to `narrow_rate` and back: float32 (n,) at `rate`, aligned with `wide` (n,)."""
     n = len(wide)
-    pad = rate // 20  # the filters' ringing must not come round from the other end, nor rounded lengths cut the signal
+    pad = rate // 20  # so that filter ringing does not wrap around and rounded lengths do not cut the signal
     size = fft.next_fast_len(n + 2 * pad, real=True)
     spectrum = fft.rfft(np.pad(wide, (pad, size - n - pad)))
     frequency = np.linspace(0, rate / 2, len(spectrum))
@@ -131,7 +131,7 @@ def narrowed(
 
 
 def magnitude(frequency: np.ndarray, cutoff: float, family: str, order: int) -> np.ndarray:
-    """|H(f)| of a low-pass: 1 below, and above `cutoff` (Hz) as the family has it."""
+    """|H(f)| of a low-pass with cut-off `cutoff` in Hz, by filter family."""
     x = frequency / cutoff
     if family == "brickwall":
         return (x <= 1).astype(np.float64)

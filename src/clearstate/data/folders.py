@@ -1,4 +1,4 @@
-"""Folders of audio files of any format and rate as clips: headers read once, crops read without decoding the rest."""
+"""Use folders of audio files as training clips: scan the headers once, then decode only the needed crops."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ import numpy as np
 import soundfile
 import soxr
 
+from clearstate.audio.formats import READABLE
 from clearstate.audio.io import UNKNOWN_FRAMES, AudioError, open_reader, until_broken
 from clearstate.audio.mono import to_mono
 from clearstate.audio.paths import Found, native_name, walk
@@ -28,16 +29,15 @@ from clearstate.data.shards import BrokenClipError, Clip, Progress, default_cach
 
 logger = logging.getLogger(__name__)
 
-AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif", ".au", ".w64", ".caf", ".sph"})
-MARGIN = 0.02  # s read before and after a crop that is resampled, so that the filter has settled at its ends
+MARGIN = 0.02  # s read before and after a resampled crop, so that the filter has settled
 
-# Frames of an MP3 lean on up to nine before them (the bit reservoir), which a seek does not decode: without them the
-# first samples are silent. Ten frames of 1152 samples; the crop is then the same as if the whole file were decoded.
+# MP3 frames depend on up to nine earlier frames (the bit reservoir), which a seek does not decode. Without them the
+# first samples are silent. With ten frames of 1152 samples, a crop equals the crop of the fully decoded file.
 MP3_PREROLL = 11_520
 
 
 class AudioFile(NamedTuple):
-    """One file of a corpus, and what the corpus says about it."""
+    """One file of a corpus, with its labels."""
 
     path: Path
     owner: str = ""  # speaker or noise group, "" if unknown
@@ -48,8 +48,8 @@ class AudioFile(NamedTuple):
 class FileSet:
     """The audio files of one corpus, read at one rate.
 
-    Opening measures the files, in parallel, and keeps what it found in the cache folder, so that the next start
-    takes a moment. Files without a readable header are left out and listed in `broken`.
+    Opening scans the files in parallel and stores the result in the cache folder, so the next start is fast. Files
+    without a readable header are skipped and listed in `broken`.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class FileSet:
         """Samples [start, start + length) of clip `index` as mono float32, shorter where the clip ends.
 
         Raises:
-            BrokenClipError: if the file cannot be decoded there, or holds NaN or infinity.
+            BrokenClipError: if the file cannot be decoded there, or contains NaN or infinity.
         """
         path, native = self._files[index]
         samples = self.clips[index].samples
@@ -96,8 +96,8 @@ def read_crop(path: Path, native: int, rate: int, start: int, length: int) -> np
 def read_channels(path: Path, native: int, rate: int, start: int, length: int) -> np.ndarray:
     """(channels, length) at `rate` Hz from sample `start` (at `rate`) of a file of `native` Hz.
 
-    When rates differ, a little more than the crop is decoded and resampled; the crop is in place to within one native
-    sample. A file that ends a little early is filled up with zeros, for MP3 headers may promise more than there is.
+    If the rates differ, slightly more than the crop is decoded and resampled. The position is exact to one native
+    sample. A file that ends slightly early is padded with zeros, because MP3 headers may declare too many samples.
     """
     margin = int(MARGIN * native) if native != rate else 0
     mp3 = Path(path).suffix.lower() == ".mp3"
@@ -127,7 +127,7 @@ def read_channels(path: Path, native: int, rate: int, start: int, length: int) -
 
 
 def _decoded(path: Path, first: int, stop: int) -> np.ndarray:
-    """Samples [first, stop) of a file whose header does not tell its length: decoded from the beginning."""
+    """Decode samples [first, stop) from the start of a file whose header has no length."""
     parts: list[np.ndarray] = []
     done = 0
     try:
@@ -148,7 +148,7 @@ def audio_files(folder: str | Path) -> list[Path]:
 
 
 def search(folder: str | Path) -> Found:
-    """Audio files under a folder by the rule of `clearstate.audio.paths.walk`; what cannot be used is warned of.
+    """Find audio files under a folder with `clearstate.audio.paths.walk`; warn about unusable entries.
 
     Raises:
         FileNotFoundError: if the folder is missing.
@@ -156,15 +156,15 @@ def search(folder: str | Path) -> Found:
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder")
-    found = walk(folder, AUDIO_SUFFIXES)
+    found = walk(folder, READABLE)
     if found.unusable:
         first = "; ".join(f"{path} {reason}" for path, reason in found.unusable[:3])
-        warnings.warn(f"{folder}: {len(found.unusable)} entries cannot be used and are left out: {first}")
+        warnings.warn(f"{folder}: {len(found.unusable)} unusable entries are skipped: {first}")
     return found
 
 
 def speaker_of(relative: Path) -> str:
-    """The speaker of a file, from the naming habits of public corpora, else its topmost folder; "" for a loose file.
+    """The speaker of a file, from the naming schemes of public corpora or its top folder; "" if unknown.
 
     >>> [speaker_of(Path(p)) for p in ("p225_001_mic1.flac", "103-1240-0000.flac", "anna/one.wav", "one.wav")]
     ['p225', '103', 'anna', '']
@@ -177,12 +177,12 @@ def speaker_of(relative: Path) -> str:
 
 
 def group_of(relative: Path) -> str:
-    """The group of a noise file: its folder, or for a loose file its name without a trailing number of a piece."""
+    """The group of a noise file: its folder, or its name without a trailing number."""
     return relative.parent.as_posix() if len(relative.parts) > 1 else re.sub(r"[-_.]\d{1,3}$", "", relative.stem)
 
 
 def plain_files(folder: Path, role: str) -> list[AudioFile]:
-    """Every audio file under a folder that follows no known layout."""
+    """All audio files under a folder without a known layout."""
     owner = speaker_of if role == "speech" else group_of
     return [AudioFile(path, owner(path.relative_to(folder))) for path in audio_files(folder)]
 
@@ -190,16 +190,16 @@ def plain_files(folder: Path, role: str) -> list[AudioFile]:
 def scan(
     paths: Sequence[Path], name: str, cache: str | Path | None = None, progress: Progress | None = None
 ) -> list[tuple[int, int]]:
-    """(frames, rate) of each file, (0, 1) where it cannot be read; remembered in the cache folder.
+    """(frames, rate) of each file, (0, 1) if unreadable; stored in the cache folder.
 
-    FLAC, Ogg and MP3 files are looked through to their end, for their headers do not speak for what was joined to them.
+    FLAC, Ogg and MP3 files are scanned to the end, because their headers do not include appended recordings.
     """
     digest = hashlib.sha256()
     for path in paths:
         try:
             stat = path.stat()
             state = f"{stat.st_size}\0{stat.st_mtime_ns}"
-        except OSError:  # it vanished: it is left out below
+        except OSError:  # deleted; skipped below
             state = "gone"
         digest.update(os.fsencode(path) + f"\0{state}\n".encode())
     folder = Path(cache).expanduser() if cache is not None else default_cache()

@@ -1,12 +1,12 @@
-"""Mixtures for enhancement, made on the fly: (noisy, clean) pairs, each a function of (seed, epoch, item) alone.
+"""Training mixtures for enhancement: (noisy, clean) pairs, each a function of (seed, epoch, item) only.
 
     speech of one voice -> equaliser -> room (the target keeps the early reflections)
     noises              -> equaliser -> wandering gain -> scaled to the SNR
     both                -> band limits -> level -> silent stretches, lost packets
     the mixture alone   -> overload, codec
 
-What cannot be undone by taking something away (band limits, lost packets, silent stretches) is done to the target
-too: an enhancer is not asked to invent speech. Overload and codecs are left for it to repair.
+Damage that removes parts of the speech (band limits, lost packets, silence) is applied to the target, too, because an
+enhancement model should not invent speech. The model must repair overload and codecs.
 
     dataset = MixtureDataset(open_sources("../shared/data"), MixtureConfig(), seed=0, items_per_epoch=10_000)
     loader = DataLoader(dataset, batch_size=8, sampler=dataset.order(epoch=3, start_item=1200), num_workers=2,
@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 import soxr
 
+from clearstate.audio.level import active_level, db_to_gain, frame_power, mean_power
 from clearstate.data import effects, noises
-from clearstate.data.effects import decibels
-from clearstate.data.shards import BrokenClipError, active_level, frame_power
+from clearstate.data.shards import BrokenClipError
 from clearstate.data.sources import Pool, Sources
 
 SPEECH_DBFS = -25.0  # active level of a voice before it is mixed
@@ -36,7 +36,7 @@ class MixtureConfig:
     """Ranges are (low, high) and drawn uniformly; chances are per item, 0..1."""
 
     seconds: float = 3.0  # length of an item
-    snr_db: tuple[float, float] = (-10.0, 20.0)  # active speech (as heard in the room) over noise
+    snr_db: tuple[float, float] = (-10.0, 20.0)  # active speech (including reverberation) over noise
     faint_noise: float = 0.03  # chance of an SNR above that range instead
     faint_noise_db: float = 32.0  # up to this
     level_dbfs: tuple[float, float] = (-40.0, 0.0)  # peak of the mixture
@@ -54,7 +54,7 @@ class MixtureConfig:
     start_inside: float = 0.5  # chance that the crop begins in mid-utterance
     pause_seconds: tuple[float, float] = (0.05, 0.7)  # between utterances
     least_speech: float = 0.2  # share of a crop that must not be pauses
-    speed: float = 0.3  # chance of another speed, which moves pitch and formants too: a voice that no corpus holds
+    speed: float = 0.3  # chance of another speed, which also shifts pitch and formants: new voices
     speed_range: tuple[float, float] = (0.85, 1.2)
     voice_gain: float = 0.2  # the voice rises and falls, as acted or excited speech does
     voice_gain_db: float = 14.0  # by up to this
@@ -83,12 +83,12 @@ class MixtureConfig:
 class MixtureDataset:
     """A map-style dataset over all epochs: item i of epoch e is `dataset[e * items_per_epoch + i]`.
 
-    Numbers past the first epoch are how workers that live on learn of the epoch, and how a run resumes in the middle
-    of one: pass `order(epoch, start_item)` as the loader's sampler. `set_epoch` moves `dataset[0]` to another epoch,
-    for loaders that count from 0.
+    Indices beyond the first epoch tell persistent workers the epoch, and let a run resume in the middle of an epoch:
+    pass `order(epoch, start_item)` as the loader's sampler. For loaders that count from 0, `set_epoch` moves
+    `dataset[0]` to another epoch.
 
-    Each item is a dict: noisy, clean float32 (samples,), and `info`, what was drawn, fit for JSON. It depends on
-    (seed, epoch, item) alone, not on the number of workers or what was read before.
+    Each item is a dict: noisy and clean, float32 (samples,), and `info`, the drawn values, ready for JSON. It depends
+    only on (seed, epoch, item).
     """
 
     def __init__(
@@ -129,9 +129,9 @@ class MixtureDataset:
 
 
 def redrawn(draw: Callable[[np.random.Generator], dict[str, Any]], seed: int, epoch: int, item: int) -> dict[str, Any]:
-    """The item of (seed, epoch, item); where a file turns out broken, the draw after it, the same on every worker.
+    """Draw the item of (seed, epoch, item). If a file is damaged, draw again, with the same result on every worker.
 
-    `info` gets seed, epoch and item, and under `skipped` the broken files met on the way.
+    `info` receives seed, epoch and item, and the damaged files under `skipped`.
     Raises:
         RuntimeError: after ten broken files in a row.
     """
@@ -146,7 +146,9 @@ def redrawn(draw: Callable[[np.random.Generator], dict[str, Any]], seed: int, ep
         if skipped:
             drawn["info"]["skipped"] = skipped
         return drawn
-    raise RuntimeError(f"ten files in a row could not be read, the last: {skipped[-1]}; is the corpus still there?")
+    raise RuntimeError(
+        f"ten consecutive files are unreadable, the last: {skipped[-1]}; check that the corpus still exists"
+    )
 
 
 def collate(items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -166,7 +168,7 @@ def mix(
     """Draw one (noisy, clean, info): arrays (n,) float32, info fit for JSON."""
     rate = sources.rate
     kind = str(rng.choice(["mixture", "clean_only", "noise_only"], p=_item_weights(config)))
-    image, info = speech_crop(rng, n, sources.speech, config, rate)  # image: the voice as the microphone hears it
+    image, info = speech_crop(rng, n, sources.speech, config, rate)  # image: the voice at the microphone
     voice = info["voice"]
     info = {"kind": kind} | ({} if kind == "noise_only" else info)
     if rng.random() < config.equaliser:
@@ -196,7 +198,7 @@ def mix(
     if kind == "mixture" and snr_db is not None:
         info["snr_db"] = round(snr_db, 2)
     level = rng.uniform(*config.level_dbfs)
-    gain = np.float32(decibels(level) / max(float(np.abs(noisy).max()), 1e-6))
+    gain = np.float32(db_to_gain(level) / max(float(np.abs(noisy).max()), 1e-6))
     noisy, clean = noisy * gain, clean * gain
     info["level_dbfs"] = round(level, 2)
     if kind == "mixture":
@@ -212,7 +214,7 @@ def speech_crop(
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """n samples of one voice at about -25 dBFS: utterances of one level joined with pauses, the first often cut.
 
-    A crop that fell into a pause of a long recording is drawn again: its hiss would pass for the voice.
+    A crop inside a pause of a long recording is drawn again, because its hiss would count as the voice.
     `first` is the number of the clip to begin with, drawn if None.
     """
     number = pool.draw(rng) if first is None else first
@@ -243,7 +245,7 @@ def _utterances(
         x = pool.read(number, start, math.ceil((n - position) * speed))
         if speed != 1:
             x = soxr.resample(x, speed, 1.0)[: n - position]
-        x = x * np.float32(decibels(SPEECH_DBFS - pool.level(number, x) + rng.uniform(-2, 2)))
+        x = x * np.float32(db_to_gain(SPEECH_DBFS - pool.level(number, x) + rng.uniform(-2, 2)))
         if start:  # 5 ms, so that the cut does not click
             fade = min(rate // 200, len(x))
             x[:fade] *= np.linspace(0, 1, fade, dtype=np.float32)
@@ -274,7 +276,7 @@ def noise_crop(
     drawn: list[dict[str, Any]] = []
     for i in range(1 + int(rng.choice(len(counts), p=counts))):
         name = names[int(rng.choice(len(names), p=weights / weights.sum()))]
-        for _ in range(4):  # some recordings are filled up with digital silence: draw those again
+        for _ in range(4):  # draw again if the crop is digital silence
             noise = _draw_noise(rng, name, n, sources, voice)
             if noise.level(sources.rate) > 1e-5:
                 break
@@ -286,10 +288,10 @@ def noise_crop(
         below = rng.uniform(0, 12) if i else 0.0
         level = noise._replace(audio=audio).level(sources.rate)
         if level > 1e-7:
-            (sparse if noise.sparse else steady)[:] += audio * np.float32(decibels(-below) / level)
-            sparse_power += decibels(-2 * below) if noise.sparse else 0.0
+            (sparse if noise.sparse else steady)[:] += audio * np.float32(db_to_gain(-below) / level)
+            sparse_power += db_to_gain(-2 * below) if noise.sparse else 0.0
             drawn.append(noise.info | {"below_db": round(below, 1)})
-    power = float(np.dot(steady, steady)) / n + sparse_power
+    power = mean_power(steady) + sparse_power
     return (steady + sparse) / np.float32(np.sqrt(power) if power else 1.0), drawn
 
 
@@ -315,7 +317,7 @@ def at_snr(speech: np.ndarray, noise: np.ndarray, snr_db: float, rate: int) -> t
     speech_db = active_level(speech, rate)
     if speech_db < SPEECH_DBFS - 35 or not noise.any():
         return speech + noise, None
-    return speech + noise * np.float32(decibels(speech_db - snr_db)), snr_db
+    return speech + noise * np.float32(db_to_gain(speech_db - snr_db)), snr_db
 
 
 def _item_weights(config: MixtureConfig) -> list[float]:

@@ -1,24 +1,23 @@
-"""Noise to mix with speech: crops of recordings, babble and speech-shaped noise made from speech, and made-up tones,
-hums and clicks.
+"""Noises to mix with speech: recordings, babble and speech-shaped noise from speech, and synthetic tones and clicks.
 
 Each function returns (noise float32 (n,), what was drawn). Levels are arbitrary: the mixture scales by `level`, the
-RMS, or for sparse kinds (clicks, beeps) the RMS of their loud frames, which a mean over the pauses would overdo.
+RMS, or for sparse kinds (clicks, beeps) the RMS of their loud frames, because a mean over their pauses is too low.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import fft, signal
 
-from clearstate.data.effects import decibels
-from clearstate.data.shards import active_level
+from clearstate.audio.level import active_level, db_to_gain, mean_power
 from clearstate.data.sources import Pool
 
 
 class Noise(NamedTuple):
-    """A noise as long as the item it is for."""
+    """A noise with the length of its item."""
 
     audio: np.ndarray  # (n,) float32
     info: dict[str, Any]
@@ -27,8 +26,8 @@ class Noise(NamedTuple):
     def level(self, rate: int) -> float:
         """RMS (of the loud frames if sparse)."""
         if self.sparse:
-            return decibels(active_level(self.audio, rate))
-        return float(np.sqrt(np.dot(self.audio, self.audio) / len(self.audio)))
+            return db_to_gain(active_level(self.audio, rate))
+        return math.sqrt(mean_power(self.audio))
 
 
 def recorded(rng: np.random.Generator, n: int, pool: Pool) -> Noise:
@@ -71,7 +70,7 @@ def babble(rng: np.random.Generator, n: int, speech: Pool, avoid: str, talkers: 
         level = speech.level(number, x)
         if len(x) < n:
             x = np.roll(repeat(x, n, 0), int(rng.integers(n)))
-        total += x * np.float32(decibels(rng.uniform(-6, 6) - level))
+        total += x * np.float32(db_to_gain(rng.uniform(-6, 6) - level))
         voices.append(clip.voice)
         if len(voices) == count:
             break

@@ -1,4 +1,4 @@
-"""Pairs of files as they are: noisy and clean recordings of the same name in two folders."""
+"""Noisy and clean recordings as pairs: files of the same name in two folders."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from clearstate.data.mixing import redrawn
 
 
 class PairedFolder:
-    """Whole pairs in the order of their names: `len`, `[i]` and iteration give dicts.
+    """Full-length pairs, sorted by name: `len`, `[i]` and iteration return dicts.
 
     Each holds noisy and clean, float32 (samples,), the pair's name, and info.
 
@@ -30,8 +30,8 @@ class PairedFolder:
         sample_rate: Hz; files of another rate are resampled. None takes each as it is.
         meta: JSON file with a list of rows, each with `file` the name of a pair (and `task`, of which `task` is
             wanted): what becomes `info`.
-        split: "train" leaves out VoiceBank's p226 and p287, "valid" takes nothing else, "all" takes every pair.
-        validate_on_test_set: spell out that a published test set is meant.
+        split: "train" excludes VoiceBank's p226 and p287, "valid" uses only these, "all" uses every pair.
+        validate_on_test_set: allow a published test set.
     Raises:
         FileNotFoundError: if there is no pair.
         ValueError: if a noisy file has no clean one, or the folder is a test set.
@@ -73,7 +73,7 @@ class PairedFolder:
         """The "train" or "valid" pairs of a known corpus, found by its structure, or "test" with the flag."""
         corpus = recognise(root)
         if corpus is None:
-            raise FileNotFoundError(f"{root} holds no paired corpus; expected folders as in VoiceBank+DEMAND")
+            raise FileNotFoundError(f"{root} contains no paired corpus; expected folders as in VoiceBank+DEMAND")
         pairs = corpus.pairs(split, validate_on_test_set)
         folder = cls.__new__(cls)
         folder.rate, folder._info = None if sample_rate is None else whole_rate(sample_rate), {}
@@ -101,7 +101,7 @@ class PairedFolder:
 class PairedCrops:
     """Random crops of a PairedFolder for training: item i of epoch e is `crops[e * len(crops) + i]`.
 
-    One crop of every pair an epoch, in the order of the names; shorter pairs are filled up with silence at the end.
+    One crop of every pair an epoch, in the order of the names; shorter pairs are padded with silence at the end.
     Only the crop is decoded. Items are dicts of noisy, clean float32 (samples,) and info, see `MixtureDataset`.
     """
 
@@ -121,7 +121,7 @@ class PairedCrops:
         if not self._kept:
             raise ValueError(bad[0])
         if bad:
-            warnings.warn(f"{len(bad)} of {len(pairs)} pairs are left out: {'; '.join(bad[:3])}")
+            warnings.warn(f"{len(bad)} of {len(pairs)} pairs are skipped: {'; '.join(bad[:3])}")
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -131,7 +131,7 @@ class PairedCrops:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         epoch, item = divmod(index, len(self))
-        turns = iter(range(item, item + 10))  # a pair that can no longer be read gives its turn to the next one
+        turns = iter(range(item, item + 10))  # the next pair replaces an unreadable one
 
         def draw(rng: np.random.Generator) -> dict[str, Any]:
             number, frames, native = self._kept[next(turns) % len(self)]

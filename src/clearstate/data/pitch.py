@@ -1,4 +1,4 @@
-"""How high a voice is, roughly: enough to say which of some voices are alike."""
+"""Estimate the median pitch of a voice, accurately enough to find similar voices."""
 
 from __future__ import annotations
 

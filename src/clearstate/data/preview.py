@@ -1,4 +1,4 @@
-"""Training items as files to listen to."""
+"""Write training items as audio files, to listen to."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def preview(dataset: Items, n: int, folder: str | Path, start: int = 0) -> list[
     folder = Path(folder)
     listing = folder / "preview.jsonl"
     if listing.exists():
-        raise FileExistsError(f"{listing} is there already: name another folder, or remove it")
+        raise FileExistsError(f"{listing} already exists; choose another folder, or remove it")
     folder.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
     lines: list[str] = []

@@ -1,4 +1,4 @@
-"""Mixtures of two or three voices, and the voices apart: drawn from labelled speech, or published mixtures."""
+"""Training items for separation: mixtures of voices with their sources, generated or from published corpora."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from typing import Any
 
 import numpy as np
 
+from clearstate.audio.level import active_level, db_to_gain
 from clearstate.audio.paths import why_no_file
 from clearstate.data.corpora import Mixture
-from clearstate.data.effects import apply_sections, decibels, random_equaliser
+from clearstate.data.effects import apply_sections, random_equaliser
 from clearstate.data.folders import audio_files, read_crop, scan
 from clearstate.data.mixing import MixtureConfig, at_snr, noise_crop, redrawn, speech_crop
 from clearstate.data.pitch import median_pitch
-from clearstate.data.shards import active_level
 from clearstate.data.sources import Pool, Sources, vctk_speaker
 
-NEAR_OF = 4  # voices that the nearest is chosen of
+NEAR_OF = 4  # number of candidates for the nearest voice
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class SeparationConfig:
     overlap: tuple[float, float] = (0.0, 1.0)  # share of a voice's stretch that it shares with the next one's
     full_overlap: float = 0.5  # chance that all of them speak throughout instead
     alone: float = 0.0  # chance of one voice and silence for the others
-    speed: float = 0.3  # chance of another speed, for each voice: one that no corpus holds
-    near: float = 0.0  # chance that each further voice is the nearest to the first in pitch of four: those are hard
+    speed: float = 0.3  # chance of another speed per voice: new voices
+    near: float = 0.0  # chance that further voices are the nearest in pitch of four candidates: hard mixtures
     equaliser: float = 0.0  # chance of another microphone, for each voice; 0.5 where speakers are few
     unlabelled: float = 0.0  # chance that one of the voices, no more, is of a corpus without labels, if there is one
     level_dbfs: tuple[float, float] = (-30.0, -1.0)  # peak of the mixture
@@ -45,11 +45,10 @@ class SeparationConfig:
 class SeparationDataset:
     """Items are dicts: mixture float32 (samples,), sources float32 (speakers, samples), info fit for JSON.
 
-    The mixture is the sum of the sources, plus noise if there is any. The voices of an item are always different
-    speakers: no two of them are from corpora that lost their labels, for they may be one person. With
-    `config.unlabelled` one may be, where these corpora share nobody with the labelled ones. Sources that nobody
-    speaks (`config.alone`) are zeros, and come last. Indices are as in `MixtureDataset`: item i of epoch e is
-    `dataset[e * items_per_epoch + i]`.
+    The mixture is the sum of the sources, plus optional noise. The voices of an item are always different speakers. So
+    at most one of them is from a corpus without speaker labels (`config.unlabelled`; such a corpus must share no
+    speaker with the labelled ones). Empty sources (`config.alone`) are zeros and come last. Indices are as in
+    `MixtureDataset`: item i of epoch e is `dataset[e * items_per_epoch + i]`.
 
     Raises:
         ValueError: if the speech has fewer labelled speakers than a mixture needs.
@@ -98,7 +97,7 @@ class SeparationDataset:
             mixture, snr_db = at_snr(mixture, noise, rng.uniform(*config.snr_db), self.rate)
             info["snr_db"] = None if snr_db is None else round(snr_db, 2)
         peak_db = rng.uniform(*config.level_dbfs)
-        gain = np.float32(decibels(peak_db) / max(float(np.abs(mixture).max()), 1e-6))
+        gain = np.float32(db_to_gain(peak_db) / max(float(np.abs(mixture).max()), 1e-6))
         return {"mixture": mixture * gain, "sources": voices * gain, "info": info | {"level_dbfs": round(peak_db, 2)}}
 
     def _voices(self, rng: np.random.Generator) -> tuple[np.ndarray, dict[str, Any]]:
@@ -128,14 +127,14 @@ class SeparationDataset:
             relative = float(rng.uniform(*config.level_db)) if i else 0.0
             level = active_level(crop, self.rate)
             if np.isfinite(level):
-                voices[i, start : start + stretch] = crop * np.float32(decibels(relative - level))
+                voices[i, start : start + stretch] = crop * np.float32(db_to_gain(relative - level))
             who.append(drawn | {"level_db": round(relative, 2), "start": start})
         return voices, {"voices": who, "overlap": round(overlap, 3)}
 
     def _voice(
         self, rng: np.random.Generator, n: int, who: list[dict[str, Any]], stranger: bool
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """A crop of somebody who does not speak yet."""
+        """A crop of a speaker who is not in the item yet."""
         if stranger:
             pool, number = self.unlabelled, None
         else:
@@ -143,18 +142,18 @@ class SeparationDataset:
         return speech_crop(rng, n, pool, MixtureConfig(speed=self.config.speed), self.rate, number)
 
     def _another(self, rng: np.random.Generator, people: set[str]) -> int:
-        """A labelled clip of none of these people, whatever corpus it comes from."""
+        """A labelled clip of any corpus by a speaker who is not one of `people`."""
         for _ in range(20):  # by the pool's weights as a rule
             number = self.speech.draw(rng)
             if person(self.speech.clips[number].voice) not in people:
                 return number
-        # Where one voice has nearly all the speech, any other.
+        # If one voice has nearly all the speech, choose any other.
         others = [voice for voice in self.speech.by_voice if person(voice) not in people]
         return int(rng.choice(self.speech.by_voice[others[int(rng.integers(len(others)))]]))
 
 
 class MixtureFolder:
-    """Published mixtures as they are, or sums of folders of voices: dicts of mixture, sources (k, samples), name, info.
+    """Published mixtures, or sums of folders of voices: dicts of mixture, sources (k, samples), name, info.
 
     Args:
         mixtures: from `Corpus.mixtures(split)` or `mixtures_of(folders)`.
@@ -175,7 +174,7 @@ class MixtureFolder:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         epoch, item = divmod(index, len(self))
-        # In training, a mixture that cannot be read gives its turn to the next one.
+        # In training, the next mixture replaces an unreadable one.
         turns = iter(range(item, item + 10) if self.samples is not None else [item] * 10)
 
         def draw(rng: np.random.Generator) -> dict[str, Any]:
@@ -187,7 +186,7 @@ class MixtureFolder:
             parts = [read_crop(path, native, self.rate, start, take) for path in mixture.sources]
             sources = np.pad(np.stack(parts), ((0, 0), (0, 0 if self.samples is None else self.samples - take)))
             mixed = sources.sum(axis=0)
-            if mixture.mixture is not None:  # it may hold noise besides the voices
+            if mixture.mixture is not None:  # it may contain noise
                 mixed = np.pad(read_crop(mixture.mixture, native, self.rate, start, take), (0, len(mixed) - take))
             name = mixture.sources[0].stem
             return {"mixture": mixed, "sources": sources, "name": name, "info": {"name": name, "start": start}}
@@ -209,7 +208,7 @@ def mixtures_of(*folders: str | Path) -> list[Mixture]:
             if not os.path.lexists(source):
                 raise FileNotFoundError(f"{source} is missing: every folder of voices must have the same file names")
         if unusable := [f"{source} {reason}" for source in sources if (reason := why_no_file(source))]:
-            warnings.warn(f"a mixture is left out: {'; '.join(unusable)}")
+            warnings.warn(f"a mixture is skipped: {'; '.join(unusable)}")
         else:
             listed.append(Mixture(None, sources))
     return listed
@@ -218,7 +217,7 @@ def mixtures_of(*folders: str | Path) -> list[Mixture]:
 def nearest(
     voice: np.ndarray, choice: Sequence[tuple[np.ndarray, dict[str, Any]]], rate: int
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """Which of some voices is nearest in pitch to another one, by ratio; the first where nothing can be said."""
+    """The candidate with the smallest pitch ratio to `voice`; the first if no pitch is known."""
     pitch = median_pitch(voice, rate)
 
     def distance(crop: np.ndarray) -> float:
@@ -229,7 +228,7 @@ def nearest(
 
 
 def having(pool: Pool, labels: bool) -> Pool:
-    """The clips of a pool whose speaker is known, or those whose speaker is not."""
+    """The clips of a pool with known speakers (`labels`), or those without."""
     keep: list[list[int]] = [[] for _ in pool.sets]
     for (s, i), clip in zip(pool.where, pool.clips, strict=True):
         if clip.labelled == labels:
@@ -238,5 +237,5 @@ def having(pool: Pool, labels: bool) -> Pool:
 
 
 def person(voice: str) -> str:
-    """One name for a speaker whom two corpora hold: VCTK's p226 is VoiceBank's."""
+    """One name for a speaker in several corpora: p226 of VCTK is p226 of VoiceBank."""
     return vctk_speaker(voice) or voice

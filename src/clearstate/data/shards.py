@@ -1,9 +1,9 @@
-"""Tar shards of compressed audio, and the decoded cache that training reads from.
+"""Read tar shards of compressed audio through a cache of decoded audio.
 
-A shard set is `<name>.jsonl` beside `<name>-00.tar`, `<name>-01.tar`, ...: one JSON line a file with `shard`, `file`,
-`seconds` and what is known of it (`speaker` for speech, `group` for noise, `source`, `split`, `licence`). Decoding
-Opus costs some 3 ms a second of audio, far too much for every crop of every epoch, so a set is decoded once, in
-parallel, into a folder of the cache:
+A shard set is `<name>.jsonl` next to `<name>-00.tar`, `<name>-01.tar`, ... Each JSON line describes one file: `shard`,
+`file`, `seconds` and optional labels (`speaker` for speech, `group` for noise, `source`, `split`, `licence`). Decoding
+Opus takes about 3 ms per second of audio, too long for every crop, so a set is decoded once, in parallel, into a cache
+folder:
 
     <cache>/<name>-<rate>-<digest>/audio.i16     every clip end to end, int16, each scaled to its own peak
     <cache>/<name>-<rate>-<digest>/index.json    where each begins, its scale, its levels, its labels
@@ -39,35 +39,36 @@ import soxr
 
 from clearstate.audio.io import read_audio
 from clearstate.audio.length import inspect_bytes
+from clearstate.audio.level import active_level
 from clearstate.audio.mono import to_mono
 from clearstate.audio.quiet import quiet
 from clearstate.audio.rates import whole_rate
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1  # of the cache; a higher number makes old folders invisible
-Progress = Callable[[str, int, int], None]  # (set name, clips done, clips in all)
+FORMAT = 1  # version of the cache; a higher number invalidates old folders
+Progress = Callable[[str, int, int], None]  # (set name, clips done, total clips)
 
 
 class BrokenClipError(Exception):
-    """A file that could not be decoded after its header promised audio; training skips it."""
+    """A file whose audio cannot be decoded. Training skips it."""
 
 
 @dataclass(frozen=True)
 class Clip:
-    """What is known of one stretch of audio; `owner` is a speaker for speech and a recording group for noise."""
+    """The labels of one clip. `owner` is a speaker for speech and a recording group for noise."""
 
     key: str  # the file inside its corpus
-    owner: str  # "" where the corpus lost its labels
+    owner: str  # "" if the corpus has no labels
     source: str  # the corpus it came from
     samples: int  # at the rate of its set
-    level_db: float | None = None  # RMS of the active parts, dBFS; None until somebody has decoded it
+    level_db: float | None = None  # RMS of the active parts in dBFS; None before decoding
     licence: str = ""
     split: str = ""  # "train", "valid" or "test" where the corpus says so
 
     @property
     def labelled(self) -> bool:
-        """Whether `owner` tells this voice from any other."""
+        """Whether `owner` identifies the voice."""
         return bool(self.owner) and "unknown" not in self.owner.lower()
 
     @property
@@ -273,25 +274,6 @@ def _decoded(data: bytes) -> tuple[np.ndarray, int]:
     return audio.T.astype(np.float32), rate
 
 
-def active_level(audio: np.ndarray, rate: int, gate_db: float = 30.0) -> float:
-    """RMS in dBFS over the 20 ms frames within `gate_db` of the loudest; -inf for digital silence.
-
-    The level of speech without its pauses, after the idea of ITU-T P.56 but with a fixed gate, which is cheap.
-    """
-    power = frame_power(audio, rate)
-    loudest = float(power.max(initial=0.0))
-    if loudest <= 0.0:
-        return -np.inf
-    return 10 * float(np.log10(power[power >= loudest * 10 ** (-gate_db / 10)].mean()))
-
-
-def frame_power(audio: np.ndarray, rate: int) -> np.ndarray:
-    """Mean power of each whole 20 ms frame (of the signal itself if it is shorter)."""
-    size = min(rate // 50, max(1, len(audio)))
-    frames = audio[: len(audio) // size * size].reshape(-1, size)
-    return np.einsum("tn,tn->t", frames, frames) / size
-
-
 def _decode_all(
     name: str, source: Path, rows: list[dict[str, Any]], rate: int, folder: Path, progress: Progress | None
 ) -> None:
@@ -340,7 +322,7 @@ def _members(shard: Path) -> dict[str, tuple[int, int]]:
         with tarfile.open(shard, "r:") as tar:
             return {member.name: (member.offset_data, member.size) for member in tar if member.isfile()}
     except tarfile.TarError as error:
-        raise ValueError(f"{shard} is no whole uncompressed tar ({error}): fetch it again") from error
+        raise ValueError(f"{shard} is not a complete uncompressed tar ({error}): fetch it again") from error
 
 
 def _digest(index: Path, rows: list[dict[str, Any]], rate: int) -> str:

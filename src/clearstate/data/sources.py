@@ -1,4 +1,4 @@
-"""Where training audio comes from: pools of speech and noise clips, and room responses, opened from one short spec.
+"""Open the training audio of a spec: pools of speech and noise clips, and room responses.
 
 sources = open_sources("../shared/data")                       # a folder of tar shards: speech*, noise*, rir*
 sources = open_sources({"speech": ["/corpora/LibriSpeech"], "noise": ["/corpora/DEMAND"], "sample_rate": 16000})
@@ -13,7 +13,6 @@ import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,6 +20,7 @@ import numpy as np
 import soxr
 
 from clearstate.audio.io import AudioError, read_audio
+from clearstate.audio.level import active_level
 from clearstate.audio.rates import whole_rate
 from clearstate.data.corpora import TEST_SPEAKERS, VALID_SPEAKERS, expected_layouts, recognise
 from clearstate.data.folders import AudioFile, FileSet, plain_files
@@ -28,17 +28,17 @@ from clearstate.data.shards import (
     BrokenClipError,
     Clip,
     Progress,
-    active_level,
     open_shards,
     read_index,
     read_tar_audio,
 )
+from clearstate.nearest import nearest
 
 MAX_ROOMS = 500  # responses of one folder that are kept in memory
 
 
 class ClipSet(Protocol):
-    """A corpus ready to be read at one rate."""
+    """A corpus that is read at one rate."""
 
     name: str
     rate: int  # Hz
@@ -51,7 +51,7 @@ class ClipSet(Protocol):
 
 @dataclass(frozen=True)
 class SourceSpec:
-    """Which audio to train on.
+    """The audio to train on.
 
     Each path is a shard index (`.jsonl`), a folder of shards, a known corpus or any folder of audio files.
     """
@@ -61,8 +61,10 @@ class SourceSpec:
     rooms: tuple[str, ...] = ()
     sample_rate: int = 16_000  # Hz
     split: str = "train"  # "train", "valid" or "all"; by speaker and noise group
-    valid_share: float = 0.0  # of the voices and noise groups that no corpus splits (by a hash); 0 = all of them train
-    noncommercial: bool = False  # also use what is licensed for non-commercial use only
+    valid_share: float = (
+        0.0  # share of voices and noise groups without a split (chosen by a hash); 0 = all of them train
+    )
+    noncommercial: bool = False  # also use audio with a non-commercial licence
     cache: str | None = None  # folder for decoded audio; None = $CLEARSTATE_CACHE or ~/.cache/clearstate
 
     def __post_init__(self) -> None:
@@ -70,10 +72,10 @@ class SourceSpec:
 
 
 class Pool:
-    """Clips of several sets, drawn by voice (speech) or group (noise) with a weight of the root of its duration.
+    """Clips of several sets, drawn by voice (speech) or group (noise), weighted by the root of its duration.
 
-    The root is a compromise: with the duration itself one audio book drowns a hundred voices, with none a voice of two
-    sentences is heard as often as one of an hour. In an unlabelled corpus every recording counts as a voice.
+    The root is a compromise. Weighted by duration, one audio book would outweigh a hundred voices; without a weight, a
+    voice of two sentences would be as frequent as one of an hour. In an unlabelled corpus every recording is a voice.
     """
 
     def __init__(self, sets: Sequence[ClipSet], keep: Sequence[Sequence[int]] | None = None):
@@ -88,7 +90,7 @@ class Pool:
             total = self.samples[members].sum()
             weight[members] = self.samples[members] / np.sqrt(total)
         self._cumulative = np.cumsum(weight)
-        self.broken: set[int] = set()  # clips that turned out unreadable, in this process
+        self.broken: set[int] = set()  # unreadable clips found by this process
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -99,11 +101,11 @@ class Pool:
         return float(self.samples.sum()) / self.sets[0].rate if self.sets else 0.0
 
     def draw(self, rng: np.random.Generator) -> int:
-        """A clip's number, voices being likely by the root of their duration and their clips by duration."""
+        """Draw a clip: voices by the root of their duration, and their clips by duration."""
         return int(np.searchsorted(self._cumulative, rng.random() * self._cumulative[-1], side="right"))
 
     def read(self, number: int, start: int = 0, length: int | None = None) -> np.ndarray:
-        """Part of a clip as float32, see `ClipSet.read`; a BrokenClipError is reported once a file."""
+        """Part of a clip as float32, see `ClipSet.read`; each damaged file is reported once."""
         s, i = self.where[number]
         try:
             return self.sets[s].read(i, start, length)
@@ -114,14 +116,14 @@ class Pool:
             raise
 
     def level(self, number: int, audio: np.ndarray) -> float:
-        """Active level of a clip in dBFS, measured on the part in hand where it is not known; at least -70."""
+        """Active level of a clip in dBFS, measured on `audio` if unknown; at least -70."""
         known = self.clips[number].level_db
         return max(active_level(audio, self.sets[0].rate) if known is None else known, -70.0)
 
 
 @dataclass
 class Sources:
-    """What the mixtures are made of."""
+    """The material of the mixtures."""
 
     speech: Pool
     noise: Pool
@@ -131,15 +133,15 @@ class Sources:
 
 
 def open_sources(spec: str | Path | Mapping[str, Any] | SourceSpec, progress: Progress | None = None) -> Sources:
-    """Open everything a spec names, decoding shard sets into the cache on first use.
+    """Open all audio of a spec; decode shard sets into the cache on first use.
 
     Args:
-        spec: a SourceSpec, a mapping of its fields, or one folder of shards, of which speech, noise and rooms
-            are taken as far as they are there. `~` and `$VARIABLES` in paths are expanded.
-        progress: called with (set name, clips done, clips in all) while something is decoded or scanned.
+        spec: a SourceSpec, a mapping of its fields, or one folder of shards with speech and optional
+            noise and rooms. `~` and `$VARIABLES` in paths are expanded.
+        progress: called with (set name, clips done, total clips) during decoding or scanning.
     Raises:
-        FileNotFoundError: if a path is missing or holds no audio of the asked kind.
-        ValueError: if a field is unknown or the spec has no speech.
+        FileNotFoundError: if a path is missing or contains no audio of its role.
+        ValueError: if a field is unknown, or there is no speech.
     """
     spec = as_spec(spec)
     if spec.split not in ("train", "valid", "all"):
@@ -162,7 +164,7 @@ def open_sources(spec: str | Path | Mapping[str, Any] | SourceSpec, progress: Pr
 
 
 def as_spec(spec: str | Path | Mapping[str, Any] | SourceSpec) -> SourceSpec:
-    """A SourceSpec from any of the forms `open_sources` takes."""
+    """Convert any form that `open_sources` accepts to a SourceSpec."""
     if isinstance(spec, SourceSpec):
         return spec
     if isinstance(spec, (str, Path)):
@@ -173,11 +175,7 @@ def as_spec(spec: str | Path | Mapping[str, Any] | SourceSpec) -> SourceSpec:
     known = [f.name for f in fields(SourceSpec)]
     for name in spec:
         if name not in known:
-            near = get_close_matches(name, known, 1)
-            raise ValueError(
-                f"sources have no field {name!r}"
-                + (f"; did you mean {near[0]!r}?" if near else f"; there are {', '.join(known)}")
-            )
+            raise ValueError(f"sources have no field {name!r}: {nearest(name, known)}")
     values: dict[str, Any] = dict(spec)
     for role in ("speech", "noise", "rooms"):
         paths = values.get(role, ())
@@ -222,16 +220,14 @@ def _open_sets(path: str, role: str, spec: SourceSpec, progress: Progress | None
         return [open_shards(where, spec.sample_rate, spec.cache, progress)]
     if not where.is_dir():
         raise FileNotFoundError(
-            f"{role}: {where} is not there; expected a folder of audio or shards, or a shard index (.jsonl)"
+            f"{role}: {where} does not exist; expected a folder of audio or shards, or a shard index (.jsonl)"
         )
     if indexes := shard_indexes(where, role, spec.sample_rate):
         return [open_shards(index, spec.sample_rate, spec.cache, progress) for index in indexes]
     files = _files(where, role)
     opened = FileSet(where.name, files, spec.sample_rate, spec.cache, progress)
     if opened.broken:
-        warnings.warn(
-            f"{where}: {len(opened.broken)} files are unreadable and left out: {', '.join(opened.broken[:3])}"
-        )
+        warnings.warn(f"{where}: {len(opened.broken)} files are unreadable and skipped: {', '.join(opened.broken[:3])}")
     if not opened.clips:
         raise FileNotFoundError(f"{role}: none of the {len(files)} files of {where} can be read")
     return [opened]
@@ -246,8 +242,8 @@ def _files(where: Path, role: str) -> list[AudioFile]:
     if corpus:
         raise FileNotFoundError(f"{role}: nothing of this kind in\n{corpus.report()}")
     raise FileNotFoundError(
-        f"{role}: no audio and no {role} shards in {where}. Any folder of audio files will do, and these corpora are "
-        f"known:\n{expected_layouts()}"
+        f"{role}: no audio and no {role} shards in {where}. Any folder of audio files works. Known "
+        f"corpora:\n{expected_layouts()}"
     )
 
 
@@ -290,7 +286,7 @@ def _open_rooms(path: str, spec: SourceSpec) -> list[tuple[str, np.ndarray]]:
 def _why_empty(role: str, clips: ClipSet, spec: SourceSpec) -> str:
     licences = {clip.licence for clip in clips.clips if clip.licence}
     if licences and not spec.noncommercial:
-        return f"{role}: {clips.name} is licensed {', '.join(licences)}: set noncommercial: true to use it all the same"
+        return f"{role}: {clips.name} is licensed {', '.join(licences)}: set noncommercial: true to use it"
     return f"{role}: none of the {len(clips.clips)} clips of {clips.name} belongs to split {spec.split!r}"
 
 

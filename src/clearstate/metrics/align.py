@@ -1,4 +1,4 @@
-"""How late an estimate is: PESQ forgives it, SI-SDR does not, so a score must come with the delay."""
+"""Measure the delay of an estimate. PESQ ignores delays and SI-SDR does not, so scores are reported with the delay."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from clearstate.metrics.pairs import as_pair
 
 
 class Delay(NamedTuple):
-    """`samples` by which the estimate trails (negative: leads), and SI-SDR in dB as it is and with that removed."""
+    """Delay in `samples` (negative: the estimate is early), and SI-SDR in dB before and after its removal."""
 
     samples: int
     si_sdr: float
@@ -20,7 +20,7 @@ class Delay(NamedTuple):
 
 
 def delay(reference: ArrayLike, estimate: ArrayLike, at_most: int = 8_000, gain_db: float = 0.5) -> Delay:
-    """Where the estimate fits the reference best, by cross-correlation.
+    """Find the delay of the estimate by cross-correlation.
 
     A shift counts only if SI-SDR gains `gain_db` by taking it out: in loud low-pitched noise the correlation can peak a
     sample or two off without anything being late. A fraction of a sample shows as its nearest whole one.

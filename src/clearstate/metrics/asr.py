@@ -1,6 +1,6 @@
-"""Does it help recognition? Word error rates of a recogniser on the enhanced, the noisy and the clean signal.
+"""Word error rates of a speech recogniser on the enhanced, noisy and clean signals.
 
-Recognisers never download: pocketsphinx carries its US English model in the wheel; Whisper takes a model file by path.
+Nothing is downloaded: the pocketsphinx wheel includes a US English model, and Whisper needs the path of a model.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ RATE = 16_000  # Hz, of both recognisers
 
 
 class WordErrors(NamedTuple):
-    """Counts of an alignment with the fewest errors."""
+    """Error counts of the best alignment."""
 
     substitutions: int
     deletions: int
@@ -53,8 +53,8 @@ def wer(reference: str, hypothesis: str) -> WordErrors:
     best = [(j, 0, 0, j) for j in range(len(h) + 1)]
     for i, word in enumerate(r, start=1):
         row = [(i, 0, i, 0)]
-        for j, heard in enumerate(h, start=1):
-            if word == heard:
+        for j, found in enumerate(h, start=1):
+            if word == found:
                 row.append(best[j - 1])
                 continue
             e, s, d, n = best[j - 1]
@@ -77,7 +77,7 @@ def read_transcripts(path: Path) -> dict[str, str]:
     if path.suffix == ".json":
         data = read_json(path)
         if not isinstance(data, dict):
-            raise ValueError(f"{path} holds a {type(data).__name__}, expected an object of file name: text")
+            raise ValueError(f"{path} contains a {type(data).__name__}, expected an object of file name: text")
         return {str(name): str(text) for name, text in data.items()}
     result = {}
     if path.suffix == ".jsonl":
@@ -106,7 +106,7 @@ def word_errors(loaded: Loaded, transcript: str, recogniser: str) -> tuple[dict[
 
 
 def transcribe(signal: np.ndarray, sample_rate: int, recogniser: str) -> str:
-    """What a recogniser hears.
+    """Transcribe a signal with a recogniser.
 
     Args:
         signal: (samples,) in [-1, 1].
@@ -121,24 +121,24 @@ def transcribe(signal: np.ndarray, sample_rate: int, recogniser: str) -> str:
         decoder.start_utt()
         decoder.process_raw((np.clip(x, -1, 1) * 32767).astype("<i2").tobytes(), full_utt=True)
         decoder.end_utt()
-        heard = decoder.hyp()
-        return heard.hypstr if heard else ""
+        found = decoder.hyp()
+        return found.hypstr if found else ""
     model = _whisper(recogniser.partition(":")[2])
     return str(model.transcribe(x.astype(np.float32), language="en", temperature=0.0, fp16=False)["text"])
 
 
 def check_recogniser(recogniser: str) -> None:
-    """Raise unless `recogniser` can be used here: known, installed, its model at hand."""
+    """Raise an error unless `recogniser` is known and installed and its model exists."""
     name, _, model = recogniser.partition(":")
     if name == "pocketsphinx" and not model:
         need("pocketsphinx", "asr", "--asr pocketsphinx")
     elif name == "whisper":
         if not Path(model).is_file():
             what = f"{model} does not exist" if model else "no model named"
-            raise ValueError(f"--asr whisper: {what}; name a model file that you have: --asr whisper:base.en.pt")
+            raise ValueError(f"--asr whisper: {what}; expected a model file: --asr whisper:base.en.pt")
         need("whisper", "asr", "--asr whisper")
     else:
-        raise ValueError(f"no recogniser is called {recogniser!r}: there are pocketsphinx and whisper:FILE")
+        raise ValueError(f"no recogniser is called {recogniser!r}: expected pocketsphinx or whisper:FILE")
 
 
 @lru_cache(maxsize=1)

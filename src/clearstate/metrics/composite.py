@@ -1,13 +1,12 @@
-"""Composite opinion scores CSIG, CBAK, COVL, and the two spectral distances they are built on.
+"""Composite opinion scores CSIG, CBAK and COVL, and the two spectral distances they use.
 
 Hu & Loizou 2008, "Evaluation of Objective Quality Measures for Speech Enhancement", IEEE TASLP 16(1); details as in
 the MATLAB scripts of Loizou's book, which this file matches to the three decimals they print.
 
-The scale trap. The scripts divide a frame by 32768 before taking its spectrum, for integer samples. Evaluation code
-that passes floats in [-1, 1] through the same division pushes most of the spectrum under the -100 dB floor; WSS
-falls and all three scores rise, by 0.1 on most corpora and by 0.3 on a noisier one. `composite` is on the MATLAB
-scale; `divided=True` reproduces the other, for comparison with rows printed that way. The two must not stand in one
-column.
+Two scales. The scripts divide integer samples by 32768 before the spectrum. Some evaluation code also divides floats in
+[-1, 1], which moves most of the spectrum below the -100 dB floor: WSS falls and all three scores rise, by 0.1 on most
+corpora and by 0.3 on a noisier one. `composite` uses the MATLAB scale. `divided=True` reproduces the other scale, for
+comparison with results published that way. Never mix the two in one column.
 """
 
 from __future__ import annotations

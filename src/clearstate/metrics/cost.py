@@ -1,9 +1,9 @@
-"""What a model costs: parameters, and multiply-accumulates for one second of audio, counted while it runs.
+"""Count the parameters of a model and its multiply-accumulates per second of audio while it runs.
 
-Published counts come from hooks on layers. Those miss everything that is a function: of a Mamba layer the scan and, in
-fused code, the projections around it, more than half of its work. Here PyTorch's own operator counter sees every
-matrix product, convolution, attention and FFT wherever it is called from, and Mamba mixers are counted by formula.
-Left out, as everywhere: sums, activations, norms and other work of one operation an element.
+Published counts use hooks on layers. These miss every function: in a Mamba layer the scan and, in fused code, the
+projections, which are more than half of its work. Here PyTorch's operator counter counts every matrix product,
+convolution, attention and FFT, and a formula counts Mamba mixers. As usual, sums, activations, norms and other
+operations with one operation per element are not counted.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ Shape: TypeAlias = tuple[int, ...]
 
 
 class Cost(NamedTuple):
-    """Of one second of audio at the model's rate."""
+    """The cost of one second of audio at the model's rate."""
 
     parameters: int
-    macs: float  # multiply-accumulates a second of audio, all parts
+    macs: float  # multiply-accumulates per second of audio, all parts
     parts: dict[str, float]  # by kind: matrix, convolution, attention, recurrent, scan, fft
 
 

@@ -1,19 +1,17 @@
-"""Optional libraries, imported when first needed, with an error that names the extra to install."""
+"""Import optional libraries on first use, with an error that names the extra to install."""
 
 from __future__ import annotations
 
-import difflib
 import importlib
-from collections.abc import Iterable
 from types import ModuleType
 
 
 class MissingExtra(ImportError):  # noqa: N818  (it is what the user lacks, not a fault)
-    """An optional library is not installed; the message says how to get it."""
+    """An optional library is not installed. The message has the command that installs it."""
 
 
 def need(module: str, extra: str, what: str) -> ModuleType:
-    """Import `module`, or say which extra of the package brings it.
+    """Import `module`, or raise an error with the extra that installs it.
 
     Raises:
         MissingExtra: naming the metric, the library and the command that installs it.
@@ -25,9 +23,3 @@ def need(module: str, extra: str, what: str) -> ModuleType:
         raise MissingExtra(
             f"{what} needs {library}, which is not installed: pip install 'clearstate[{extra}]'"
         ) from error
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """` Did you mean 'stoi'?`, or nothing when no known name is near."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f" Did you mean {near[0]!r}?" if near else ""

@@ -1,4 +1,4 @@
-"""Which enhanced file belongs to which clean one, and reading them so that they can be compared."""
+"""Pair enhanced files with clean files by name, and load pairs at one rate and length."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from clearstate.audio.formats import READABLE, examples
 from clearstate.audio.mono import Mix, find_mix
 from clearstate.audio.paths import walk, why_no_file
 from clearstate.audio.rates import whole_rate
 
 Entry = TypeVar("Entry")
-
-AUDIO = frozenset({".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff", ".au", ".caf", ".w64", ".rf64"})
 
 _WORDS = (
     "clear clearstate clean enhanced enh noisy noise denoised dn processed proc restored est estimate estimated pred "
@@ -34,7 +33,7 @@ _FILE_ID = re.compile(r"fileid_\d+")
 
 @dataclass(frozen=True)
 class Pair:
-    """One comparison. `name` is the clean file's place under its folder, without extension."""
+    """One pair to score. `name` is the clean file's path under its folder, without extension."""
 
     name: str
     clean: Path
@@ -44,7 +43,7 @@ class Pair:
 
 @dataclass
 class Matches:
-    """Pairs in the order of their names, and what stayed alone or is no file, each with the reason."""
+    """Pairs sorted by name, and unmatched and unusable files with the reason."""
 
     pairs: list[Pair] = field(default_factory=list)
     unmatched: list[str] = field(default_factory=list)
@@ -80,22 +79,22 @@ def match(clean: Path, enhanced: Path, noisy: Path | None = None) -> Matches:
 
 
 def audio_under(folder: Path, what: str, result: Matches) -> list[Path]:
-    """The audio files of one side; what cannot be used goes to `result`."""
+    """The audio files of one side; unusable entries are added to `result`."""
     if not folder.exists():
         raise ValueError(f"--{what} {folder} does not exist (looked in {folder.absolute().parent})")
     if folder.is_file():
-        raise ValueError(f"--{what} {folder} is a file: give folders on both sides, or files on both sides")
-    files, unusable = walk(folder, AUDIO)
+        raise ValueError(f"--{what} {folder} is a file: give folders for both, or files for both")
+    files, unusable = walk(folder, READABLE)
     result.unusable += unusable
     if not files and not unusable:
-        raise ValueError(f"--{what} {folder} holds no audio: looked for {' '.join(sorted(AUDIO))} in it and below it")
+        raise ValueError(f"--{what} {folder} contains no audio: looked for {examples(READABLE)} and below it")
     return files
 
 
 def _pair_up(
     left: list[Path], left_root: Path, right: list[Path], right_root: Path
 ) -> tuple[dict[Path, Path], list[str]]:
-    """Pairs left -> right, and a line for every file that found no partner."""
+    """Pairs left -> right, and a line for every file without a partner."""
     pairs: dict[Path, Path] = {}
     reasons: dict[Path, str] = {}
     for key in (_place, _composed_place, _bare_place, _bare_name, _file_id):
@@ -154,11 +153,11 @@ def bare(stem: str) -> str:
 
 
 def for_pairs(entries: Mapping[str, Entry], names: Sequence[str]) -> dict[str, Entry]:
-    """Entries of a list (transcripts, metadata) by the pair names they belong to, matched as loosely as files are."""
+    """Assign entries of a list (transcripts, metadata) to pair names, with the same matching rules as files."""
 
     def loose(name: str) -> str:
-        path = Path(_SPEAKER_PART.sub("", name))  # what is said of a mixture holds for each of its speakers
-        return bare(path.stem if path.suffix.lower() in AUDIO else path.name)
+        path = Path(_SPEAKER_PART.sub("", name))  # entries of a mixture apply to each of its speakers
+        return bare(path.stem if path.suffix.lower() in READABLE else path.name)
 
     known = {loose(name): entry for name, entry in entries.items()}
     found = {name: entries[name] if name in entries else known.get(loose(name)) for name in names}
@@ -174,11 +173,11 @@ def read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text ({error}): save it as UTF-8") from None
+        raise ValueError(f"{path} is not UTF-8 text ({error}); save it as UTF-8") from None
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds; of a .jsonl file the list of its lines.
+    """Read a JSON file; a .jsonl file gives the list of its lines.
 
     Raises:
         ValueError: naming the file and the place where it is no JSON.
@@ -193,12 +192,12 @@ def _parsed(text: str, path: Path, where: str) -> Any:
     try:
         return json.loads(text)
     except ValueError as error:
-        raise ValueError(f"{path}{where}: not JSON ({error}); write it again") from None
+        raise ValueError(f"{path}{where}: not JSON ({error}); correct the file") from None
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """The signals of a pair at one rate and length, (samples,) each, and what had to be done to get there."""
+    """The signals of a pair at one rate and length, (samples,) each, and notes about conversions."""
 
     clean: npt.NDArray[np.float64]
     enhanced: npt.NDArray[np.float64]
@@ -208,7 +207,7 @@ class Loaded:
 
 
 def load(pair: Pair) -> Loaded:
-    """Read a pair: several channels mixed down, the others resampled to the clean file's rate, all cut to the shortest.
+    """Read a pair: mix to mono, resample to the clean file's rate, and cut to the shortest length.
 
     Raises:
         ValueError: for a file that cannot be read, is empty, or holds values that are not numbers.
@@ -245,7 +244,7 @@ def _read(path: Path) -> tuple[npt.NDArray[np.float64], int]:
 
 
 def _mixed(x: npt.NDArray[np.float64], mix: Mix, what: str, notes: list[str]) -> npt.NDArray[np.float64]:
-    """One channel, by the clean file's mix where that has as many channels."""
+    """Mix to mono, with the clean file's mix if the number of channels is equal."""
     if len(x) == 1:
         return x[0]
     own = mix if len(mix.weights) == len(x) else find_mix(x)
@@ -254,7 +253,7 @@ def _mixed(x: npt.NDArray[np.float64], mix: Mix, what: str, notes: list[str]) ->
 
 
 def resample(x: npt.NDArray[np.float64], rate: int, to: int) -> npt.NDArray[np.float64]:
-    """`x` (samples,) at another rate, through libsoxr at its highest quality."""
+    """Resample `x` (samples,) with libsoxr at its highest quality."""
     rate, to = whole_rate(rate), whole_rate(to)
     if rate == to:
         return x

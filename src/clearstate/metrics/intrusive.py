@@ -1,7 +1,7 @@
 """Closed-form scores against a clean reference: SNR, segmental SNR, SI-SDR, SDR, log-spectral distance.
 
-Signals are (samples,) in [-1, 1]; a silent reference makes an energy ratio undefined and gives NaN, never an
-exception, so that one bad file cannot stop a run. Callers count the NaNs.
+Signals are (samples,) in [-1, 1]. For a silent reference, energy ratios are undefined and the score is NaN, not an
+exception, so one bad file cannot stop a run. Callers count the NaNs.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def si_sdr(reference: ArrayLike, estimate: ArrayLike) -> float:
 
         alpha = <d, r> / <r, r>,   SI-SDR = 10 log10(|alpha r|^2 / |alpha r - d|^2),   both of zero mean
 
-    NaN for a silent reference; -100 dB for a silent estimate, which has nothing of the reference in it.
+    NaN for a silent reference; -100 dB for a silent estimate.
 
     >>> round(si_sdr([1.0, -1.0, 0.0, 0.0], [2.0, -2.0, 0.2, -0.2]), 3)
     20.0
@@ -76,7 +76,7 @@ def si_sdr(reference: ArrayLike, estimate: ArrayLike) -> float:
 
 
 def sdr(reference: ArrayLike, estimate: ArrayLike, taps: int = 512) -> float:
-    """Signal-to-distortion ratio in dB of BSS Eval 3 (Vincent et al. 2006): any filter of `taps` taps is forgiven.
+    """Signal-to-distortion ratio in dB of BSS Eval 3 (Vincent et al. 2006): any filter of `taps` taps is allowed.
 
     The estimate is projected on `taps` delayed copies of the reference. With a the autocorrelation of r and c its
     cross-correlation with d, the filter solves the Toeplitz system A h = c and the share of d it explains is
@@ -115,7 +115,7 @@ def lsd(reference: ArrayLike, estimate: ArrayLike, sample_rate: int, above: floa
     n_fft, hop = 2048, 512
     low = int(np.ceil(above * n_fft / sample_rate))
     if low > n_fft // 2:
-        raise ValueError(f"no bin above {above:g} Hz at {sample_rate} Hz: pass less than {sample_rate / 2:g} Hz")
+        raise ValueError(f"no bin above {above:g} Hz at {sample_rate} Hz: expected less than {sample_rate / 2:g} Hz")
 
     def log_power(x: np.ndarray) -> np.ndarray:
         x = np.pad(x, (0, max(0, n_fft - len(x))))

@@ -1,4 +1,4 @@
-"""Our rows beside the published ones: scores, size, work, speed on this machine, causality, latency."""
+"""Build leaderboards: your results and published ones, with size, cost, speed, causality and latency."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 from clearstate.metrics.table import SCORES
 
 COLUMNS = ("pesq_wb", "csig", "cbak", "covl", "ssnr", "si_sdr", "si_sdri", "sdri", "lsd", "lsd_high", "stoi")
-SCALED = frozenset({"csig", "cbak", "covl"})  # what the scale trap of composite.py bends
+SCALED = frozenset({"csig", "cbak", "covl"})  # scores with two scales, see composite.py
 MARKS = {"matlab": "", "divided": "†", "unknown": "?"}
 FOOTNOTES = {
     "†": "† computed with frames divided by 32768 once more, which adds 0.1 to 0.3: not comparable with unmarked rows "
@@ -24,14 +24,14 @@ FOOTNOTES = {
 
 @dataclass(frozen=True)
 class Row:
-    """One system on one test set; what is not known is None."""
+    """One system on one test set; unknown values are None."""
 
     name: str
     scores: dict[str, float]
     ours: bool = False
     parameters: float | None = None
-    macs: float | None = None  # a second of audio
-    rtf: float | None = None  # seconds of work a second of audio, one thread of this machine
+    macs: float | None = None  # per second of audio
+    rtf: float | None = None  # real-time factor, one thread of this machine
     causal: bool | None = None
     latency_ms: float | None = None  # of the algorithm
     scale: str = "matlab"
@@ -96,7 +96,7 @@ def read_results(word: str, default_set: str = "") -> tuple[str, Row]:
 
 
 def traits(name: str) -> dict[str, Any]:
-    """Parameters, work, speed, causality and latency of a model of ours; nothing for any other name."""
+    """Parameters, cost, speed, causality and latency of a clearstate model; empty for other names."""
     from clearstate.metrics.cost import cost
     from clearstate.models import PRESETS, build, load_model
 
@@ -115,7 +115,7 @@ def traits(name: str) -> dict[str, Any]:
 
 
 def real_time_factor(model: Any, seconds: float = 4.0, runs: int = 3) -> float:
-    """Seconds of work a second of audio, offline, on one thread: the fastest of `runs` after one to warm up."""
+    """Real-time factor, offline, on one thread: the fastest of `runs` after a warm-up run."""
     import torch
 
     threads = torch.get_num_threads()
@@ -135,7 +135,7 @@ def real_time_factor(model: Any, seconds: float = 4.0, runs: int = 3) -> float:
 
 
 def boards(words: Sequence[str], test_set: str = "", *, with_published: bool = True) -> list[Board]:
-    """One board a test set that the results name, with the published rows of that set."""
+    """One board per test set in the results, with the published rows of that set."""
     known = published()
     found: dict[str, Board] = {}
     for word in words:
@@ -155,7 +155,7 @@ def _rank(row: Row, key: str) -> float:
 
 
 def lines(board: Board) -> tuple[list[list[str]], list[str]]:
-    """Header and rows of a board as text, and the footnotes its marks need."""
+    """Header and rows of a board as text, and the footnotes of its marks."""
     keys = [key for key in COLUMNS if any(key in row.scores for row in board.rows)]
     rows = [["system", *(SCORES[key].label for key in keys), "params", "MACs/s", "RTF", "causal", "latency", "source"]]
     marks = set()
@@ -176,7 +176,7 @@ def lines(board: Board) -> tuple[list[list[str]], list[str]]:
 
 
 def _as_printed(row: Row, key: str) -> str:
-    """Our scores with the digits of their column, published ones with no more than they were printed with."""
+    """Format a score: ours with the digits of the column, published ones with their printed digits."""
     digits = SCORES[key].digits
     if not row.ours:
         printed = len(f"{row.scores[key]}".partition(".")[2])

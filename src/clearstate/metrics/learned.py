@@ -1,8 +1,8 @@
-"""Opinion scores predicted by networks from the output alone: DNSMOS, NISQA, UTMOS, SCOREQ.
+"""Opinion scores that networks predict without a reference: DNSMOS, NISQA, UTMOS, SCOREQ.
 
-Nothing here is ever downloaded. DNSMOS runs from the ONNX files that the `speechmos` wheel carries (MIT), found
-without importing that package, whose front end needs librosa; ours is NumPy. The others need a file that the user
-names: NISQA's weights are CC BY-NC-SA 4.0, and none of the three comes with a package that installs beside ours.
+Nothing is downloaded. DNSMOS uses the ONNX files in the `speechmos` wheel (MIT) without importing that package, because
+its front end needs librosa; ours uses NumPy. The others need a weight file from the user: NISQA's weights are CC
+BY-NC-SA 4.0, and no compatible package includes any of the three.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from clearstate.metrics.files import resample
 from clearstate.metrics.mel import mel_spectrogram, to_db
 from clearstate.metrics.pairs import as_signal
 
-RATE = 16_000  # Hz, of every network here but NISQA's, which takes any
-FOLDER = "CLEARSTATE_METRIC_WEIGHTS"  # environment variable: a folder that is looked in for the files below
-FILES: dict[str, tuple[str, ...]] = {  # names by which a weight file is known in a folder
+RATE = 16_000  # Hz, for every network except NISQA, which accepts any rate
+FOLDER = "CLEARSTATE_METRIC_WEIGHTS"  # environment variable with a folder that contains the files below
+FILES: dict[str, tuple[str, ...]] = {  # file names of the weights in a folder
     "dnsmos": ("sig_bak_ovr.onnx",),
     "nisqa": ("nisqa.tar",),
     "utmos": ("utmos.onnx", "utmos.pt", "utmos22_strong.onnx", "utmos22_strong.pt"),
@@ -34,13 +34,13 @@ FILES: dict[str, tuple[str, ...]] = {  # names by which a weight file is known i
 
 
 class MissingWeights(FileNotFoundError):  # noqa: N818  (it is what the user lacks, not a fault)
-    """No weight file for a learned metric; the message says which, and how to name it."""
+    """The weight file of a learned metric is missing. The message has the option that names it."""
 
 
 def find_weights(group: str, named: Mapping[str, Path] | None = None) -> Path:
-    """The weight file of a metric (for DNSMOS the folder of its two).
+    """Find the weight file of a metric (for DNSMOS, the folder of its two files).
 
-    Looked for where the user named it, then in the folder $CLEARSTATE_METRIC_WEIGHTS, then in the installed wheel.
+    The search order is: the user's path, the folder $CLEARSTATE_METRIC_WEIGHTS, the installed wheel.
 
     Raises:
         MissingWeights: with the file names that would do.

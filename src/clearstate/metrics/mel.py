@@ -1,4 +1,4 @@
-"""The mel spectrogram of the learned metrics, as librosa makes it, in NumPy: their networks know no other."""
+"""The mel spectrogram of the learned metrics in NumPy, equal to that of librosa, with which they were trained."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every intrusive metric asks of its two signals, and how short frames are cut.
+"""Check the two signals of an intrusive metric, and cut them into frames.
 
 Letters: r reference (clean), d estimate (degraded or enhanced); both (samples,), in [-1, 1], NumPy.
 """
@@ -10,8 +10,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from clearstate.audio.arrays import as_array
 
-# Energy ratios are reported within +-100 dB: a float32 copy of a signal is no nearer to it than that, and a silent
-# output gets a number that a mean can hold, instead of minus infinity.
+# Energy ratios are limited to +-100 dB: a float32 copy of a signal is no closer than that, and a silent output gets a
+# finite number instead of minus infinity, so that means stay finite.
 LIMIT_DB = 100.0
 
 
@@ -27,13 +27,13 @@ def as_signal(x: ArrayLike, name: str = "signal") -> NDArray[np.float64]:
     signal = signal.astype(np.float64)
     if signal.ndim != 1:
         raise ValueError(
-            f"{name} has shape {signal.shape}, expected (samples,): score one channel at a time, or mix down first"
+            f"{name} has shape {signal.shape}, expected (samples,): score one channel at a time, or mix to mono first"
         )
     if signal.size == 0:
         raise ValueError(f"{name} is empty: expected at least one sample")
     if not np.isfinite(signal).all():
         bad = int((~np.isfinite(signal)).sum())
-        raise ValueError(f"{name} holds {bad} samples that are NaN or infinite: the system that wrote it is at fault")
+        raise ValueError(f"{name} contains {bad} NaN or infinite samples: create the file again")
     return signal
 
 
@@ -54,7 +54,7 @@ def as_pair(reference: ArrayLike, estimate: ArrayLike) -> tuple[NDArray[np.float
 
 
 def decibels(signal: float, error: float) -> float:
-    """10 log10(signal / error), held within `LIMIT_DB` on both sides; `error` may be 0."""
+    """10 log10(signal / error), limited to +-`LIMIT_DB`; `error` may be 0."""
     if signal <= 0:
         return -LIMIT_DB
     if error <= 0:

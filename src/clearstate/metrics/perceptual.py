@@ -1,8 +1,7 @@
-"""PESQ and STOI: the reference libraries, with the cases in which they crash given a defined value.
+"""PESQ and STOI from the reference libraries, with defined values for inputs that crash them.
 
-What is undefined is NaN (a silent reference, a clip too short to judge), and callers leave it out of means and count
-it. An all-zero output is not undefined but the worst there is: it gets the floor of the scale, so that a system that
-loses a file cannot gain by it.
+Undefined scores are NaN (a silent reference, a clip that is too short). Callers exclude them from means and count them.
+An all-zero output is not undefined: it gets the lowest score of the scale, so a system cannot gain by losing a file.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from clearstate.metrics.extras import need
 from clearstate.metrics.pairs import as_pair
 
 # The bottom of the opinion scale. The mappings of P.862.1 and P.862.2 approach 0.999 and real outputs come as low as
-# 1.02 (their raw score is not held at -0.5), so nothing that was heard scores under this.
+# 1.02 (their raw score is not held at -0.5), so no audible output scores lower.
 PESQ_FLOOR = 1.0
 
 # The C code has room for 50 utterances and dies of more (a segmentation fault from about 60 on). An utterance and the

@@ -1,6 +1,6 @@
-"""A page about a scored set: tables, and spectrograms of the best, the median and the worst file.
+"""Write the report of a scored set: tables, and spectrograms of the best, median and worst file.
 
-`.html` holds its pictures and sounds in itself; `.md` keeps the pictures in a folder beside it.
+`.html` embeds its pictures and sounds; `.md` stores the pictures in a folder next to it.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ SOUND_SECONDS = 10  # of each example that goes into the page
 
 
 def headlines(results: Results) -> list[str]:
-    """The scores that group tables and captions show: the field's usual seven, or the first seven there are."""
+    """The scores for group tables and captions: the usual seven, or the first seven available."""
     usual = [key for key in HEADLINES if key in results.keys]
     return usual or results.keys[:7]
 
 
 def write_report(path: Path, results: Results, pairs: Sequence[Pair]) -> None:
-    """Write the page, `.html` or `.md`, whole or not at all.
+    """Write the page, `.html` or `.md`, atomically.
 
     Raises:
         ValueError: for another extension.   MissingExtra: without matplotlib.
@@ -116,7 +116,7 @@ def _tables(results: Results) -> list[tuple[str, list[list[str]]]]:
 
 
 def _remarks(results: Results) -> list[tuple[str, list[str]]]:
-    """Title and lines of every list of things that a reader must know."""
+    """Title and lines of every list of remarks."""
     noted = [f"{file.name}: {note}" for file in results.scored for note in file.notes]
     silent = [file.name for file in results.scored if file.silent]
     lists = [
@@ -167,7 +167,7 @@ def _html(results: Results, pictures: Sequence[tuple[str, Pair, bytes]]) -> str:
 
 
 def _sounds(pair: Pair) -> str:
-    """Players of the first seconds of each signal, as 16-bit WAV inside the page."""
+    """Audio players for the first seconds of each signal, as embedded 16-bit WAV."""
     import soundfile
 
     loaded, players = load(pair), []

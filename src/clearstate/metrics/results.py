@@ -1,4 +1,4 @@
-"""A scored set of files: means with intervals, groups, what went wrong; as JSON, CSV and a table on the terminal."""
+"""The results of a scored set: means with intervals, groups and failures, as JSON, CSV and terminal tables."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from clearstate.metrics.table import SCORES
 
 @dataclass
 class Results:
-    """Everything one run of `clearstate score` found out."""
+    """All results of one run of `clearstate score`."""
 
-    files: list[FileScores]  # in the order of their names, failed ones included
+    files: list[FileScores]  # sorted by name, including failed files
     name: str = ""  # of the system, for the leaderboard
     test_set: str = ""  # rows of one leaderboard share it
     unmatched: list[str] = field(default_factory=list)
-    unavailable: dict[str, str] = field(default_factory=dict)  # score -> why there is none
+    unavailable: dict[str, str] = field(default_factory=dict)  # score -> reason
     records: Mapping[str, Mapping[str, object]] = field(default_factory=dict)  # metadata by file name
-    by: Sequence[str] = ()  # fields of the records to make groups of
+    by: Sequence[str] = ()  # fields of the records to group by
     settings: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -48,14 +48,14 @@ class Results:
         return [key for key in SCORES if key in present]
 
     def summary(self, key: str, names: Sequence[str] | None = None) -> Summary:
-        """Mean, interval and count of one score, over all files or the named ones. Word error rates weigh by words."""
+        """Mean, interval and count of a score, over all or the given files. Word error rates are weighted by words."""
         chosen = self.scored if names is None else [file for file in self.scored if file.name in set(names)]
         chosen = [file for file in chosen if key in file.scores]
         weights = [file.words for file in chosen] if key.startswith("wer") else None
         return summarise([file.scores[key] for file in chosen], weights)
 
     def undefined(self, key: str) -> int:
-        """How many files have no value, though they were scored."""
+        """The number of scored files without a value."""
         return sum(math.isnan(file.scores[key]) for file in self.scored if key in file.scores)
 
     def groups(self) -> dict[str, dict[str, list[str]]]:
@@ -64,7 +64,7 @@ class Results:
         return {by: found for by in self.by if (found := groups(self.records, names, by))}
 
     def as_json(self) -> dict[str, Any]:
-        """The layout of the JSON file; what is undefined is null."""
+        """The content of the JSON file; undefined values are null."""
 
         def means(names: Sequence[str] | None) -> dict[str, Any]:
             found = {key: self.summary(key, names) for key in self.keys}
@@ -94,7 +94,7 @@ class Results:
         }
 
     def as_csv(self) -> str:
-        """One line a file; undefined scores are empty cells."""
+        """One line per file; undefined scores are empty cells."""
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow(["file", *self.keys, "notes", "error"])
@@ -115,7 +115,7 @@ def _number(value: float) -> float | None:
 
 
 def write(path: Path, text: str) -> None:
-    """Write a whole file or none, and make its folder."""
+    """Write a file atomically, and create its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, text)
 

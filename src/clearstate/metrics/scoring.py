@@ -1,4 +1,4 @@
-"""Score many pairs of files, several at a time, with everything that happened to each of them."""
+"""Score many pairs of files, in several processes, with notes and errors for each pair."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from clearstate.metrics.learned import FILES, MissingWeights, find_weights
 from clearstate.metrics.perceptual import estoi, pesq_nb, pesq_wb, stoi
 from clearstate.metrics.table import SCORES
 
-PESQ_RATE = 16_000  # Hz, also that of the composites, whose regression holds nowhere else
+PESQ_RATE = 16_000  # Hz, also for the composites, whose regression is only valid there
 REGRESSED, DIVIDED = frozenset({"csig", "cbak", "covl"}), frozenset({"csig_divided", "cbak_divided", "covl_divided"})
 AT_16K = REGRESSED | DIVIDED | {"pesq_wb", "pesq_nb", "llr", "wss", "ssnr"}
 
 
 @dataclass(frozen=True)
 class Options:
-    """What to score; one of these goes to every worker."""
+    """The scores to compute. Every worker receives a copy."""
 
     keys: tuple[str, ...]
     high_band: float | None = None  # Hz from which LSD-high counts; half of the band where None
@@ -41,7 +41,7 @@ class Options:
 
 @dataclass(frozen=True)
 class FileScores:
-    """What one pair got. An undefined score is NaN; `error` says why there are none at all."""
+    """The scores of one pair. Undefined scores are NaN; `error` is the reason if there are none."""
 
     name: str
     scores: dict[str, float] = field(default_factory=dict)
@@ -52,7 +52,7 @@ class FileScores:
 
 
 def score_pair(pair: Pair, options: Options) -> FileScores:
-    """Every chosen score of one pair of files; an unreadable file gives an error line, not an exception."""
+    """Compute the chosen scores of one pair of files. An unreadable file gives an error line, not an exception."""
     try:
         loaded = load(pair)
     except (ValueError, OSError) as error:
@@ -125,7 +125,7 @@ def _learned(loaded: Loaded, options: Options) -> dict[str, float]:
 
 
 def score_pairs(pairs: Sequence[Pair], options: Options, jobs: int = 1) -> Iterator[FileScores]:
-    """Score every pair and yield each as it is done: in this process, or in `jobs` fresh ones.
+    """Score every pair and yield each result when it is ready, in this process or in `jobs` new ones.
 
     A worker runs one thread: several jobs are faster than several threads here. A script that calls this with more
     than one job needs the usual `if __name__ == "__main__":`, because workers are spawned.
@@ -141,15 +141,15 @@ def score_pairs(pairs: Sequence[Pair], options: Options, jobs: int = 1) -> Itera
             for future in as_completed(futures):
                 try:
                     yield future.result()
-                except Exception as error:  # of the worker process itself: killed, or out of memory
-                    why = f"its worker process failed ({error}): score it alone to see why, or use fewer --jobs"
+                except Exception as error:  # the worker process died: killed, or out of memory
+                    why = f"its worker process failed ({error}); score it alone to see the reason, or use fewer --jobs"
                     yield FileScores(futures[future].name, error=why)
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _ignore_interrupt() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C and cancels what waits
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C and cancels waiting pairs
 
 
 @contextmanager
@@ -168,7 +168,7 @@ def _single_threaded_children() -> Iterator[None]:
 
 
 def available(keys: Sequence[str], named: Mapping[str, Path]) -> tuple[list[str], dict[str, Path], dict[str, str]]:
-    """Which of the scores can be had here.
+    """Find out which scores are available on this machine.
 
     Returns:
         Their keys, the weight files of the learned ones, and for every other key the reason, as it is printed.

@@ -1,4 +1,4 @@
-"""Separated speech: which output is which speaker, found for every mixture, as the field scores it.
+"""Match the outputs of a separator to the reference speakers, for every mixture.
 
 A separator does not know the order of the speakers, so outputs are matched to references by the order that gives the
 highest mean SI-SDR (Yu et al. 2017, arXiv:1607.00325). Everything else is then scored as for enhancement.
@@ -32,9 +32,11 @@ def best_order(references: Sequence[ArrayLike], estimates: Sequence[ArrayLike]) 
     """
     count = len(references)
     if count != len(estimates):
-        raise ValueError(f"{count} references and {len(estimates)} estimates: expected as many of one as of the other")
+        raise ValueError(f"{count} references and {len(estimates)} estimates: expected equal numbers")
     if count > SPEAKERS_AT_MOST:
-        raise ValueError(f"{count} speakers are too many: every order is tried, up to {SPEAKERS_AT_MOST}")
+        raise ValueError(
+            f"{count} speakers are too many: expected at most {SPEAKERS_AT_MOST}, because every order is tried"
+        )
     scores = np.array([[si_sdr(r, d) for d in estimates] for r in references])  # (references, estimates)
     scores = np.nan_to_num(scores, nan=0.0)
     orders = itertools.permutations(range(count))
@@ -42,7 +44,7 @@ def best_order(references: Sequence[ArrayLike], estimates: Sequence[ArrayLike]) 
 
 
 def is_separated(folder: Path) -> bool:
-    """Whether a folder holds one subfolder a speaker: s1, s2, ..."""
+    """Whether a folder contains one subfolder per speaker: s1, s2, ..."""
     return (folder / "s1").is_dir() and (folder / "s2").is_dir()
 
 
@@ -68,7 +70,7 @@ def match_separated(clean: Path, enhanced: Path, mixtures: Path | None = None) -
         try:
             order = _order_of_files([speakers[key] for key in keys], files)
         except (ValueError, OSError):
-            order = tuple(range(len(keys)))  # the file that cannot be read is named when it is scored
+            order = tuple(range(len(keys)))  # an unreadable file is reported when it is scored
         for key, j in zip(keys, order, strict=True):
             result.pairs.append(Pair(f"{name}/s{key}", speakers[key], files[j], inputs.get(name)))
     result.unmatched += [f"{name}: no references in {clean}" for name in sorted(outputs)]

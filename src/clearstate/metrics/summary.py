@@ -11,7 +11,7 @@ RESAMPLES = 2000
 
 
 class Summary(NamedTuple):
-    """Of one score over files: the mean, its 95 % interval, and how many files had a value."""
+    """Mean, 95 % interval and number of files with a value, for one score."""
 
     mean: float
     low: float
@@ -20,7 +20,7 @@ class Summary(NamedTuple):
 
 
 def summarise(values: Sequence[float], weights: Sequence[float] | None = None) -> Summary:
-    """Mean of the values that are defined, with a percentile bootstrap over files (Efron 1979), 2000 resamples.
+    """Mean of the defined values, with a percentile bootstrap over files (Efron 1979), 2000 resamples.
 
     The resampling is seeded, so the same files give the same interval. With fewer than two values the interval is the
     mean itself.

@@ -1,10 +1,10 @@
-"""Which scores there are: their keys, how they print, which way is better, what they need."""
+"""The table of scores: key, label, digits, direction and group. A new score needs an entry here."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from clearstate.metrics.extras import nearest
+from clearstate.nearest import nearest
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,7 @@ class Score:
     digits: int  # decimals printed
     better: int  # +1 more is better, -1 less is
     unit: str = ""
-    group: str = "default"  # what has to be asked for to get it
+    group: str = "default"  # group name in --metrics
     needs_noisy: bool = False
 
 
@@ -52,7 +52,7 @@ SCORES: dict[str, Score] = {
     "wer_clean": Score("WER clean", 1, -1, "%", group="asr"),
 }
 
-# `asr` comes in by its own option, because it needs transcripts.
+# `asr` has its own option, because it needs transcripts.
 GROUPS = tuple(dict.fromkeys(score.group for score in SCORES.values() if score.group != "asr"))
 
 
@@ -60,7 +60,7 @@ def choose(words: list[str], *, noisy: bool) -> list[str]:
     """Keys for a list of keys and group names (`default`, `dnsmos`, ...), in the order of the table.
 
     Raises:
-        ValueError: for a word that is neither, with the nearest one; or for an improvement without the noisy input.
+        ValueError: for an unknown word, with the closest one; or for an improvement score without noisy input.
     """
     wanted = set()
     for word in words:
@@ -68,9 +68,9 @@ def choose(words: list[str], *, noisy: bool) -> list[str]:
             wanted |= {key for key, score in SCORES.items() if score.group == word and (noisy or not score.needs_noisy)}
         elif word in SCORES and SCORES[word].group != "asr":
             if SCORES[word].needs_noisy and not noisy:
-                raise ValueError(f"{word} compares with the noisy input: name its folder with --noisy")
+                raise ValueError(f"{word} needs the noisy input: give its folder with --noisy")
             wanted.add(word)
         else:
             known = [*GROUPS, *(key for key, score in SCORES.items() if score.group != "asr")]
-            raise ValueError(f"no score is called {word!r}.{nearest(word, known)} There are: {', '.join(known)}")
+            raise ValueError(f"no score is called {word!r}: {nearest(word, known)}")
     return [key for key in SCORES if key in wanted]

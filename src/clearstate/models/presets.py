@@ -2,10 +2,11 @@
 
 import json
 from dataclasses import dataclass
-from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from clearstate.nearest import nearest
 
 if TYPE_CHECKING:
     from torch import nn
@@ -188,7 +189,7 @@ def find(name: str) -> Preset:
         ValueError: for an unknown name; the nearest right one is suggested.
     """
     if name not in PRESETS:
-        raise ValueError(f"no model is called {name!r}: {_nearest(name, PRESETS)}")
+        raise ValueError(f"no model is called {name!r}: {nearest(name, PRESETS)}")
     return PRESETS[name]
 
 
@@ -197,10 +198,5 @@ def _config(model_class: Any, values: dict[str, Any]) -> Any:
     known = list(config_class.__dataclass_fields__)
     for key in values:
         if key not in known:
-            raise ValueError(f"{model_class.__name__} has no config value {key!r}: {_nearest(key, known)}")
+            raise ValueError(f"{model_class.__name__} has no config value {key!r}: {nearest(key, known)}")
     return config_class(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
-
-
-def _nearest(name: str, known: Any) -> str:
-    close = get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(known)}"

@@ -1,4 +1,4 @@
-"""What runs a trained model. `open_model` finds one by name or folder and gives what the tasks work with."""
+"""Run trained models. `open_model` opens one by name or folder; `contract.py` defines what the tasks can call."""
 
 import os
 import sys
@@ -19,14 +19,14 @@ def open_model(
     model: Any, task: Literal["extend"], *, steps: int | None = None, seed: int | None = None
 ) -> ExtensionModel: ...
 def open_model(model: Any, task: Task, **sampling: int | None) -> Any:
-    """A model that the functions of a task can run.
+    """Open a model for a task.
 
     Args:
-        model: a name (see `clearstate models`), the folder of its weights, a PyTorch network, or an object that fulfils
-            the task's Protocol in `runtime/contract.py`, which is returned as it is.
+        model: a name (see `clearstate models`), a folder with weights, or a PyTorch network. Any other object must
+            implement the task's Protocol in `runtime/contract.py` and is returned unchanged.
         sampling: steps and seed of a diffusion model.
     Raises:
-        ValueError: for a name that is not known, a model of another task, or one without weights.
+        ValueError: for an unknown name, a model of another task, or a model without weights.
     """
     if isinstance(model, (str, os.PathLike)):
         from clearstate.models import PRESETS, load_model

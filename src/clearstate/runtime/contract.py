@@ -1,6 +1,7 @@
-"""What a model offers to the tasks, one Protocol per task. Signals are NumPy float32 arrays with full scale at 1.
+"""The interface between tasks and models: one Protocol per task. Signals are NumPy float32 arrays, full scale 1.
 
-Whatever fulfils these runs in `clearstate.tasks`: a PyTorch network (`runtime/torch.py`), an ONNX file, your own code.
+`clearstate.tasks` runs any object that implements one of them: a PyTorch network (`runtime/torch.py`), an ONNX file,
+or your own class.
 """
 
 from collections.abc import Callable
@@ -10,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float32]
-Advance = Callable[[Array], Array]  # the next samples (rows, m hop) of a stream in, as many out, `latency` samples late
+Advance = Callable[[Array], Array]  # next samples (rows, m hop) to as many output samples, delayed by `latency`
 
 
-KINDS = {  # of models by the task, and the default of each
+KINDS = {  # task to (kind of model, default model)
     "enhance": ("an enhancement model", "live"),
     "separate": ("a separation model", "separate-fast"),
     "extend": ("an extension model", "extend-fast"),
@@ -21,91 +22,92 @@ KINDS = {  # of models by the task, and the default of each
 
 
 def wrong_task(name: str, task: str, wanted: str) -> str:
-    """The message for a model that was given to the functions of another task."""
+    """The error message for a model of another task."""
     kind, default = KINDS[wanted]
     return f"{name} is {KINDS[task][0]}; `{wanted}` needs {kind}, such as {default}"
 
 
 class Model(Protocol):
-    """What every model tells about itself."""
+    """Properties of every model."""
 
     @property
     def name(self) -> str:
-        """For messages."""
+        """Name for messages."""
         ...
 
     @property
     def sample_rate(self) -> int:
-        """Hz."""
+        """Sample rate of the model's input in Hz."""
         ...
 
     @property
     def causal(self) -> bool:
-        """Whether it runs as a stream: `open_stream`, `hop` and `latency` apply. Otherwise only `run` does."""
+        """Whether the model can stream. Only then do `open_stream`, `hop` and `latency` apply; otherwise only `run`."""
         ...
 
     @property
     def hop(self) -> int:
-        """Samples: a stream takes any multiple of it."""
+        """Samples; a stream accepts any multiple of it."""
         ...
 
     @property
     def latency(self) -> int:
-        """Samples by which the output of a stream trails its input."""
+        """Delay of a stream's output in samples."""
         ...
 
 
 class EnhancementModel(Model, Protocol):
-    """Takes noise away."""
+    """Removes noise."""
 
     @property
     def wants_overview(self) -> bool:
-        """Whether the blocks of a long signal should be enhanced with an overview of all of it."""
+        """Whether `run` needs an overview of the whole signal for each block of a long signal."""
         ...
 
     def open_stream(self, rows: int, live: bool = False) -> Advance:
-        """A new stream of so many independent signals; it holds the state.
+        """Open a stream for `rows` independent signals. The returned function holds the state.
 
         Args:
-            live: chunks are short, so speed per call counts more than the time until the first.
+            live: chunks are short; optimise the time per call, not the start-up time.
         """
         ...
 
     def overview(self, pieces: Array, gain: Array) -> Any:
-        """What `run` should know of a long signal: pieces (1, p, n) of it, and gain (1, 1) that brings it to RMS 1."""
+        """Compute an overview of a long signal from pieces (1, p, n) and the gain (1, 1) that scales it to RMS 1."""
         ...
 
     def run(self, noisy: Array, overview: Any = None) -> Array:
-        """One block (n,) to the same, enhanced."""
+        """Enhance one block: (n,) to (n,)."""
         ...
 
 
 class SeparationModel(Model, Protocol):
-    """Tells speakers apart."""
+    """Separates speakers."""
 
     @property
     def speakers(self) -> int:
-        """How many it tells apart."""
+        """Number of speakers."""
         ...
 
     def open_stream(self) -> Advance:
-        """A new stream of one mixture, (1, m hop) to (speakers, m hop); it holds the state."""
+        """Open a stream for one mixture, (1, m hop) to (speakers, m hop). The returned function holds the state."""
         ...
 
     def run(self, mixture: Array) -> Array:
-        """One block (n,) to its speakers (speakers, n)."""
+        """Separate one block: (n,) to (speakers, n)."""
         ...
 
 
 class ExtensionModel(Model, Protocol):
-    """Adds the band that a narrow signal lacks."""
+    """Adds the missing band of a narrowband signal."""
 
     def run(self, narrow: Array, bandwidth_hz: float, position: int, progress: Callable[[int, int], None]) -> Array:
-        """One block (n,) to the same with the missing band.
+        """Extend one block: (n,) to (n,).
 
         Args:
-            bandwidth_hz: up to where the signal reaches.
-            position: of the block in the signal, in samples: where blocks overlap, a random model draws the same noise.
-            progress: called with the steps done and in all by models that work in several.
+            bandwidth_hz: bandwidth of the signal.
+            position: first sample of the block in the signal. Random models use it to draw the same noise where blocks
+                overlap.
+            progress: called with the number of steps done and the total, by models with several steps.
         """
         ...

@@ -1,8 +1,9 @@
-"""PyTorch networks as the tasks see them: NumPy in and out, no gradients, on the device where the network is.
+"""Wrap PyTorch networks for the tasks: NumPy arrays in and out, no gradients, on the network's device.
 
-A network is any module with `sample_rate` (Hz), `causal` and `forward` on (b, n). Causal ones have `hop`, `latency`,
-`init_state` and `step`; separators `task = "separate"` and `speakers`; extension models `task = "extend"` and
-`forward(narrow, bandwidth_hz=...)`, with `is_diffusion = True` where `steps`, `seed`, `position` and `progress` apply.
+A network is any module with `sample_rate` (Hz), `causal` and `forward` on (b, n). Causal networks also have `hop`,
+`latency`, `init_state` and `step`. Separators have `task = "separate"` and `speakers`. Extension models have
+`task = "extend"` and `forward(narrow, bandwidth_hz=...)`; with `is_diffusion = True`, `forward` also accepts `steps`,
+`seed`, `position` and `progress`.
 """
 
 from collections.abc import Callable
@@ -19,13 +20,13 @@ from clearstate.runtime.contract import Advance, Array, wrong_task
 
 @runtime_checkable
 class Surveyed(Protocol):
-    """A network that enhances the blocks of a long signal with an overview of all of it."""
+    """A network that needs an overview of a long signal to enhance its blocks."""
 
     def overview(self, pieces: Tensor, gain: Tensor) -> Any: ...
 
 
 class TorchModel:
-    """What all tasks need of a network; the three classes below add what one task needs.
+    """The part of the wrapper that all tasks share.
 
     Raises:
         ValueError: for a module that is not a network of this task.
@@ -42,7 +43,9 @@ class TorchModel:
             if self.causal:
                 self.hop, self.latency = int(known.hop), int(known.latency)
         except AttributeError as error:
-            raise ValueError(f"{self.name} is no model of ours ({error}); take one from `clearstate models`") from None
+            raise ValueError(
+                f"{self.name} is not a clearstate model ({error}); choose one from `clearstate models`"
+            ) from None
         task = getattr(network, "task", "enhance")
         if task != self.task:
             raise ValueError(wrong_task(self.name, task, self.task))
@@ -52,7 +55,7 @@ class TorchModel:
         return torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32)).to(self.device)
 
     def stream_of(self, rows: int) -> Callable[[Tensor], Tensor]:
-        """`step` of the network with its state kept."""
+        """A function that calls the network's `step` and keeps the state."""
         state = self.network.init_state(rows)
 
         def advance(x: Tensor) -> Tensor:
@@ -120,7 +123,7 @@ class TorchExtender(TorchModel):
     """An extension network; see `contract.ExtensionModel`.
 
     Args:
-        steps, seed: of a diffusion model; None leaves its own.
+        steps, seed: settings of a diffusion model; None keeps its defaults.
     """
 
     task = "extend"

@@ -1,7 +1,9 @@
-"""A model on a signal of any length: a causal one as an endless stream, any other on overlapping blocks.
+"""Run a model on a signal of any length. This file holds the cross-fade between blocks.
 
-Both take chunks (rows, n) at the model's rate and give back what they determine: the input and the model's output for
-the same stretch, (rows, m) and (outputs, m). `finish` gives the rest. The result does not depend on the chunks.
+`Stream` runs a causal model and carries its state. `Overlapping` runs any other model on overlapping blocks and
+cross-fades them. Both receive chunks (rows, n) at the model's rate. They return the input (rows, m) and the model's
+output (outputs, m) for the same stretch, as far as the chunks so far determine it. `finish` returns the rest. The
+result does not depend on the chunk sizes.
 """
 
 from collections.abc import Callable
@@ -18,10 +20,10 @@ Pair = tuple[Array, Array]  # input (rows, m) and output (outputs, m) of the sam
 
 
 class Runner(Protocol):
-    """A model with its state."""
+    """A model and its state."""
 
-    delay: int  # samples of silence that come before the signal
-    grid: int  # what has come out is always a multiple of this many samples, but for the very end
+    delay: int  # samples of silence before the signal
+    grid: int  # the output so far is always a multiple of this many samples, except at the end
 
     def push(self, x: Array) -> Pair:
         """The next samples (rows, n)."""
@@ -33,13 +35,13 @@ class Runner(Protocol):
 
 
 class Stream:
-    """A causal model: the state is carried. The output trails by `delay`, and so does the input beside it.
+    """A causal model with its state. The output is delayed by `delay`, and so is the input returned with it.
 
     Args:
-        advance: the model, see `runtime.contract`; takes multiples of `hop` samples.
-        rows, outputs: signals that go in, and that come back.
-        hop, delay: samples.
-        dtype: in which the input is kept.
+        advance: the model (see `runtime.contract`); accepts multiples of `hop` samples.
+        rows, outputs: number of input and output signals.
+        hop, delay: in samples.
+        dtype: sample type of the buffered input.
     """
 
     def __init__(
@@ -47,8 +49,8 @@ class Stream:
     ) -> None:
         self.advance, self.hop, self.grid, self.delay = advance, hop, hop, delay
         self._nothing: Pair = np.zeros((rows, 0), dtype=dtype), np.zeros((outputs, 0), dtype=dtype)
-        self._held = self._nothing[0]  # less than a hop
-        self._waiting = np.zeros((rows, delay), dtype=dtype)  # input whose output is not there yet
+        self._held = self._nothing[0]  # an incomplete hop
+        self._waiting = np.zeros((rows, delay), dtype=dtype)  # input that waits for its output
 
     def push(self, x: Array) -> Pair:
         """The next samples (rows, n)."""
@@ -68,7 +70,7 @@ class Stream:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where blocks lie, in samples. Consecutive blocks share `overlap` and are cross-faded over its middle `fade`."""
+    """Block positions in samples. Neighbouring blocks share `overlap` and are cross-faded over its middle `fade`."""
 
     length: int
     overlap: int
@@ -77,28 +79,28 @@ class Layout:
 
     @property
     def hop(self) -> int:
-        """From one block to the next."""
+        """Distance from one block to the next."""
         return self.length - self.overlap
 
     @property
     def context(self) -> int:
-        """At each end of a block, output that is not used."""
+        """Output at each end of a block that is not used."""
         return (self.overlap - self.fade) // 2
 
 
 class Overlapping:
-    """A model that needs the future: blocks with context at both ends, cross-faded where they meet.
+    """A non-causal model on blocks with context at both ends. Neighbouring blocks are cross-faded.
 
-    A signal no longer than a block is one block: exactly what the model makes of the whole. Blocks lie on a fixed grid
+    A signal that fits into one block gives exactly the model's output on the whole signal. Blocks lie on a fixed grid
     from the start of the signal.
 
     Args:
-        run: the model on one block (rows, n) that begins at a sample of the signal: output (outputs, n).
-        rows, outputs: signals that go in, and that come back.
-        layout: of the blocks.
-        match: brings the rows of a block's output into the order of the block before, given what the two made of their
-            overlap, (outputs, overlap) each; returns the order. None keeps it.
-        dtype: of the signal that is kept and given to the model.
+        run: the model: a block (rows, n) and its first sample in the signal to the output (outputs, n).
+        rows, outputs: number of input and output signals.
+        layout: block positions.
+        match: receives the outputs of two neighbouring blocks on their overlap, (outputs, overlap) each, and returns
+            the order of rows that makes the second like the first. None keeps the order.
+        dtype: sample type of the buffered signal and the model's input.
     """
 
     delay = 0
@@ -116,14 +118,14 @@ class Overlapping:
         self.ramp = (np.arange(layout.fade, dtype=dtype) + dtype(0.5)) / dtype(layout.fade)
         self._nothing: Pair = np.zeros((rows, 0), dtype=dtype), np.zeros((outputs, 0), dtype=dtype)
         self._held = self._nothing[0]
-        self._position = 0  # in the signal, of the first sample held
-        self._before: Array | None = None  # what the block before made of the overlap
+        self._position = 0  # of the first buffered sample in the signal
+        self._before: Array | None = None  # the previous block's output on the overlap
 
     def push(self, x: Array) -> Pair:
         """The next samples (rows, n)."""
         self._held = np.concatenate([self._held, x.astype(self._held.dtype, copy=False)], axis=1)
         pairs = [self._nothing]
-        while self._held.shape[1] > self.layout.length:  # never equal: the last block has more than the overlap
+        while self._held.shape[1] > self.layout.length:  # not >=: the last block must be longer than the overlap
             pairs.append(self._block(self._held[:, : self.layout.length], last=False))
             self._held = self._held[:, self.layout.hop :].copy()
             self._position += self.layout.hop

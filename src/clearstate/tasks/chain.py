@@ -1,16 +1,16 @@
-"""The way of one signal through a model: any rate and channel count in, the same out, chunk by chunk.
+"""Run one signal of any rate and channel count through an enhancement model, chunk by chunk.
 
-    x ── to the model's rate ── model, one batch item a channel ── one gain for all channels ─┐
+    x ── to the model's rate ── model, one batch item per channel ── one gain for all channels ─┐
     │                                      (contrast stretched)                               ├─ (noisy, enhanced)
     └──────────────── wait ──────────────── x + up(enhanced − noisy) + (g − 1)(x − up(noisy)) ┘
 
-`Chain` is that drawing; files (`enhance.py`) and live sound (`stream.py`) both run it. The sum on the right adds
-what the model changed to the input itself, so a model that changes nothing gives the input back bit for bit, at any
-rate. x − up(noisy) is what the model's rate cannot hold (above 8 kHz for a 16 kHz model); g follows what the model
-does to the octave below.
+`Chain` implements the drawing, for files (`enhance.py`) and live audio (`stream.py`). The sum on the right adds the
+model's correction to the original signal. So a model that changes nothing returns its input bit for bit, at any rate.
+x − up(noisy) is the band above the model's rate (above 8 kHz for a 16 kHz model). Its gain g follows the gain of the
+model in the octave below.
 
-Arrays are NumPy, (channels, n); a `pair` is (2, channels, n): the noisy signal and the enhanced one, on the model's
-time grid and equally delayed.
+Arrays are NumPy, (channels, n). A `pair` is (2, channels, n): the noisy and the enhanced signal, at the model's rate
+and with the same delay.
 """
 
 from typing import Any
@@ -28,32 +28,32 @@ from clearstate.tasks.stereo import HighGain, Link, in_step
 
 Array = NDArray[Any]
 
-WARM_UP_SECONDS = 1.5  # of a recording, heard by a causal model before it begins: 0.5 to 2 were tried, docs/LOG.md
-PIECE_SECONDS = 2.0  # a causal model sees at most this much at a time: bounds the memory
-BLOCK_SECONDS = 8.0  # a non-causal one sees blocks of this length (150 MB a second for the largest models) ...
-OVERLAP_SECONDS = 2.0  # ... that overlap by this much ...
-FADE_SECONDS = 0.5  # ... and are cross-faded over the middle of the overlap; the rest is context
-CHANNELS_MODES = ("linked", "apart")  # one gain for all channels, or each channel by itself
+WARM_UP_SECONDS = 1.5  # of a recording, to initialise a causal model's state; 0.5 to 2 were tried, docs/LOG.md
+PIECE_SECONDS = 2.0  # longest input of a causal model per call, to bound the memory
+BLOCK_SECONDS = 8.0  # block length of a non-causal model (150 MB per second for the largest)
+OVERLAP_SECONDS = 2.0  # of neighbouring blocks
+FADE_SECONDS = 0.5  # cross-fade in the middle of the overlap; the rest is context
+CHANNELS_MODES = ("linked", "apart")  # one gain for all channels, or every channel separately
 LINK_SECONDS = 0.016  # hop of the spectra in which channels share a gain
-LOUDEST = 1e6  # 120 dB beyond full scale: what a model hears is cut there, lest a square leave float32
+LOUDEST = 1e6  # 120 dB above full scale; the model's input is clipped there, so that squares fit into float32
 
 
 class Chain:
-    """One signal's way through a model; holds the only state there is between chunks.
+    """The signal path of one signal through a model. It holds all state between chunks.
 
     Args:
-        model: an enhancement model (see `clearstate.models`); causal ones run as one stream, others in blocks.
+        model: an enhancement model (see `clearstate.models`); causal models run as a stream, others in blocks.
         sample_rate: of the signal, in Hz.
         channels: rows of every chunk.
-        strength: the most by which anything is attenuated, in dB; 0 changes nothing, None takes all the model removes.
-        residual: give what was removed, input - output, instead of the output.
-        live: chunks are short and come one by one.
-        overviews: of each channel of a long signal, for models that want one (`first_pass.py`).
-        pcs: stretch the perceptual contrast of what the model gives (`audio/contrast.py`).
-        warm_up: let a causal model hear the beginning once before it counts. It then knows voice and noise from the
-            first sample on; output comes WARM_UP_SECONDS later, which live sound cannot wait for.
+        strength: maximum attenuation in dB; 0 changes nothing, None sets no limit.
+        residual: return the removed sound, input - output, instead of the output.
+        live: chunks are short and arrive one by one.
+        overviews: one per channel of a long signal, for models that use them (`first_pass.py`).
+        pcs: apply perceptual contrast stretching to the output (`audio/contrast.py`).
+        warm_up: a causal model first processes the beginning to initialise its state. Output starts after
+            WARM_UP_SECONDS, which is too late for live audio.
     Raises:
-        ValueError: for a rate, channel count or strength that cannot be, or a model that does not enhance.
+        ValueError: for an invalid rate, channel count or strength, or a model of another task.
     """
 
     def __init__(
@@ -79,7 +79,9 @@ class Chain:
         grid = self.runner.grid
         self.contrast = ContrastStretcher(channels, model_rate, grid) if pcs else None
         self.link = Link(channels, in_step(grid, int(LINK_SECONDS * model_rate))) if channels > 1 else None
-        self.grid = max(grid, self.link.hop if self.link else 0)  # output comes in multiples of it, but for the end
+        self.grid = max(
+            grid, self.link.hop if self.link else 0
+        )  # the output so far is a multiple of it, except at the end
         stages = [stage for stage in (self.contrast, self.link) if stage]
         self.delay = self.runner.delay + sum(stage.delay for stage in stages)  # of the pairs, at the model's rate
 
@@ -88,14 +90,14 @@ class Chain:
             self.down = Resampler(sample_rate, model_rate, channels, fold=True)
             self.up = Resampler(model_rate, sample_rate, 2 * channels)
             self.gain = HighGain(model_rate, self.grid, start=-self.delay)
-        self._dry = np.zeros((channels, 0), dtype=np.float32)  # input that waits for its enhanced form
-        self._low = np.zeros((channels, 0), dtype=np.float32)  # the same at the model's rate, if that is another
-        self._early = self.delay  # pairs still to drop, so that the rest is aligned with the input
+        self._dry = np.zeros((channels, 0), dtype=np.float32)  # input that waits for its output
+        self._low = np.zeros((channels, 0), dtype=np.float32)  # the same at the model's rate, if the rates differ
+        self._early = self.delay  # samples to drop from the pairs, to align them with the input
         self._received = self._produced = 0  # samples, at the signal's rate
 
     @property
     def latency(self) -> int | None:
-        """Samples after an input sample that its output may have to wait for, whatever the chunks; None: unbounded."""
+        """The most later samples that the output of an input sample needs, for any chunk sizes; None: unbounded."""
         if not self.runner.causal:
             return None
         late = self.delay + self.grid - 1 + self.runner.warm_up
@@ -104,14 +106,14 @@ class Chain:
         return (self.up.lookahead + late) * self.down.down // self.down.up + self.down.lookahead
 
     def push(self, x: Array) -> Array:
-        """All output that the input so far determines, aligned with the input: x (channels, n) -> (channels, m)."""
+        """Process the next samples: x (channels, n) to the output that they complete (channels, m)."""
         if x.shape[1] <= self.piece:
             return self._push(x)
         starts = range(0, x.shape[1], self.piece)
         return np.concatenate([self._push(x[:, start : start + self.piece]) for start in starts], axis=1)
 
     def finish(self) -> Array:
-        """The rest: after it, there has been exactly as much output as input."""
+        """Return the remaining output; in total it is as long as the input."""
         parts = []
         if self.down:
             parts.append(self._mix(self._pairs(self._run(self.down.flush()))))
@@ -127,9 +129,9 @@ class Chain:
 
     def _push(self, x: Array) -> Array:
         self._received += x.shape[1]
-        self._dry = np.concatenate([self._dry, x], axis=1)  # a copy: the caller may use the array again
-        heard = np.clip(x, -LOUDEST, LOUDEST)
-        return self._mix(self._pairs(self._run(self.down.push(heard) if self.down else heard)))
+        self._dry = np.concatenate([self._dry, x], axis=1)  # a copy, because the caller may reuse the array
+        clipped = np.clip(x, -LOUDEST, LOUDEST)
+        return self._mix(self._pairs(self._run(self.down.push(clipped) if self.down else clipped)))
 
     def _run(self, x: Array) -> Array:
         if self.down:
@@ -143,7 +145,7 @@ class Chain:
         return self._aligned(self.link.push(pair) if self.link else pair)
 
     def _aligned(self, pair: Array) -> Array:
-        """Without the first `delay` samples of all."""
+        """Drop the first `delay` samples of the signal."""
         if self.gain:
             self.gain.push(pair)
         early = min(self._early, pair.shape[2])
@@ -151,12 +153,12 @@ class Chain:
         return pair[:, :, early:]
 
     def _mix(self, pair: Array) -> Array:
-        """Output at the signal's rate from aligned pairs at the model's rate and the input that waited."""
+        """Compute the output at the signal's rate from aligned pairs at the model's rate and the waiting input."""
         change, gain, low = pair[1] - pair[0], None, None
         if self.up and self.down and self.gain:
             count = pair.shape[2]
             low, self._low = self._low[:, :count], self._low[:, count:]
-            low = np.pad(low, ((0, 0), (0, count - low.shape[1])))  # at the end silence follows
+            low = np.pad(low, ((0, 0), (0, count - low.shape[1])))  # silence after the end
             change, low = self.up.push(np.concatenate([change, low])).reshape(2, self.channels, -1)
             start = self.up.produced - change.shape[1]
             gain = self.gain.at(start, self.up.produced, self.down.up, self.down.down)  # (m,)
@@ -173,17 +175,17 @@ class Chain:
 
 
 class Apart:
-    """Every channel in a chain of its own, for recordings with one speaker per channel."""
+    """One chain per channel, for recordings with one speaker per channel."""
 
     def __init__(self, chains: list[Chain]) -> None:
         self.chains, self.piece, self.latency = chains, chains[0].piece, chains[0].latency
 
     def push(self, x: Array) -> Array:
-        """x (channels, n) -> (channels, m), as `Chain.push`."""
+        """Like `Chain.push`: x (channels, n) -> (channels, m)."""
         return np.concatenate([chain.push(row[None]) for chain, row in zip(self.chains, x, strict=True)])
 
     def finish(self) -> Array:
-        """The rest."""
+        """Return the remaining output."""
         return np.concatenate([chain.finish() for chain in self.chains])
 
 
@@ -198,10 +200,10 @@ def open_chain(
     channels_mode: str = "linked",
     **options: bool,
 ) -> Chain | Apart:
-    """A `Chain` whose channels share one gain ("linked"), or one for each channel ("apart").
+    """Open one `Chain` with a shared gain for all channels ("linked"), or one per channel ("apart").
 
     Raises:
-        ValueError: as `Chain`, and for another mode.
+        ValueError: as for `Chain`, and for an unknown mode.
     """
     check_channels_mode(channels_mode)
     if channels_mode == "linked" or channels < 2:
@@ -211,29 +213,28 @@ def open_chain(
 
 
 def check_channels_mode(mode: str) -> None:
-    """Raise a ValueError for a way to treat channels that does not exist."""
+    """Raise a ValueError for an unknown channels mode."""
     if mode not in CHANNELS_MODES:
         raise ValueError(f"channels {mode!r}: expected {' or '.join(map(repr, CHANNELS_MODES))}")
 
 
 class Conditioned:
-    """An enhancement model whose input is evened out first (`audio/conditioning.py`): samples in, pairs out.
+    """An enhancement model with conditioned input (`audio/conditioning.py`). It turns samples into pairs.
 
     Args:
-        live: chunks are short and come one by one.
-        warm_up: process the first WARM_UP_SECONDS, or all of a shorter signal, once before they count: the state that
-            this leaves is the one the signal begins with.
+        live: chunks are short and arrive one by one.
+        warm_up: first process the opening WARM_UP_SECONDS (or all of a shorter signal) to initialise the state.
 
     Attributes:
         delay, grid: see `blocks.Runner`.
-        warm_up: samples that wait until the model has processed all of them once.
+        warm_up: number of samples for the initialisation; 0 without warm-up.
     """
 
     def __init__(
         self, model: EnhancementModel, channels: int, overviews: list[Any] | None, live: bool, warm_up: bool
     ) -> None:
         self.channels, self.causal = channels, model.causal
-        # The runner carries the fill beside what the model receives, so that both come back aligned.
+        # The runner also carries the fill, so that the fill and the model's output stay aligned.
         if model.causal:
             advance = model.open_stream(channels, live)
             hop, rows = model.hop, 2 * channels
@@ -243,7 +244,7 @@ class Conditioned:
             known = overviews or [None] * channels
 
             def run(x: Array, position: int) -> Array:
-                # Channel by channel: a batch would be no faster on a CPU, and need the memory of all at once.
+                # Channel by channel: a batch is no faster on a CPU and needs more memory.
                 return np.stack([model.run(row, overview) for row, overview in zip(x[:channels], known, strict=True)])
 
             self.runner = Overlapping(run, 2 * channels, channels, layout_at(model.sample_rate))
@@ -251,10 +252,10 @@ class Conditioned:
         self.delay, self.grid = self.runner.delay, self.runner.grid
         self.warm_up = int(WARM_UP_SECONDS * model.sample_rate) // self.grid * self.grid if warm_up else 0
         self._cold = self.warm_up > 0
-        self._held = np.zeros((channels, 0), dtype=np.float32)  # until there is enough to warm up
+        self._held = np.zeros((channels, 0), dtype=np.float32)  # waits for enough samples to warm up
 
     def push(self, x: Array) -> Array:
-        """The next samples (channels, n) -> pairs (2, channels, m)."""
+        """Process the next samples: (channels, n) to pairs (2, channels, m)."""
         x = x.astype(np.float32, copy=False)
         if self._cold:
             self._held = np.concatenate([self._held, x], axis=1)
@@ -264,13 +265,13 @@ class Conditioned:
         return self._through(x)
 
     def finish(self) -> Array:
-        """The rest, as if silence followed."""
+        """Return the remaining pairs, as if silence followed."""
         x = self._begin() if self._cold else self._held
         rest = self._through(x, last=True)
         return np.concatenate([rest, self._pair(*self.runner.finish())], axis=2)
 
     def _begin(self) -> Array:
-        """What waited, after the model has processed its whole hops for the sake of the state alone."""
+        """Initialise the state with the waiting samples, and return them."""
         held, self._held, self._cold = self._held, self._held[:, :0], False
         self._through(held[:, : min(self.warm_up, held.shape[1] // self.grid * self.grid)])
         return held
@@ -279,24 +280,24 @@ class Conditioned:
         return self._pair(*self.runner.push(np.concatenate(self.conditioner.push(x, last))))
 
     def _pair(self, both: Array, enhanced: Array) -> Array:
-        heard, fill = both[: self.channels], both[self.channels :]
-        return np.stack([self.conditioner.without_fill(heard, fill, enhanced), enhanced])
+        x, fill = both[: self.channels], both[self.channels :]
+        return np.stack([self.conditioner.without_fill(x, fill, enhanced), enhanced])
 
 
 def layout_at(rate: int) -> Layout:
-    """The blocks of a model that needs the future, on a grid of 50 ms."""
+    """The block positions for a non-causal model, on a grid of 50 ms."""
     grid = max(1, rate // 20)
     length, overlap, fade = (round(20 * s) * grid for s in (BLOCK_SECONDS, OVERLAP_SECONDS, FADE_SECONDS))
     return Layout(length, overlap, fade, grid)
 
 
 def conditioner_for(model: EnhancementModel, channels: int) -> Conditioner:
-    """What evens out the input of a model that works in blocks."""
+    """The conditioner for a model that works in blocks."""
     return Conditioner(channels, max(1, model.sample_rate // 80), model.sample_rate)
 
 
 def check_settings(channels: int, strength: float | None) -> None:
-    """Raise a ValueError for what no signal can have."""
+    """Raise a ValueError for an invalid channel count or strength."""
     if channels < 1:
         raise ValueError(f"{channels} channels: expected at least 1")
     if strength is not None and not strength >= 0:

@@ -1,7 +1,8 @@
-"""From a file or an array of any kind to the model and back.
+"""Enhance files and arrays: the task behind `clearstate enhance` and `clearstate.load`.
 
-Whatever goes in, the same comes out: length to the sample, no delay, rate, channels, level, type. Files are read,
-enhanced and written block by block, so ten hours need the memory of a minute.
+The output has the length (to the sample), sample rate, channels, level and type of the input, without delay. Files are
+read, enhanced and written block by block, so a recording of ten hours needs no more memory than one minute. The signal
+path is in `chain.py`.
 """
 
 import os
@@ -23,12 +24,12 @@ from clearstate.tasks.signals import as_floats, as_type, like
 
 Path = str | os.PathLike[str]
 Signal = TypeVar("Signal")  # an array, a torch tensor, or anything like one
-Progress = Callable[[float, float], None]  # seconds of audio done, seconds in all (0 where the length is not known)
+Progress = Callable[[float, float], None]  # seconds of audio done, total seconds (0 if unknown)
 
 
 @dataclass(frozen=True)
 class Report:
-    """What was done to a file."""
+    """The result for one file."""
 
     input: str
     output: str
@@ -39,15 +40,15 @@ class Report:
 
     @property
     def speed(self) -> float:
-        """Seconds of audio in a second of work."""
+        """Seconds of audio per second of work."""
         return self.seconds / self.elapsed if self.elapsed else 0.0
 
 
 class Enhancer:
-    """A model together with the way from any signal to it and back.
+    """An enhancement model that accepts any signal or file.
 
     Args:
-        model: a PyTorch network of `clearstate.models`, a name, or what fulfils `runtime.contract.EnhancementModel`.
+        model: a name, a folder, a PyTorch network of `clearstate.models`, or any `runtime.contract.EnhancementModel`.
 
     >>> enhancer = Enhancer(model)  # doctest: +SKIP
     >>> clean = enhancer.enhance(noisy, 44_100)  # doctest: +SKIP
@@ -70,23 +71,21 @@ class Enhancer:
         """Enhance a signal in memory.
 
         Args:
-            signal: array, torch tensor or anything like one, (n,), (channels, n) or (batch, channels, n), at least
-                one sample. Floating point with full scale at 1, or int16 or int32. The items of a batch are
-                independent of each other.
+            signal: array, torch tensor or array-like, (n,), (channels, n) or (batch, channels, n), at least one
+                sample. Floating point with full scale at 1, or int16 or int32. Batch items are independent.
             sample_rate: of the signal, in Hz; any whole number, of any numeric type.
-            strength: the most by which anything is attenuated, in dB; 0 changes nothing, None takes all that the
-                model removes.
-            residual: return what was removed, input - output, instead.
-            pcs: stretch the perceptual contrast of the result (`audio/contrast.py`): PESQ rises, SI-SDR falls.
-            warm_up: let a causal model hear the first 1.5 s once before they count, so that it knows voice and noise
-                from the first sample on. False gives exactly what `Stream` does, which cannot look ahead.
-            channels: "linked": all channels share one gain, so the stereo image stays. "apart": each is enhanced by
-                itself, for recordings with one speaker per channel.
+            strength: maximum attenuation in dB; 0 changes nothing, None sets no limit.
+            residual: return the removed sound, input - output, instead.
+            pcs: apply perceptual contrast stretching to the output (`audio/contrast.py`): PESQ rises, SI-SDR falls.
+            warm_up: a causal model first processes the opening 1.5 s to initialise its state, then starts again from
+                the beginning. False gives the same samples as `Stream`, which cannot look ahead.
+            channels: "linked": all channels share one gain, which keeps the stereo image. "apart": every channel is
+                enhanced separately, for recordings with one speaker per channel.
         Returns:
-            The same kind, shape, type and device, aligned with the input to the sample; a NumPy array for anything
-            but a tensor.
+            A tensor for a tensor, a NumPy array otherwise, with the input's shape, type and device, aligned with the
+            input to the sample.
         Raises:
-            ValueError: for another shape or type, an empty signal, or samples that are NaN or infinite.
+            ValueError: for another shape or type, an empty signal, or NaN or infinite samples.
         """
         sample_rate = whole_rate(sample_rate)
 
@@ -130,26 +129,20 @@ class Enhancer:
 
         Args:
             in_path: an audio file, or "-" for a WAV stream on stdin.
-            out_path: its extension chooses the format; "-" for a WAV stream on stdout. Written under a temporary name
-                and moved when complete.
-            strength: the most by which anything is attenuated, in dB; None takes all that the model removes.
-            residual: write what was removed, input - output, instead.
-            pcs: stretch the perceptual contrast of the result: PESQ rises, SI-SDR falls.
-            warm_up: let a causal model hear the first 1.5 s once before they count.
-            channels: "linked" for one gain for all channels, "apart" to enhance each by itself.
-            track: of a video with several sound tracks, counted from 1; None takes the default track.
+            out_path: the extension selects the format; "-" for a WAV stream on stdout. The file is written under a
+                temporary name and renamed when it is complete.
+            strength, residual, pcs, warm_up, channels: as for `enhance`.
+            track: sound track of a video, counted from 1; None selects the default track.
             overwrite: replace `out_path` if it exists; never the input itself.
-            progress: called after every block with the seconds done and in all (0 while the length is not known); an
-                exception from it stops the work and leaves no output.
-        Returns:
-            What was done.
+            progress: called after every block with the seconds done and the total (0 if unknown). An exception from it
+                stops the work, and no output remains.
         Raises:
-            ValueError, OSError: one line with what arrived, what was expected and the remedy; no output is left then.
-            BrokenOffError: for a file that is cut off or damaged; what could be read of it has been written.
+            ValueError, OSError: one line with what arrived, what was expected and the remedy. No output remains.
+            BrokenOffError: for a truncated or damaged file. The readable part has been written.
         """
         started = time.perf_counter()
         check_channels_mode(channels)
-        if os.fspath(out_path) != STDIO:  # before anything is read: hours of work must not end in a refusal
+        if os.fspath(out_path) != STDIO:  # check before reading, not after hours of work
             check_target(os.fspath(out_path), os.fspath(in_path), overwrite)
         overviews = None
         if self.model.wants_overview and not is_stream(in_path):  # a stream cannot be read twice
@@ -184,15 +177,15 @@ class Enhancer:
 
 
 def in_blocks(signal: NDArray[Any], length: int = 1 << 20) -> Iterator[NDArray[Any]]:
-    """A signal (channels, n) in parts of at most so many samples."""
+    """Split a signal (channels, n) into parts of at most `length` samples."""
     return (signal[:, start : start + length] for start in range(0, signal.shape[1], length))
 
 
 def load(name_or_path: Path = "live") -> Enhancer:
-    """A trained model by its name (see `clearstate models`) or the folder of its weights, ready to enhance.
+    """Load a trained enhancement model by name (see `clearstate models`) or from a folder with weights.
 
     Raises:
-        ValueError: for a name that is not known (the nearest is suggested).
+        ValueError: for an unknown name (the message suggests the closest one).
     """
     return Enhancer(name_or_path)
 
@@ -211,7 +204,7 @@ def enhance(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Report:
-    """Enhance one file; for several, `load` once and call its `enhance_file`, which explains the arguments."""
+    """Enhance one file; see `Enhancer.enhance_file` for the arguments. For several files, `load` the model once."""
     return load(model).enhance_file(
         in_path, out_path, strength=strength, residual=residual, pcs=pcs, warm_up=warm_up, channels=channels,
         track=track,

@@ -1,12 +1,13 @@
-"""From a narrow recording to a wide one: what it holds comes back unchanged, and the band above is added.
+"""Extend the bandwidth of narrowband speech: the task behind `clearstate extend`. Recorded frequencies stay unchanged.
 
     x ── aligned sinc interpolation to 48 kHz ──┬── model, in overlapping blocks ── wide
                                                 │                                    │
                                                 └──────── + ──── high-pass ──── wide − x
 
-The high-pass is a linear-phase filter that begins where the recording ends: whatever a model does below, the output
-there is the input. The recording's bandwidth is measured, for many a file at 48 kHz has been at 16 before. Files are
-read twice, once to measure, and written block by block: ten hours need the memory of a minute.
+The high-pass is a linear-phase filter that starts where the recording ends. Below it the output equals the input,
+independent of the model. The bandwidth of the recording is measured, because many 48 kHz files were at 16 kHz before.
+Files are read twice (first to measure) and written block by block, so a recording of ten hours needs no more memory
+than one minute.
 """
 
 import os
@@ -34,25 +35,25 @@ from clearstate.tasks.signals import as_floats, as_type, like
 AnyPath = str | os.PathLike[str]
 Signal = TypeVar("Signal")  # an array, a torch tensor, or anything like one
 Array = NDArray[Any]
-Progress = Callable[[float, float], None]  # seconds of audio done, seconds in all (0 where the length is not known)
+Progress = Callable[[float, float], None]  # seconds of audio done, total seconds (0 if unknown)
 
 DEFAULT_MODEL = "extend-fast"
-MODEL_RATE = 48_000  # Hz: of every model that extends
-LEAST_RATE, LEAST_BANDWIDTH = 4_000, 2_000.0  # Hz; from less than that nothing above can be told
-WHOLE = 0.9  # share of half the output's rate from which on nothing is missing
+MODEL_RATE = 48_000  # Hz, of every extension model
+LEAST_RATE, LEAST_BANDWIDTH = 4_000, 2_000.0  # Hz; below that, a model cannot predict the band above
+WHOLE = 0.9  # share of half the output rate; a recording that reaches it is complete
 QUALITY = "HQ"  # of soxr: flat up to 0.91 of half the narrow rate, linear phase
 
-BLOCK_SECONDS = 10.0  # what the model sees at a time ...
-CONTEXT_SECONDS = 2.0  # ... of which so much at either end only serves to hear the rest ...
-FADE_SECONDS = 0.1  # ... and neighbours are cross-faded over this
-GRID = 4096  # samples: blocks begin on multiples, so that a model's frames fall alike in all of them
-TAPS = 511  # of the crossover
-STOP_DB = 80.0  # by which what the model does under the crossover is taken down
+BLOCK_SECONDS = 10.0  # block length
+CONTEXT_SECONDS = 2.0  # at each end of a block, input only
+FADE_SECONDS = 0.1  # cross-fade between neighbouring blocks
+GRID = 4096  # samples; blocks start on multiples, so a model's frames have the same position in each block
+TAPS = 511  # length of the crossover filter
+STOP_DB = 80.0  # attenuation of the model's output below the crossover
 
 
 @dataclass(frozen=True)
 class Extension:
-    """What was done to a file."""
+    """The result for one file."""
 
     input: str
     output: str
@@ -60,22 +61,22 @@ class Extension:
     from_rate: int  # Hz
     sample_rate: int  # Hz, of the output
     channels: int
-    bandwidth_hz: float  # up to where the input reaches, measured
-    extended: bool  # False: nothing was missing, only the rate was changed
+    bandwidth_hz: float  # measured bandwidth of the input
+    extended: bool  # False: nothing was missing; only the rate has changed
     elapsed: float  # seconds of work
 
     @property
     def speed(self) -> float:
-        """Seconds of audio in a second of work."""
+        """Seconds of audio per second of work."""
         return self.seconds / self.elapsed if self.elapsed else 0.0
 
 
 class Extender:
-    """A model that extends the bandwidth, together with the way from any signal to it and back.
+    """An extension model that accepts any signal or file.
 
     Args:
-        model: a PyTorch network of `clearstate.models`, a name, or what fulfils `runtime.contract.ExtensionModel`.
-        steps, seed: of a diffusion model; None leaves its own.
+        model: a name, a folder, a PyTorch network of `clearstate.models`, or any `runtime.contract.ExtensionModel`.
+        steps, seed: settings of a diffusion model; None keeps its defaults.
     Raises:
         ValueError: for a model of another task, or steps or a seed for a model that works in one step.
     """
@@ -92,11 +93,11 @@ class Extender:
             signal: NumPy array or torch tensor, (n,), (channels, n) or (batch, channels, n), at least one sample.
                 Floating point with full scale at 1, or int16 or int32.
             sample_rate: of the signal, in Hz: LEAST_RATE to `to`.
-            to: the rate of the output, in Hz, 48000 at most.
+            to: sample rate of the output in Hz, at most 48000.
         Returns:
-            The same kind, type and device, aligned with the input, with round(n to / sample_rate) samples, at least 1.
+            An array or tensor like the input, aligned with it, with round(n to / sample_rate) samples, at least 1.
         Raises:
-            ValueError: for another shape or type, an empty signal, samples that are NaN or infinite, or such rates.
+            ValueError: for another shape or type, an empty signal, NaN or infinite samples, or rates out of range.
         """
         sample_rate, to = check_rates(sample_rate, to)
 
@@ -126,21 +127,21 @@ class Extender:
         """Extend a file of any length in bounded memory.
 
         Args:
-            in_path: an audio file, or "-" for a WAV stream on stdin (whose bandwidth is measured on its first block).
-            out_path: its extension chooses the format; "-" for a WAV stream on stdout. Written under a temporary name
-                and moved when complete.
-            to: the rate of the output, in Hz, 48000 at most.
-            track: of a video with several sound tracks, counted from 1; None takes the default track.
+            in_path: an audio file, or "-" for a WAV stream on stdin (its bandwidth is measured on the first block).
+            out_path: the extension selects the format; "-" for a WAV stream on stdout. The file is written under a
+                temporary name and renamed when it is complete.
+            to: sample rate of the output in Hz, at most 48000.
+            track: sound track of a video, counted from 1; None selects the default track.
             overwrite: replace `out_path` if it exists; never the input itself.
-            progress: called after every block, and by diffusion models after every step, with the seconds done and in
-                all (0 while the length is not known); an exception from it stops the work and leaves no output.
+            progress: called after every block, and after every step of a diffusion model, with the seconds done and
+                the total (0 if unknown). An exception from it stops the work, and no output remains.
         Raises:
-            ValueError, OSError: one line with what arrived, what was expected and the remedy; no output is left then.
-            BrokenOffError: for a file that is cut off or damaged; what could be read of it has been written.
+            ValueError, OSError: one line with what arrived, what was expected and the remedy. No output remains.
+            BrokenOffError: for a truncated or damaged file. The readable part has been written.
         """
         started = time.perf_counter()
         to = whole_rate(to, "output rate")
-        if os.fspath(out_path) != STDIO:  # before anything is read: hours of work must not end in a refusal
+        if os.fspath(out_path) != STDIO:  # check before reading, not after hours of work
             check_target(os.fspath(out_path), os.fspath(in_path), overwrite)
         reach = None
         if not is_stream(in_path):  # a stream cannot be read twice
@@ -160,12 +161,12 @@ class Extender:
             fine = {"ULAW": "PCM_16", "ALAW": "PCM_16", "PCM_U8": "PCM_16", "PCM_S8": "PCM_16"}
             like = replace(
                 info, sample_rate=to, frames=frames, subtype=fine.get(info.subtype, info.subtype)
-            )  # the hiss of 8 bits would drown what is added
+            )  # 8-bit quantisation noise would mask the added band
             like = replace(like, metadata=tags.of(info).at_rate(info.sample_rate, to))
             with open_writer(out_path, like, overwrite=overwrite) as sink:
                 done = 0
 
-                def within(share: float) -> None:  # of the block that is being worked on
+                def within(share: float) -> None:  # of the current block
                     if progress:
                         progress(done / to + share * BLOCK_SECONDS, info.seconds or 0.0)
 
@@ -190,7 +191,7 @@ class Extender:
         reach: float,
         within: Callable[[float], None] = lambda share: None,
     ) -> Iterator[Array]:
-        """Blocks (channels, n) at one rate to blocks (channels, m) at another, with the band above `reach` Hz."""
+        """Convert blocks (channels, n) to (channels, m) at the new rate, with a generated band above `reach` Hz."""
         whole = is_whole(reach, to)
         up = Rate(sample_rate, to if whole else MODEL_RATE, channels)
         down = Rate(up.to, to, channels)
@@ -210,7 +211,7 @@ class Extender:
                 yield y.astype(dtype, copy=False)
         last = [through(up.finish()), *([down.push(middle.finish()[1])] if middle else []), down.finish()]
         rest, total = np.concatenate(last, axis=1), length_at(received, sample_rate, to)
-        missing = total - produced - rest.shape[1]  # soxr rounds in its own way: a sample more or less
+        missing = total - produced - rest.shape[1]  # soxr may return one sample more or less
         rest = np.pad(rest, ((0, 0), (0, max(0, missing))))[:, : total - produced]
         yield rest.astype(dtype, copy=False)
 
@@ -227,16 +228,16 @@ def extend(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Extension:
-    """Extend the bandwidth of one file; `Extender.extend_file` explains the arguments."""
+    """Extend the bandwidth of one file. `Extender.extend_file` explains the arguments."""
     extender = load_extender(model, steps=steps, seed=seed)
     return extender.extend_file(in_path, out_path, to=to, track=track, overwrite=overwrite, progress=progress)
 
 
 def load_extender(model: AnyPath = DEFAULT_MODEL, *, steps: int | None = None, seed: int | None = None) -> Extender:
-    """A trained model by its name or the folder of its weights, ready to extend signals and files.
+    """Load a trained extension model by name or from a folder with weights.
 
     Raises:
-        ValueError: for a name that is not known, a model of another task, or one without weights.
+        ValueError: for an unknown name, a model of another task, or a model without weights.
     """
     return Extender(model, steps=steps, seed=seed)
 
@@ -245,24 +246,24 @@ def load_extender(model: AnyPath = DEFAULT_MODEL, *, steps: int | None = None, s
 
 
 def check_rates(sample_rate: int, to: int, name: str = "the signal") -> tuple[int, int]:
-    """Both rates as int.
+    """Return both rates as int.
 
     Raises:
-        ValueError: for rates between which nothing can be extended.
+        ValueError: for rates out of range.
     """
     sample_rate, to = whole_rate(sample_rate), whole_rate(to, "output rate")
     if not 2 * LEAST_BANDWIDTH < to <= MODEL_RATE:
         raise ValueError(
-            f"an output at {to} Hz: expected at most {MODEL_RATE}, the models' rate, such as 48000 or 44100"
+            f"output rate {to} Hz: expected at most {MODEL_RATE}, the models' rate, such as 48000 or 44100"
         )
     if not LEAST_RATE <= sample_rate <= to:
-        remedy = "there is too little to go by" if sample_rate < LEAST_RATE else "resample it first"
-        raise ValueError(f"{name} is at {sample_rate} Hz: expected {LEAST_RATE} to {to} Hz, the output's; {remedy}")
+        remedy = "the bandwidth is too small" if sample_rate < LEAST_RATE else "resample it first"
+        raise ValueError(f"{name} is at {sample_rate} Hz: expected {LEAST_RATE} to {to} Hz, the output rate; {remedy}")
     return sample_rate, to
 
 
 def length_at(samples: int, rate: int, to: int) -> int:
-    """Samples of a signal after a change of rate; half a sample rounds up, and something stays something.
+    """Number of samples after a change of rate, rounded half up; at least 1 unless the signal is empty.
 
     >>> length_at(1, 8_000, 48_000), length_at(44_101, 44_100, 48_000), length_at(0, 8_000, 48_000)
     (6, 48001, 0)
@@ -271,19 +272,19 @@ def length_at(samples: int, rate: int, to: int) -> int:
 
 
 def is_whole(reach: float, to: int) -> bool:
-    """Whether a signal that reaches to so many Hz lacks nothing at a rate."""
+    """Whether a bandwidth of `reach` Hz is complete at the sample rate `to`."""
     return reach >= WHOLE * to / 2
 
 
 class Rate:
-    """soxr's sinc interpolation of one signal in chunks: aligned, and the same for all chunks. Equal rates pass."""
+    """Resample one signal in chunks with soxr, aligned and independent of the chunks. Equal rates pass through."""
 
     def __init__(self, rate: int, to: int, channels: int) -> None:
         self.to, self.channels = to, channels
         self._stream = None if rate == to else soxr.ResampleStream(rate, to, channels, dtype="float64", quality=QUALITY)
 
     def push(self, x: Array, last: bool = False) -> Array:
-        """x (channels, n) float64 -> (channels, m): what it determines."""
+        """Process the next samples: x (channels, n) float64 to (channels, m)."""
         if self._stream is None:
             return x
         return np.ascontiguousarray(self._stream.resample_chunk(np.ascontiguousarray(x.T), last=last).T)
@@ -297,9 +298,9 @@ class Rate:
 
 
 def measure(blocks: Iterable[Array], sample_rate: int, channels: int) -> float:
-    """Up to where a signal reaches, in Hz, from all of its blocks (channels, n), full scale 1; all channels together.
+    """Measure the bandwidth of a signal in Hz over all its blocks (channels, n), for all channels together.
 
-    It is measured after the interpolation to MODEL_RATE, whose own filter counts.
+    It is measured after interpolation to MODEL_RATE, because the interpolation filter counts, too.
     """
     up = Rate(sample_rate, MODEL_RATE, channels)
     held = np.zeros((channels, 0))
@@ -327,7 +328,7 @@ def measure(blocks: Iterable[Array], sample_rate: int, channels: int) -> float:
 
 
 class Added(Overlapping):
-    """Overlapping blocks of one signal at MODEL_RATE, each with the band that a model adds to it above `reach` Hz."""
+    """Process one signal at MODEL_RATE in overlapping blocks; the model adds the band above `reach` Hz."""
 
     def __init__(self, model: ExtensionModel, channels: int, reach: float, within: Callable[[float], None]) -> None:
         self.model, self.reach, self.within, self.channels = model, reach, within, channels
@@ -340,7 +341,7 @@ class Added(Overlapping):
         return x + np.stack([self._added(channel, position, c / len(x)) for c, channel in enumerate(x)])
 
     def _added(self, x: Array, position: int, share: float) -> Array:
-        """What the model adds to one channel (n,); channel by channel, for the memory."""
+        """The band that the model adds to one channel (n,). Channels run one by one to save memory."""
 
         def progress(done: int, steps: int) -> None:
             self.within(share + done / steps / self.channels)
@@ -353,7 +354,7 @@ class Added(Overlapping):
 
 
 def next_fast_len(least: int) -> int:
-    """The smallest number from `least` on without prime factors beyond 5: an FFT of this length is fast.
+    """The smallest number >= `least` without prime factors above 5. An FFT of this length is fast.
 
     >>> next_fast_len(1_031), next_fast_len(1)
     (1080, 1)
@@ -364,7 +365,7 @@ def next_fast_len(least: int) -> int:
 
 @lru_cache(maxsize=8)
 def highpass(reach: int) -> Array:
-    """Linear-phase high-pass (TAPS,) that ends its rise at `reach` Hz; 470 Hz below that it is down by STOP_DB.
+    """Linear-phase high-pass (TAPS,) with its pass band from `reach` Hz; STOP_DB attenuation 470 Hz below.
 
     Unity minus a Kaiser-windowed sinc.
     """
@@ -378,6 +379,6 @@ def highpass(reach: int) -> Array:
 
 
 def chained(first: Array, rest: Iterator[Array]) -> Iterator[Array]:
-    """The blocks with the one in front that was already taken."""
+    """Put the first block, already taken, before the others."""
     yield first
     yield from rest

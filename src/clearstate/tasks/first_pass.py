@@ -1,15 +1,14 @@
-"""What a model that listens to whole signals must know of a long one before its blocks are enhanced.
+"""First pass over a long signal, for models with statistics of the whole signal.
 
-Such a model has instance norms over all of the signal and a gain from its level. A block by itself would have other
-moments and another gain than its neighbour: they would not meet. So a long signal is heard twice. The first time, here,
-its level is measured and pieces are kept from all over it; from these the model makes an overview, and every block is
-then enhanced with that overview. A model takes part by having
+Such a model has instance norms over the whole signal and a gain from its level. Separate blocks would have different
+statistics, with steps between them. So a long signal is read twice. The first pass, in this file, measures the level
+and keeps pieces from the whole signal. The model computes an overview from them and enhances every block with it. A
+model that needs this has
 
-    overview(pieces (1, p, n), gain (1, 1)) -> Overview     p pieces of n samples; the gain brings the whole to RMS 1
+    overview(pieces (1, p, n), gain (1, 1)) -> Overview     p pieces of n samples; gain scales the signal to RMS 1
     forward(block (1, n), overview) -> (1, n)
 
-and a signal that fits into one block is simply given to `forward`. A pipe cannot be heard twice: there each block is
-enhanced by itself.
+A signal that fits into one block needs no overview. A pipe cannot be read twice, so its blocks are enhanced separately.
 """
 
 from collections.abc import Iterable
@@ -24,16 +23,16 @@ from clearstate.tasks.chain import conditioner_for
 
 Array = NDArray[Any]
 
-PIECE_SECONDS = 5.0  # few long pieces tell more than many short ones, whose ends are not the signal's
-PIECES = 4  # that are taken together: 20 s need 0.8 to 3 GB
+PIECE_SECONDS = 5.0  # a few long pieces are better than many short ones, which have more cut ends
+PIECES = 4  # per overview; 20 s need 0.8 to 3 GB
 SILENT = 1e-7  # RMS below which a signal keeps its level
 
 
 class Survey:
-    """Level and pieces of a signal that arrives in chunks, in bounded memory.
+    """Collect the level and pieces of a signal that arrives in chunks, in bounded memory.
 
-    At first every piece is kept; whenever there are twice as many as are wanted, every other one is dropped, and from
-    then on the distance between those that are kept is twice what it was.
+    At first every piece is kept. When there are twice as many as needed, every other piece is dropped, and the distance
+    between kept pieces doubles.
     """
 
     def __init__(self, channels: int, length: int) -> None:
@@ -45,7 +44,7 @@ class Survey:
         self._seen = 0  # pieces
 
     def push(self, x: Array) -> None:
-        """The next samples (channels, n)."""
+        """Process the next samples (channels, n)."""
         self.samples += x.shape[1]
         self.energy += np.square(x, dtype=np.float64).sum(1)
         held = np.concatenate([self._held, x.astype(np.float32, copy=False)], axis=1)
@@ -59,14 +58,14 @@ class Survey:
         self._held = held.copy()
 
     def pieces(self) -> Array:
-        """Pieces from all over the signal (channels, p, n); one, the whole, if it is no longer than all of them."""
+        """Pieces from the whole signal (channels, p, n); a short signal is one piece."""
         if self.samples <= PIECES * self.length:
             return np.concatenate([*self.kept, self._held], axis=1)[:, None]
         chosen = np.linspace(0, len(self.kept) - 1, min(PIECES, len(self.kept))).round().astype(int)
         return np.stack([self.kept[i] for i in chosen], axis=1)
 
     def gain(self) -> Array:
-        """What brings each channel to an RMS of 1, (channels,); one that is silent keeps its level."""
+        """The gain that scales each channel to RMS 1, (channels,); silent channels keep their level."""
         rms = np.sqrt(self.energy / max(1, self.samples))
         return np.where(rms > SILENT, 1 / np.maximum(rms, SILENT), 1.0).astype(np.float32)
 
@@ -74,24 +73,24 @@ class Survey:
 def survey(
     model: EnhancementModel, sample_rate: int, channels: int, blocks: Iterable[Array], enough: float
 ) -> list[Any] | None:
-    """An overview of each channel of a signal, from its first hearing; for a model that wants one.
+    """Compute an overview of each channel of a signal in a first pass.
 
     Args:
         sample_rate: of the signal, in Hz.
-        blocks: all of it, (channels, n) each, full scale 1.
-        enough: seconds that the model takes at a time; a signal no longer than that needs no overview.
+        blocks: the whole signal, (channels, n) each, full scale 1.
+        enough: block length in seconds; a signal that fits into one block needs no overview.
     Returns:
-        One overview a channel; None for a short signal.
+        One overview per channel; None for a short signal.
     """
     rate = model.sample_rate
-    heard = Survey(channels, int(PIECE_SECONDS * rate))
+    found = Survey(channels, int(PIECE_SECONDS * rate))
     down = Resampler(sample_rate, rate, channels, fold=True) if sample_rate != rate else None
     conditioner = conditioner_for(model, channels)
     for block in blocks:
-        heard.push(conditioner.push(down.push(block) if down else block.astype(np.float32, copy=False)).heard)
+        found.push(conditioner.push(down.push(block) if down else block.astype(np.float32, copy=False)).heard)
     rest = down.flush() if down else np.zeros((channels, 0), dtype=np.float32)
-    heard.push(conditioner.push(rest, last=True).heard)
-    if heard.samples <= enough * rate:
+    found.push(conditioner.push(rest, last=True).heard)
+    if found.samples <= enough * rate:
         return None
-    pieces, gain = heard.pieces(), heard.gain()
+    pieces, gain = found.pieces(), found.gain()
     return [model.overview(pieces[c : c + 1], gain[c].reshape(1, 1)) for c in range(channels)]

@@ -1,8 +1,9 @@
-"""From a recording of several speakers to one recording each, and a timeline of who speaks when.
+"""Separate speakers: the task behind `clearstate separate`. One output per speaker, and a timeline of their activity.
 
-The outputs have the length (to the sample), rate, channels, bit depth and tags of the input, and they add up to it:
-who is louder in the recording is louder in their file, and what is not speech goes to whoever is loudest there.
-Files are read, separated and written block by block, so ten hours need the memory of a minute.
+The outputs have the length (to the sample), rate, channels, bit depth and tags of the input, and their sum is the
+input. So levels stay true, and noise goes to the speaker who is loudest at that time and frequency. Files are read,
+separated and written block by block, so a recording of ten hours needs no more memory than one minute. The signal path
+is in `voices.py`.
 """
 
 import json
@@ -19,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clearstate.audio.atomic import write_text
+from clearstate.audio.formats import WRITABLE
 from clearstate.audio.io import (
-    CONTAINERS,
     BrokenOffError,
     check_target,
     open_reader,
@@ -39,10 +40,9 @@ from clearstate.tasks.voices import Voices
 
 AnyPath = str | os.PathLike[str]
 Signal = TypeVar("Signal")  # an array, a torch tensor, or anything like one
-Progress = Callable[[float, float], None]  # seconds of audio done, seconds in all (0 where the length is not known)
+Progress = Callable[[float, float], None]  # seconds of audio done, total seconds (0 if unknown)
 
 DEFAULT_MODEL = "separate-fast"
-WRITABLE = {".wav", ".flac", ".ogg", ".mp3", ".aiff", ".au", ".caf", ".w64", ".rf64", *CONTAINERS}
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Speaker:
     """One output of a separation."""
 
     file: str
-    segments: list[tuple[float, float]]  # seconds, start and end, in which this speaker is active
+    segments: list[tuple[float, float]]  # start and end in seconds of this speaker's activity
 
     @property
     def active_seconds(self) -> float:
@@ -59,29 +59,29 @@ class Speaker:
 
 @dataclass(frozen=True)
 class Separation:
-    """What was done to a file."""
+    """The result for one file."""
 
     input: str
-    timeline: str  # the JSON file that holds the segments
+    timeline: str  # name of the JSON file with the segments
     speakers: list[Speaker]
     seconds: float  # of audio
     sample_rate: int  # Hz
     channels: int
     elapsed: float  # seconds of work
-    note: str = ""  # how the channels were mixed for the separator, where their mean would cancel
+    note: str = ""  # how the channels were mixed, if their mean would cancel
 
     @property
     def speed(self) -> float:
-        """Seconds of audio in a second of work."""
+        """Seconds of audio per second of work."""
         return self.seconds / self.elapsed if self.elapsed else 0.0
 
 
 class Separator:
-    """A model that separates, together with the way from any signal to it and back.
+    """A separation model that accepts any signal or file.
 
     Args:
-        model: a PyTorch network of `clearstate.models`, a name, or what fulfils `runtime.contract.SeparationModel`.
-        enhancer: if given, noise is removed first, and the outputs add up to what it leaves.
+        model: a name, a folder, a PyTorch network of `clearstate.models`, or any `runtime.contract.SeparationModel`.
+        enhancer: removes noise first; the sum of the outputs is then the enhanced signal.
     """
 
     def __init__(self, model: Any = DEFAULT_MODEL, enhancer: Enhancer | None = None) -> None:
@@ -91,15 +91,15 @@ class Separator:
         """Separate a signal in memory.
 
         Args:
-            signal: array, torch tensor or anything like one, (n,) or (channels, n), at least one sample. Floating point
+            signal: array, torch tensor or array-like, (n,) or (channels, n), at least one sample. Floating point
                 with full scale at 1, or int16 or int32.
             sample_rate: of the signal, in Hz; any whole number, of any numeric type.
         Returns:
-            The same kind (an array for anything but a tensor), type and device, (speakers, n) or (speakers, channels,
-            n), aligned with the input to the sample; the speakers add up to the input (integers: but for rounding and
-            clipping).
+            A tensor for a tensor, an array otherwise, (speakers, n) or (speakers, channels, n), with the input's type
+            and device, aligned with the input to the sample. The sum over speakers is the input, except for rounding
+            and clipping of integers.
         Raises:
-            ValueError: for another shape or type, an empty signal, or samples that are NaN or infinite.
+            ValueError: for another shape or type, an empty signal, or NaN or infinite samples.
         """
         sample_rate = whole_rate(sample_rate)
 
@@ -124,19 +124,19 @@ class Separator:
     ) -> Separation:
         """Separate a file of any length in bounded memory.
 
-        `talk.wav` gives `talk.speaker1.wav`, `talk.speaker2.wav`, ... and `talk.timeline.json` in `out_dir`; a format
-        that is not written (video) becomes WAV.
+        `talk.wav` becomes `talk.speaker1.wav`, `talk.speaker2.wav`, ... and `talk.timeline.json` in `out_dir`. Formats
+        that cannot be written, such as video, become WAV.
 
         Args:
             in_path: an audio file, or "-" for a WAV stream on stdin.
-            out_dir: made if it does not exist. Files are written under temporary names and moved when complete.
-            track: of a video with several sound tracks, counted from 1; None takes the default track.
-            overwrite: replace outputs that exist; never the input itself.
-            progress: called after every block with the seconds done and in all (0 while the length is not known); an
-                exception from it stops the work and leaves no output.
+            out_dir: created if it does not exist. Files are written under temporary names and renamed when complete.
+            track: sound track of a video, counted from 1; None selects the default track.
+            overwrite: replace existing outputs; never the input itself.
+            progress: called after every block with the seconds done and the total (0 if unknown). An exception from it
+                stops the work, and no output remains.
         Raises:
-            ValueError, OSError: one line with what arrived, what was expected and the remedy; no output is left then.
-            BrokenOffError: for a file that is cut off or damaged; what could be read of it has been written.
+            ValueError, OSError: one line with what arrived, what was expected and the remedy. No output remains.
+            BrokenOffError: for a truncated or damaged file. The readable part has been written.
         """
         started = time.perf_counter()
         in_name = os.fspath(in_path)
@@ -145,11 +145,11 @@ class Separator:
             info = source.info
             targets, timeline = output_names(in_name, out_dir, self.model.speakers)
             make_folder(out_dir)
-            for name in (*targets, timeline):  # before anything is read: hours of work must not end in a refusal
+            for name in (*targets, timeline):  # check before reading, not after hours of work
                 check_target(name, in_name, overwrite)
             blocks, mix = source.blocks(), MEAN
             if info.channels > 1:
-                if not is_stream(in_name):  # which cannot be read twice
+                if not is_stream(in_name):  # a stream cannot be read twice
                     with open_reader(in_path, track) as first_pass:
                         mix = mix_of(until_broken(first_pass.blocks(), []), info.channels)
                 else:
@@ -177,7 +177,7 @@ class Separator:
         return done
 
     def _stream(self, blocks: Iterable[Any], sample_rate: int, channels: int, mix: Mix) -> Iterator[NDArray[Any]]:
-        """Blocks (channels, n) of a signal to blocks (speakers, channels, m) of its speakers."""
+        """Convert blocks (channels, n) of a signal to blocks (speakers, channels, m)."""
         voices = Voices(self.model, sample_rate, channels, mix)
         if self.enhancer:
             blocks = enhanced(self.enhancer, blocks, sample_rate, channels)
@@ -197,27 +197,27 @@ def separate(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Separation:
-    """Separate the speakers of one file into files in `out_dir`; `Separator.separate_file` explains the arguments.
+    """Separate the speakers of one file into `out_dir`. `Separator.separate_file` explains the other arguments.
 
     Args:
         model: a name (see `clearstate models`) or a folder with weights.
-        enhance: an enhancement model that removes noise first, such as "live"; None leaves the noise in.
+        enhance: an enhancement model that removes noise first, such as "live"; None keeps the noise.
     """
     separator = load_separator(model, enhance)
     return separator.separate_file(in_path, out_dir, track=track, overwrite=overwrite, progress=progress)
 
 
 def load_separator(model: AnyPath = DEFAULT_MODEL, enhance: AnyPath | None = None) -> Separator:
-    """A trained separator by its name or the folder of its weights, for several files; see `separate`.
+    """Load a trained separator by name or from a folder with weights, for several files. See `separate`.
 
     Raises:
-        ValueError: for a name that is not known, or a model of another task.
+        ValueError: for an unknown name, or a model of another task.
     """
     return Separator(model, Enhancer(enhance) if enhance is not None else None)
 
 
 def enhanced(enhancer: Enhancer, blocks: Iterable[Any], sample_rate: int, channels: int) -> Iterator[NDArray[Any]]:
-    """The blocks without their noise."""
+    """Remove noise from the blocks."""
     chain = Chain(enhancer.model, sample_rate, channels, warm_up=True)
     for block in blocks:
         yield chain.push(block)
@@ -228,7 +228,7 @@ def enhanced(enhancer: Enhancer, blocks: Iterable[Any], sample_rate: int, channe
 
 
 def output_names(in_name: str, out_dir: AnyPath, speakers: int) -> tuple[list[str], str]:
-    """Where the speakers and the timeline of an input are written."""
+    """The output names for an input: one per speaker, and the timeline."""
     path = Path("stdin.wav" if in_name == STDIO else in_name)
     suffix = path.suffix if path.suffix.lower() in WRITABLE else ".wav"
     folder = Path(out_dir)
@@ -239,15 +239,15 @@ def output_names(in_name: str, out_dir: AnyPath, speakers: int) -> tuple[list[st
 
 
 def make_folder(folder: AnyPath) -> None:
-    """Make the output folder.
+    """Create the output folder.
 
     Raises:
-        OSError: naming the folder, where it cannot be made.
+        OSError: with the folder's name, if it cannot be created.
     """
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OSError(f"the folder {folder} cannot be made ({error.strerror}); choose another place") from error
+        raise OSError(f"the folder {folder} cannot be created ({error.strerror}); choose another place") from error
 
 
 def write_timeline(done: Separation) -> None:

@@ -1,4 +1,4 @@
-"""Gains for what the model does not see: one gain for all channels, and one for the band above the model's rate."""
+"""Gains outside the model: one shared by all channels, and one for the band above the model's rate."""
 
 from math import ceil, exp, sqrt
 from typing import Any
@@ -9,23 +9,23 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 
 GAIN_SECONDS = 0.004  # hop of the gain above the model's band
-GAIN_FALL_SECONDS = 0.050  # time constant; slower than speech's pauses are short, so that hiss does not flutter
+GAIN_FALL_SECONDS = 0.050  # time constant, longer than short pauses in speech, so that hiss does not flutter
 GAIN_RISE_SECONDS = 0.004
-SILENCE = 1e-30  # power; float32 keeps its precision above, and nothing audible is below
+SILENCE = 1e-30  # power; float32 is precise above it, and nothing below is audible
 
 
 class Link:
-    """One gain for all channels at each time and frequency, so that the stereo image stays where it was.
+    """Apply one gain to all channels at each time and frequency, which keeps the stereo image.
 
-    The model enhanced every channel by itself. The gain is the one that, given to all channels alike, comes closest to
-    those in the sense of least squares, over channels c,
+    The model enhances every channel separately. The shared gain is the least-squares fit to its outputs, over channels
+    c,
 
         G = sum_c Y_c X_c* / sum_c |X_c|^2,   output G X_c,
 
-    so it is weighted towards the loud channels, differences of level and phase between channels stay, and channels
-    that are equal come out as the model's own output. |G|^2 sum |X|^2 <= sum |Y|^2: no power is added to the model's.
+    so loud channels have more weight, and level and phase differences between channels stay. If all channels are equal,
+    the output is the model's output. |G|^2 sum |X|^2 <= sum |Y|^2, so the power never exceeds that of the model.
 
-    Spectra have a square-root Hann window of 2 hop; the output trails by `delay` = hop samples.
+    Spectra use a square-root Hann window of 2 hop. The output is delayed by `delay` = hop samples.
     """
 
     def __init__(self, channels: int, hop: int) -> None:
@@ -56,27 +56,27 @@ class Link:
 
 
 class HighGain:
-    """What happens above the model's band: a smooth gain that follows what the model does to its top octave.
+    """The gain above the model's band: smooth, and equal to the model's gain in its top octave.
 
-    Every hop, the energies of both signals between a quarter and half of the model's rate are compared, over all
-    channels together; the root of their ratio, at most 1, is the gain that the next hop moves to. It rises within
-    milliseconds (an "s" starts at once) and falls slowly.
+    In every hop, the energies of both signals between a quarter and half of the model's rate are compared, over all
+    channels together. The square root of their ratio, at most 1, is the target gain of the next hop. The gain rises
+    within milliseconds, because an "s" starts suddenly, and falls slowly.
     """
 
     def __init__(self, rate: int, grid: int, start: int) -> None:
-        # A divisor of the grid on which the model's output comes: then the gain never waits for more than that does.
+        # A divisor of the model's output grid, so that the gain never waits longer than the output.
         longest = max(1, int(GAIN_SECONDS * rate))
         self.hop = next(h for h in range(longest, 0, -1) if grid % h == 0)
         self.window = np.hanning(2 * self.hop + 1)[:-1].astype(np.float32)
         self.rise = 1 - exp(-self.hop / (GAIN_RISE_SECONDS * rate))
         self.fall = 1 - exp(-self.hop / (GAIN_FALL_SECONDS * rate))
         self._held: Array | None = None  # the last hop
-        self._now: float | None = None  # the gain, once there was something to take it from
-        self._curve = np.zeros(0)  # one value a sample, at the model's rate
-        self._curve_from = start  # before the signal by the delay of the pairs
+        self._now: float | None = None  # the current gain; None before the first hop with a signal
+        self._curve = np.zeros(0)  # one value per sample, at the model's rate
+        self._curve_from = start  # starts before the signal, by the delay of the pairs
 
     def push(self, pair: Array) -> None:
-        """Extend the curve by what these samples determine."""
+        """Extend the gain curve with the next samples."""
         before = np.zeros((*pair.shape[:2], self.hop), dtype=np.float32) if self._held is None else self._held
         held = np.concatenate([before, pair], axis=2)
         count = held.shape[2] // self.hop - 1
@@ -102,7 +102,7 @@ class HighGain:
         return before, self._now
 
     def at(self, start: int, end: int, up: int, down: int) -> Array:
-        """The gain at output samples start .. end, `up / down` model samples apart; forgets what lies before."""
+        """The gain at output samples start .. end, `up / down` model samples apart; drops the curve before them."""
         instants = np.arange(start, end) * up / down
         known = np.arange(self._curve_from, self._curve_from + len(self._curve))
         gain = np.interp(instants, known, self._curve) if len(known) else np.ones(len(instants))
@@ -112,7 +112,7 @@ class HighGain:
 
 
 def in_step(grid: int, wanted: int) -> int:
-    """A hop near `wanted` that is a multiple or a divisor of the grid, so that neither waits for the other."""
+    """A hop near `wanted` that is a multiple or a divisor of `grid`, so that neither adds latency to the other."""
     if grid <= wanted:
         return grid * ceil(wanted / grid)
     divisor = next(h for h in range(wanted, 0, -1) if grid % h == 0)

@@ -1,4 +1,4 @@
-"""Live sound: chunks of any size in, chunks of the same size out, a constant delay later."""
+"""Enhance live audio: `process` returns a chunk of the same size for every chunk, with a constant latency."""
 
 from typing import Any
 
@@ -12,37 +12,36 @@ from clearstate.tasks.chain import LOUDEST, open_chain
 
 
 class Stream:
-    """One live signal through a causal model.
+    """Run a causal model on one live signal.
 
-    The delay is constant and known beforehand. `process` returns as many samples as it was given: the first
-    `latency_samples` of all are silence, sample i of the input comes out as sample i + latency_samples, and `flush`
-    returns the last `latency_samples`. So, for n samples in all,
+    The latency is constant and known before the start. `process` returns as many samples as it receives. The output
+    starts with `latency_samples` of silence, so sample i of the input is sample i + latency_samples of the output.
+    `flush` returns the last `latency_samples`. For n samples in total,
 
         y = concatenate([stream.process(chunk) for chunk in chunks] + [stream.flush()])   # n + latency_samples
         y[latency_samples:]                                                               # aligned with the input
 
-    The result does not depend on how the signal was cut into chunks. All state is in the object: streams that share a
-    model know nothing of each other. Memory and the work per sample are constant; nothing is kept of the past but the
-    model's state and less than a frame of sound. One thread may use a stream at a time.
+    The result does not depend on the chunk sizes. All state is in this object, so several streams can share a model.
+    Memory and work per sample are constant. Only one thread may use a stream at a time.
 
     Args:
         model_or_name: a causal model, the name of one, or the folder of its weights.
-        sample_rate: of the signal, in Hz; any. At the model's own rate the delay is shortest.
+        sample_rate: of the signal, in Hz; any. The latency is lowest at the model's own rate.
         channels: rows of every chunk.
-        strength: the most by which anything is attenuated, in dB; 0 changes nothing, None takes all the model removes.
-        channels_mode: "linked": one gain for all channels; "apart": each channel by itself, such as the two parties of
-            a call.
-        on_bad: what to do with samples that are NaN or infinite: "silence" replaces and counts them, "raise" raises a
+        strength: maximum attenuation in dB; 0 changes nothing, None sets no limit.
+        channels_mode: "linked": one gain for all channels. "apart": every channel separately, for example the two
+            speakers of a call.
+        on_bad: what to do with NaN or infinite samples: "silence" replaces and counts them, "raise" raises a
             ValueError.
 
     Attributes:
-        bad_samples: how many samples have been replaced since the stream was made.
-        latency_samples: the delay.
+        bad_samples: number of replaced samples since the stream was created.
+        latency_samples: the latency in samples.
 
-    A stream cannot be copied or pickled, as its state is partly in compiled code: make another one.
+    A stream cannot be copied or pickled, because part of its state is in compiled code. Create another one.
 
     Raises:
-        ValueError: for a model that is not causal, and for settings that cannot be.
+        ValueError: for a model that is not causal, and for invalid settings.
 
     >>> stream = Stream("live", sample_rate=48_000)  # doctest: +SKIP
     >>> speaker.write(stream.process(microphone.read(480)))  # doctest: +SKIP
@@ -64,11 +63,11 @@ class Stream:
         self.sample_rate, self.channels, self.strength = whole_rate(sample_rate), channels, strength
         self.channels_mode, self.on_bad = channels_mode, on_bad
         self.bad_samples = 0
-        self._flat = channels == 1  # the result has the shape of the chunks: (n,) or (1, n)
+        self._flat = channels == 1  # return the shape of the chunks: (n,) or (1, n)
         self.reset()
 
     def reset(self) -> None:
-        """Begin a new signal: as if the stream had just been made."""
+        """Start a new signal, as if the stream were new."""
         chain = open_chain(
             self.model, self.sample_rate, self.channels, self.strength, channels_mode=self.channels_mode, live=True
         )
@@ -83,15 +82,15 @@ class Stream:
         return self.latency_samples / self.sample_rate
 
     def process(self, chunk: Any) -> NDArray[np.float32]:
-        """The next chunk of the signal in, the next chunk of the result out.
+        """Process the next chunk of the signal and return the next chunk of the output.
 
         Args:
             chunk: floating point with full scale at 1, (channels, n), or (n,) for one channel; any n, also 0. It is
-                copied, so its memory may be used again.
+                copied, so you can reuse its memory.
         Returns:
             The same shape, float32.
         Raises:
-            ValueError: for another shape or type. The stream is then as if the chunk had not come.
+            ValueError: for another shape or type. The state of the stream does not change.
         """
         chunk = as_array(chunk, "chunk")
         x = self._checked(chunk)
@@ -101,7 +100,7 @@ class Stream:
         return ready[:, : x.shape[1]].reshape(chunk.shape)
 
     def flush(self) -> NDArray[np.float32]:
-        """The last `latency_samples` of the result, shaped like the chunks; the stream is then as good as new."""
+        """Return the last `latency_samples` of the output, and reset the stream."""
         out = np.concatenate([self._ready, self._chain.finish()], axis=1)
         self.reset()
         return out[0] if self._flat else out
@@ -110,28 +109,26 @@ class Stream:
         x = chunk[None] if chunk.ndim == 1 and self.channels == 1 else chunk
         if x.ndim != 2 or x.shape[0] != self.channels:
             expected = f"{'(n,) or ' if self.channels == 1 else ''}({self.channels}, n)"
-            raise ValueError(
-                f"chunk of shape {chunk.shape}: expected {expected}, as channels={self.channels} was given"
-            )
+            raise ValueError(f"chunk of shape {chunk.shape}: expected {expected} for channels={self.channels}")
         if chunk.dtype.kind != "f":
             raise ValueError(f"chunk of type {chunk.dtype}: expected floating point; divide int16 samples by 32768")
         good = np.isfinite(x)
         if not good.all():
             bad = int(good.size - np.count_nonzero(good))
             if self.on_bad == "raise":
-                raise ValueError(f"chunk with {bad} NaN or infinite samples: expected numbers; send silence for them")
+                raise ValueError(f"chunk with {bad} NaN or infinite samples: expected numbers; replace them by silence")
             x = np.where(good, x, 0)
             self.bad_samples += bad
         return np.clip(x, -LOUDEST, LOUDEST).astype(np.float32, copy=False)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise TypeError(
-            "a Stream cannot be copied or pickled, as its state is partly in compiled code: make another one"
+            "a Stream cannot be copied or pickled, because part of its state is in compiled code; create another one"
         )
 
 
 def causal_names() -> str:
-    """The models that can stream and are there to be loaded, for an error message."""
+    """The causal models with weights, for an error message."""
     from clearstate.models import PRESETS, build
 
     shipped = [name for name, preset in PRESETS.items() if preset.task == "enhance" and preset.weights]

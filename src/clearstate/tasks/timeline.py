@@ -1,4 +1,4 @@
-"""Who speaks when: stretches of activity from the power of separated speakers."""
+"""The timeline of a separation: when each speaker is active, from the power of the separated signals."""
 
 from typing import Any
 
@@ -6,26 +6,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 FRAME_SECONDS = 0.05  # of the timeline
-OWN_RANGE_DB = 30.0  # a speaker is silent this far under their own loud parts ...
-OTHER_RANGE_DB = 15.0  # ... and this far under whoever is loudest at the time: that is what leaks
+OWN_RANGE_DB = 30.0  # a speaker is silent this far below their own loud parts
+OTHER_RANGE_DB = 15.0  # and this far below the loudest speaker at that time, which is leakage
 FLOOR_DBFS = -70.0
 GAP_SECONDS = 0.3  # shorter pauses do not end a segment
-LEAST_SECONDS = 0.15  # shorter sounds do not make one
+LEAST_SECONDS = 0.15  # shorter sounds are not a segment
 
 
 class Activity:
-    """Who is active when, from the power of each speaker in frames of FRAME_SECONDS: 160 bytes a second of audio."""
+    """Find active segments from each speaker's power in frames of FRAME_SECONDS (160 bytes per second of audio)."""
 
     def __init__(self, speakers: int, sample_rate: int) -> None:
         self.size = max(1, round(FRAME_SECONDS * sample_rate))
         self.seconds = self.size / sample_rate  # of a frame
         self.sample_rate = sample_rate
-        self._held = np.zeros((speakers, 0))  # squares of less than a frame
+        self._held = np.zeros((speakers, 0))  # squares of an incomplete frame
         self._powers: list[NDArray[np.float32]] = []  # (speakers, frames)
         self._samples = 0
 
     def push(self, voices: NDArray[Any]) -> None:
-        """voices (speakers, channels, n)."""
+        """Process the next samples (speakers, channels, n)."""
         self._samples += voices.shape[2]
         squares = np.concatenate([self._held, np.square(voices).mean(1)], axis=1)
         whole = squares.shape[1] // self.size * self.size
@@ -34,13 +34,13 @@ class Activity:
         self._held = squares[:, whole:]
 
     def segments(self) -> list[list[tuple[float, float]]]:
-        """Of each speaker the stretches of activity, in seconds."""
+        """The active segments of each speaker: start and end in seconds."""
         last = [self._held.mean(1, keepdims=True)] if self._held.shape[1] else []
         level = 10 * np.log10(np.concatenate([*self._powers, *last], axis=1) + 1e-20)  # (speakers, frames)
         segments = []
         for row in level:
-            heard = row[row > FLOOR_DBFS]
-            loud = float(np.percentile(heard, 95)) if len(heard) else 0.0
+            audible = row[row > FLOOR_DBFS]
+            loud = float(np.percentile(audible, 95)) if len(audible) else 0.0
             least = np.maximum(level.max(0) - OTHER_RANGE_DB, max(loud - OWN_RANGE_DB, FLOOR_DBFS))
             segments.append(self._runs(row > least))
         return segments

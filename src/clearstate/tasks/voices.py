@@ -1,13 +1,12 @@
-"""The way of one mixture through a separator: any rate and channel count in, one signal like it a speaker out.
+"""Run one mixture of any rate and channel count through a separation model, to one signal per speaker.
 
-    x ── to the model's rate ── X ── one channel (audio/mono.py) ── separator, block by block ── E, a signal a speaker
+    x ── to the model's rate ── X ── one channel (audio/mono.py) ── separator, block by block ── E, one per speaker
     │                           └──────────── E + W (X − ΣE), of each channel ──────────────────────┘
     └── wait ── up(that) + g (x − up(X))
 
-W shares out, at each time and frequency, what the estimates leave unexplained: the noise, the separator's errors and
-what tells the channels apart. It goes to the speakers by their power there. g does the same above the model's band, by
-the power in the octave below. Both add to one over the speakers, so the outputs add up to the input, sample by sample:
-their levels are true, and nothing is lost.
+W distributes the remainder X − ΣE (noise, errors of the separator, differences between channels) over the speakers in
+proportion to their power at each time and frequency. g does the same above the model's band, by the power in the octave
+below. Both sum to one over the speakers, so the sum of the outputs is the input, sample by sample.
 
 Arrays are NumPy: X (channels, n), E (speakers, n), results (speakers, channels, n).
 """
@@ -27,25 +26,25 @@ from clearstate.tasks.blocks import Layout, Overlapping, Pair, Runner, Stream
 
 Array = NDArray[Any]
 
-BLOCK_SECONDS = 12.0  # what the separator hears at once ...
-OVERLAP_SECONDS = 4.0  # ... and how much of it the block before has heard too: long enough to know the voices again
-FADE_SECONDS = 0.5  # the cross-fade in the middle of the overlap
-SHARE_SECONDS = 0.016  # hop of the spectra in which the rest is shared out
-SHARE_MEMORY_SECONDS = 0.050  # time constant of the powers that share out what lies above the model's band
-PIECE_SECONDS = 4.0  # at most this much is worked on at a time
-SILENCE = 1e-12  # power under which everybody has the same share
+BLOCK_SECONDS = 12.0  # block length
+OVERLAP_SECONDS = 4.0  # of neighbouring blocks, long enough to recognise the voices
+FADE_SECONDS = 0.5  # cross-fade in the middle of the overlap
+SHARE_SECONDS = 0.016  # hop of the spectra for distributing the remainder
+SHARE_MEMORY_SECONDS = 0.050  # time constant of the powers above the model's band
+PIECE_SECONDS = 4.0  # longest input per step
+SILENCE = 1e-12  # power below which all speakers get the same share
 
 
 class Voices:
-    """One mixture's way; holds the only state there is between chunks.
+    """The signal path of one mixture. It holds all state between chunks.
 
     Args:
         model: a separator (see `clearstate.models`): mixture (b, n) to (b, speakers, n).
         sample_rate: of the signal, in Hz; any.
         channels: rows of every chunk.
-        mix: how the channels become the one that the separator receives.
+        mix: how the channels are mixed to the one input of the separator.
     Raises:
-        ValueError: for a rate or channel count that cannot be, or a model that does not separate.
+        ValueError: for an invalid rate or channel count.
     """
 
     def __init__(self, model: SeparationModel, sample_rate: int, channels: int, mix: Mix = MEAN) -> None:
@@ -55,28 +54,28 @@ class Voices:
         self.speakers, self.channels, rate = model.speakers, channels, model.sample_rate
         self.piece = max(1, int(PIECE_SECONDS * sample_rate))
         self.runner = runner_for(model, channels, mix)
-        self._early = self.runner.delay  # samples to drop, so that the rest is aligned
+        self._early = self.runner.delay  # samples to drop, to align the output
         self._given = self._returned = 0  # samples, at the model's rate
         self.shares = Shares(self.speakers, channels, rate, mix.polarity)
         self.down = self.up = None
         if sample_rate != rate:
             self.down = Resampler(sample_rate, rate, channels)
             self.up = Resampler(rate, sample_rate, (self.speakers + 1) * channels)
-        self._waiting = np.zeros((channels, 0))  # input whose output is not determined yet
+        self._waiting = np.zeros((channels, 0))  # input that waits for its output
         self._received = self._produced = 0  # samples, at the signal's rate
 
     def push(self, x: Array) -> Array:
-        """All output that the input so far determines: x (channels, n) -> (speakers, channels, m), aligned with it."""
+        """Process the next samples: x (channels, n) to the output that they complete (speakers, channels, m)."""
         starts = range(0, x.shape[1], self.piece)
         return np.concatenate([self._nothing(), *(self._push(x[:, i : i + self.piece]) for i in starts)], axis=2)
 
     def finish(self) -> Array:
-        """The rest: after it, there has been exactly as much output as input."""
+        """Return the remaining output; in total it is as long as the input."""
         parts = []
         if self.down:
             parts.append(self._mix(*self.shares.push(*self._estimates(self.down.flush()))))
         X, E = self._aligned(*self.runner.finish())
-        left = self._given - self._returned  # what follows is the silence that brought it out
+        left = self._given - self._returned  # after it comes only silence
         parts.append(self._mix(*self.shares.push(X[:, :left], E[:, :left])))
         parts.append(self._mix(*self.shares.finish()))
         if self.up:
@@ -93,7 +92,7 @@ class Voices:
         return self._mix(*self.shares.push(*self._estimates(self.down.push(x) if self.down else x)))
 
     def _estimates(self, X: Array) -> Pair:
-        """The input (c, m) and the estimates (s, m) that the samples so far determine, aligned."""
+        """The input (c, m) and the estimates (s, m) that the samples so far complete, aligned."""
         self._given += X.shape[1]
         X, E = self._aligned(*self.runner.push(X))
         self._returned += X.shape[1]
@@ -105,7 +104,7 @@ class Voices:
         return X[:, drop:], E[:, drop:]
 
     def _mix(self, voices: Array, X: Array) -> Array:
-        """Output at the signal's rate, from the voices (s, c, m) and the input (c, m) at the model's rate."""
+        """Compute the output at the signal's rate from voices (s, c, m) and input (c, m) at the model's rate."""
         if not (self.up and self.down):
             self._produced += voices.shape[2]
             self._waiting = self._waiting[:, voices.shape[2] :]
@@ -124,10 +123,10 @@ class Voices:
 
 
 def best_order(before: Array, after: Array) -> tuple[int, ...]:
-    """Which of `after` continues each of `before`, both (speakers, n): sum of <before_i, after_order[i]> at its most.
+    """The order of rows in `after` that continues `before`, both (speakers, n): max of sum <before_i, after_order[i]>.
 
-    The inner products are not normalised: the order is that of the least squared difference, and a voice that is silent
-    in both has no say.
+    The inner products are not normalised. So the order has the least squared difference, and a speaker who is silent in
+    both does not count.
     """
     products = before.astype(np.float64) @ after.astype(np.float64).T
     rows = range(len(before))
@@ -135,10 +134,10 @@ def best_order(before: Array, after: Array) -> tuple[int, ...]:
 
 
 def runner_for(model: SeparationModel, channels: int, mix: Mix) -> Runner:
-    """The separator on channels (channels, n) float64, mixed to the one that it receives.
+    """A runner for the separator on channels (channels, n) float64, mixed to one input channel.
 
-    A separator that needs the whole signal chooses anew in every block which speaker comes first. The overlap, which
-    two blocks share, says who is who. The state of a causal one knows.
+    A non-causal separator may swap speakers from block to block. The overlap of neighbouring blocks gives the right
+    order. A causal separator keeps the order in its state.
     """
     rate = model.sample_rate
     if model.causal:
@@ -161,17 +160,17 @@ def runner_for(model: SeparationModel, channels: int, mix: Mix) -> Runner:
 
 
 class Shares:
-    """What the estimates leave over goes to the speakers by their power at each time and frequency.
+    """Distribute the remainder over the speakers, in proportion to their power at each time and frequency.
 
-    Of speaker s in channel c, in which the estimates have the polarity p = ±1: p E_s + iSTFT(W_s STFT(X_c - p ΣE))
-    with W_s = |E_s|² / Σ|E|², and an equal share for each where all are silent. Spectra have a square-root Hann window
-    of 2 hop; everything comes out `hop` samples after it went in, and the first hop of all, which is before the signal,
-    is dropped.
+    The output of speaker s in channel c is p E_s + iSTFT(W_s STFT(X_c - p ΣE)) with W_s = |E_s|² / Σ|E|². p = ±1 is the
+    polarity of the estimates in the channel. If all speakers are silent, each gets an equal share. Spectra use a
+    square-root Hann window of 2 hop. The output is delayed by `hop` samples; the first hop, before the signal, is
+    dropped.
     """
 
     def __init__(self, speakers: int, channels: int, rate: int, polarity: Array | float = 1.0) -> None:
         self.speakers, self.channels = speakers, channels
-        self.polarity = np.full(channels, 1.0) * polarity  # with which the estimates are in each channel
+        self.polarity = np.full(channels, 1.0) * polarity  # polarity of the estimates in each channel
         self.hop = max(1, round(SHARE_SECONDS * rate))
         self.window = np.sin(np.pi * np.arange(2 * self.hop) / (2 * self.hop))  # periodic: the squares add to 1
         self.high = self.hop // 2  # first bin of the upper octave: a quarter of the rate
@@ -180,9 +179,9 @@ class Shares:
         self._held = np.zeros((rows, self.hop))  # estimates, then channels
         self._tail = np.zeros((speakers, channels, self.hop))
         self._early = self.hop
-        self._power = np.zeros(speakers)  # of the upper octave, running
-        self._curve = np.zeros((speakers, 0))  # shares above the band, one a frame
-        self._first = 0  # the frame that _curve begins with; frame t is centred on sample t hop
+        self._power = np.zeros(speakers)  # running power of the upper octave
+        self._curve = np.zeros((speakers, 0))  # shares above the band, one per frame
+        self._first = 0  # first frame of _curve; frame t is centred on sample t hop
 
     def push(self, X: Array, E: Array) -> tuple[Array, Array]:
         """X (c, m), E (s, m) -> voices (s, c, m'), and X (c, m') delayed like them."""
@@ -211,13 +210,13 @@ class Shares:
         return voices[:, :, drop:], whole[self.speakers :, drop:]
 
     def finish(self) -> tuple[Array, Array]:
-        """Silence follows, until everything pushed has come out."""
+        """Return the remaining samples, as if silence followed."""
         left = self._held.shape[1] - self._early
         voices, X = self.push(np.zeros((self.channels, 2 * self.hop)), np.zeros((self.speakers, 2 * self.hop)))
         return voices[:, :, :left], X[:, :left]
 
     def _extend(self, power: Array) -> None:
-        """Shares of the frames of which `power` (s, t) is that of the upper octave."""
+        """Append the shares of frames whose power in the upper octave is `power` (s, t)."""
         curve = np.empty_like(power)
         for t in range(power.shape[1]):
             self._power = self.keep * self._power + (1 - self.keep) * power[:, t]
@@ -227,7 +226,7 @@ class Shares:
     def at(self, start: int, end: int, ratio: float) -> Array:
         """The shares (s, end - start) at output samples start ... end - 1, `ratio` model samples apart.
 
-        Forgets what lies before them. Before the first frame and after the last, the nearest holds.
+        Drops the curve before them. Before the first frame and after the last, the nearest value applies.
         """
         if not self._curve.shape[1] or end <= start:
             return np.full((self.speakers, max(0, end - start)), 1 / self.speakers)

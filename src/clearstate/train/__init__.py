@@ -1,4 +1,4 @@
-"""Training: recipes, the loop on Lightning Fabric, checkpoints.
+"""Train models from recipes: a loop on Lightning Fabric with validation and checkpoints.
 
 from clearstate.train import train
 train("recipes/live.yaml", ["schedule.max_minutes=60"])
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 
 def train(recipe: str | Path, overrides: Sequence[str] = (), *, quiet: bool = False) -> Outcome:
-    """Run a recipe to the end of its schedule, or on from the checkpoint in its run folder.
+    """Train a recipe to the end of its schedule, or resume from the checkpoint in its run folder.
 
     Args:
         recipe: a YAML file.
         overrides: `key=value` with dotted keys, as on the command line.
     Raises:
-        RecipeError: if the recipe does not check or its audio is missing.
+        RecipeError: if the recipe is invalid or its audio is missing.
     """
     from clearstate.train.command import run_recipe
     from clearstate.train.recipe import load_recipe

@@ -1,4 +1,4 @@
-"""The metric discriminator's side of a training step."""
+"""Train the metric discriminator (MetricGAN) beside the model, and compute its loss for the model."""
 
 import math
 from typing import Any
@@ -14,7 +14,7 @@ from clearstate.train.recipe import Recipe
 
 
 class Adversary:
-    """A discriminator, its optimiser, and the processes that compute the PESQ it learns from."""
+    """A discriminator, its optimiser, and the processes that compute its PESQ targets."""
 
     def __init__(self, fabric: Fabric, recipe: Recipe, sample_rate: int):
         self.fabric, self.recipe, self.sample_rate = fabric, recipe, sample_rate
@@ -26,11 +26,11 @@ class Adversary:
     def turn(
         self, estimate: Tensor, clean: Tensor, noisy: Tensor, rate: float, predicted: Tensor | None = None
     ) -> Tensor:
-        """The discriminator learns from a batch, waveforms (b, n); then the generator's loss under it, (b,).
+        """Train the discriminator on a batch of waveforms (b, n), then return the generator's loss (b,).
 
         Args:
-            predicted: spectra (b, t, f) to judge in place of the estimate's own, as SEMamba does; their PESQ is the
-                estimate's.
+            predicted: spectra (b, t, f) to judge instead of the estimate's own, as in SEMamba; their target is the
+                estimate's PESQ.
         """
         gain = losses.level(noisy)
         futures = self.pool.submit(list(clean * gain), list(estimate * gain), self.sample_rate)
@@ -49,7 +49,7 @@ class Adversary:
         return losses.compress(spec, self.recipe.loss.exponent).magnitude
 
     def learn(self, clean: Tensor, candidate: Tensor, target: Tensor, rate: float) -> None:
-        """One step of the discriminator; skipped if its gradient is not finite."""
+        """Take one discriminator step; skip it if the gradient is not finite."""
         known = target.isfinite()
         self.unscored += int((~known).sum())
         self.model.train()
@@ -64,7 +64,7 @@ class Adversary:
             self.optimiser.step()
 
     def judge(self, clean: Tensor, candidate: Tensor) -> Tensor:
-        """The generator's loss; its gradient goes through the discriminator, not into it."""
+        """The generator's loss. Its gradient passes through the discriminator but does not change it."""
         self.plain.requires_grad_(False)
         try:
             return metric_loss(self.plain(clean, candidate))

@@ -1,10 +1,10 @@
-"""Batches in an order that depends on nothing but the seed: a run can stop anywhere and go on, on any process count.
+"""Batches in an order that depends only on the seed, so a run can stop and resume anywhere, on any process count.
 
     position  0 1 2 3 ...          counts items since the start of training, over all epochs and processes
     epoch     position // items    each epoch is a fresh permutation, drawn from (seed, epoch)
 
-With w processes of batch size b, step k takes positions k b w ... (k + 1) b w, and rank r those that are r modulo w:
-together the batch that one process of batch size b w would take.
+With w processes of batch size b, step k uses positions k b w ... (k + 1) b w; rank r uses those that are r modulo w.
+Together they are the batch of one process with batch size b w.
 """
 
 import os
@@ -22,7 +22,7 @@ Key = tuple[int, int]  # epoch, item
 
 
 class Items(Protocol):
-    """Training items that are a pure function of (epoch, item); the seed is the data set's own."""
+    """Training items as a pure function of (epoch, item), for the seed of the data set."""
 
     def __len__(self) -> int: ...
 
@@ -32,13 +32,11 @@ class Items(Protocol):
 
 
 class Positions(Sampler[list[Key]]):
-    """The keys of one process's batches, from a position on, without end."""
+    """An endless iterator over the keys of one process's batches, from a start position."""
 
     def __init__(self, items: int, batch: int, seed: int, start: int = 0, rank: int = 0, world: int = 1):
         if items < 1:
-            raise ValueError(
-                "the training set is empty: nothing was found under the paths of the recipe's data section"
-            )
+            raise ValueError("the training set is empty; check the paths in the recipe's data section")
         self.items, self.batch, self.seed, self.start, self.rank, self.world = items, batch, seed, start, rank, world
 
     def __iter__(self) -> Iterator[list[Key]]:
@@ -60,7 +58,7 @@ def permutation(items: int, seed: int, epoch: int) -> Tensor:
 
 
 class Keyed(Dataset[dict[str, Tensor]]):
-    """`Items` behind the interface of a DataLoader, asked with a key instead of a number."""
+    """Adapt `Items` to a DataLoader, indexed by key."""
 
     def __init__(self, items: Items):
         self.items = items
@@ -70,26 +68,26 @@ class Keyed(Dataset[dict[str, Tensor]]):
 
 
 def loader(items: Items, positions: Positions, workers: int, prefetch: int) -> DataLoader[dict[str, Tensor]]:
-    """An endless loader; its workers live as long as it is iterated."""
+    """An endless loader. Its workers run as long as the iteration."""
     return DataLoader(
         Keyed(items),
         batch_sampler=positions,
         num_workers=workers,
         prefetch_factor=prefetch if workers else None,
         worker_init_fn=quiet_worker if workers else None,
-        generator=torch.Generator(),  # or it draws from the one that dropout uses, whenever a run is resumed
+        generator=torch.Generator(),  # otherwise each resume changes the generator of dropout
         pin_memory=torch.cuda.is_available(),
     )
 
 
 def quiet_worker(_: int) -> None:
-    """A worker ends when its loader does, or within seconds of a main process that was killed.
+    """Ignore signals in a worker. It ends with its loader, or within seconds after the main process was killed.
 
-    Signals are the main process's to handle. torchrun and schedulers send SIGTERM to the whole group, and a worker that
-    dies of it takes the main process with it before that can write its checkpoint.
+    The main process handles signals. torchrun and schedulers send SIGTERM to the whole group; a worker that exits would
+    stop the main process before it can write its checkpoint.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if sys.platform != "win32":
-        os.nice(1)  # when cores are few, the step that is being computed goes first
+        os.nice(1)  # with few cores, the training step has priority
     torch.set_num_threads(1)

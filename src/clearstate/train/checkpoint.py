@@ -1,4 +1,4 @@
-"""Checkpoints: everything a run needs to go on as if it had not stopped, written so that a kill cannot spoil them."""
+"""Read and write checkpoints: the complete state of a run, written atomically."""
 
 import os
 import random
@@ -14,7 +14,7 @@ NAME = "checkpoint.pt"
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """Call `write(file)` on a temporary name, flush to the disk, then move: `path` is old or new, never half."""
+    """Call `write(file)` on a temporary file, flush it to disk and rename it to `path`."""
     with replacing(path) as temporary, open(temporary, "wb") as file:
         write(file)
         file.flush()
@@ -30,7 +30,7 @@ def load(folder: Path) -> dict[str, Any] | None:
     """The folder's checkpoint, None if there is none.
 
     Raises:
-        ValueError: for a file that is no checkpoint of ours, with the two ways on.
+        ValueError: if the file is not a checkpoint.
     """
     path = folder / NAME
     if not path.is_file():
@@ -40,8 +40,7 @@ def load(folder: Path) -> dict[str, Any] | None:
         return state
     except Exception as error:
         raise ValueError(
-            f"{path} cannot be read ({_first_line(error)}): restore it from a copy, "
-            "or remove it to start this run afresh"
+            f"{path} cannot be read ({_first_line(error)}): restore it from a copy, or remove it to start again"
         ) from error
 
 
@@ -50,7 +49,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def random_state() -> dict[str, Any]:
-    """The generators of this process that training draws from: torch's (CPU and GPU) and Python's."""
+    """The state of this process's random generators: torch (CPU and GPU) and Python."""
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
@@ -59,7 +58,7 @@ def random_state() -> dict[str, Any]:
 
 
 def restore_random_state(state: dict[str, Any]) -> None:
-    """Put the generators back as `random_state` found them."""
+    """Restore the state that `random_state` returned."""
     torch.set_rng_state(state["torch"])
     if state["cuda"] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])

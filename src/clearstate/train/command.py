@@ -1,4 +1,4 @@
-"""The verb `train`: from a recipe to a finished run."""
+"""Run a recipe: check the machine, build the model, open the audio, train. Used by `clearstate train`."""
 
 import os
 import sys
@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clearstate.train.recipe import Recipe, RecipeError, load_recipe, nearest
+from clearstate.nearest import nearest
+from clearstate.train.recipe import Recipe, RecipeError, load_recipe
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -19,7 +20,7 @@ def run_recipe(recipe: Recipe, *, quiet: bool = False) -> "Outcome":
     """Build the model, open the audio, train.
 
     Raises:
-        RecipeError: for a recipe that cannot be run here.   MissingExtra: for a library that training needs.
+        RecipeError: for a recipe that cannot run here.   MissingExtra: for a library that training needs.
     """
     from clearstate.metrics.extras import need
 
@@ -45,13 +46,13 @@ def run_recipe(recipe: Recipe, *, quiet: bool = False) -> "Outcome":
 
 
 def check_machine(recipe: Recipe) -> None:
-    """Raise RecipeError for devices that are not here; under torchrun the processes were counted by it."""
+    """Raise RecipeError for missing devices; torchrun has already counted the processes."""
     import torch
 
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if recipe.accelerator == "cuda" and not gpus:
         raise RecipeError(
-            f"accelerator=cuda, but torch {torch.__version__} finds no GPU here: set accelerator=auto or cpu, "
+            f"accelerator=cuda, but torch {torch.__version__} finds no GPU: set accelerator=auto or cpu, "
             "or install the driver and a torch with CUDA"
         )
     on_gpu = gpus and recipe.accelerator != "cpu"
@@ -61,19 +62,19 @@ def check_machine(recipe: Recipe) -> None:
 
 
 def check_folder(folder: Path) -> None:
-    """Raise RecipeError for a run folder that cannot be made or written into, before hours are spent on the rest."""
+    """Raise RecipeError for a run folder that cannot be created or written, before any work starts."""
     nearest_there = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
     if not nearest_there.is_dir():
-        raise RecipeError(f"run={folder}: {nearest_there} is not a folder; give another one with run=FOLDER")
+        raise RecipeError(f"run={folder}: {nearest_there} is not a folder; choose another one with run=FOLDER")
     if not os.access(nearest_there, os.W_OK | os.X_OK):
         raise RecipeError(
-            f"run={folder}: nothing can be written into {nearest_there}; check its permissions, or give another one "
+            f"run={folder}: cannot write into {nearest_there}; check its permissions, or choose another folder "
             "with run=FOLDER"
         )
 
 
 def write_preview(recipe: Recipe, count: int) -> list[Path]:
-    """Write `count` training items to the run folder's preview/, see clearstate.data.preview."""
+    """Write `count` training items to preview/ in the run folder; see clearstate.data.preview."""
     from clearstate import models
     from clearstate.data import preview
     from clearstate.train.items import open_dataset
@@ -84,7 +85,7 @@ def write_preview(recipe: Recipe, count: int) -> list[Path]:
 
 
 def build_model(recipe: Recipe) -> "nn.Module":
-    """The model of a recipe, with the start weights if it names some.
+    """Build the model of a recipe, with the weights of model.start if given.
 
     Raises:
         RecipeError: for an unknown model or an unknown field of its configuration.
@@ -93,11 +94,11 @@ def build_model(recipe: Recipe) -> "nn.Module":
 
     name, config = recipe.model.name, recipe.model.config
     if name not in models.PRESETS:
-        raise RecipeError(f"unknown model model.name={name!r}" + nearest(name, list(models.PRESETS)))
+        raise RecipeError(f"unknown model model.name={name!r}; {nearest(name, models.PRESETS)}")
     known = vars(models.build(name).config)
     for key in config:
         if key not in known:
-            raise RecipeError(f"unknown key model.config.{key}" + nearest(key, list(known)))
+            raise RecipeError(f"unknown key model.config.{key}; {nearest(key, known)}")
     model = models.build(name, **config)
     if recipe.model.start is not None:
         try:

@@ -1,11 +1,11 @@
-"""A discriminator that learns to predict PESQ, so that PESQ becomes a loss (MetricGAN).
+"""A discriminator that learns to predict PESQ, which turns PESQ into a loss (MetricGAN).
 
     c clean, g candidate: compressed magnitudes (b, t, f)
     Q(c, g) = (PESQ - 1) / 3.5, about 0 to 1
     discriminator  (D(c, c) - 1)² + (D(c, g) - Q(c, g))²
     generator      (D(c, g) - 1)²
 
-Fu et al. 2019 (arXiv:1905.04874) for the idea; layers as in CMGAN (arXiv:2203.15149), MP-SENet (arXiv:2305.13686) and
+Idea: Fu et al. 2019 (arXiv:1905.04874). Layers as in CMGAN (arXiv:2203.15149), MP-SENet (arXiv:2305.13686) and
 SEMamba (arXiv:2405.06573), 181,650 parameters.
 """
 

@@ -1,4 +1,4 @@
-"""What is questionable about a recipe that can be run: each is said in one line before the run begins."""
+"""Warn about questionable settings of a valid recipe, one line each, before the run starts."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,8 +42,8 @@ def _without_validation(recipe: Recipe) -> str | None:
     if recipe.valid.clean is not None or recipe.valid.corpus is not None:
         return None
     return (
-        "no validation set: the last weights are kept, whether they are the best or not; "
-        "name valid.noisy and valid.clean, or valid.corpus"
+        "no validation set: the last weights are kept, which may not be the best; "
+        "set valid.noisy and valid.clean, or valid.corpus"
     )
 
 
@@ -58,8 +58,8 @@ def _validation_among_training(recipe: Recipe) -> str | None:
         for name, other in training.items():
             if _searched(other) and (place == other or other in place.parents):
                 return (
-                    f"the validation files in {folder} are among the training files in {name}: their scores say "
-                    "nothing about new voices; hold speakers out"
+                    f"the validation files in {folder} are among the training files in {name}: their scores "
+                    "say nothing about new voices; hold out speakers"
                 )
     return None
 
@@ -81,7 +81,7 @@ def _too_narrow(model: "nn.Module", dataset: Any) -> str | None:
     if not sets or any(getattr(opened, "narrow", 0) < len(opened.clips) for opened in sets):
         return None
     return (
-        f"all speech is below the {model.sample_rate} Hz of the model: it learns nothing about the band above; "
+        f"all speech is below the {model.sample_rate} Hz of the model: it cannot learn the band above; "
         "add speech of that rate, or train a model of a lower rate"
     )
 
@@ -92,8 +92,8 @@ def _too_short(recipe: Recipe, model: "nn.Module") -> str | None:
     if samples >= 2 * window:
         return None
     return (
-        f"data.seconds={recipe.data.seconds:g} is {samples} samples, and the model looks at {window} at a time: "
-        f"it hardly sees what comes before; set data.seconds to 1 or more"
+        f"data.seconds={recipe.data.seconds:g} is {samples} samples, and one window of the model is {window}: "
+        f"items have too little context; set data.seconds to 1 or more"
     )
 
 
@@ -102,4 +102,4 @@ def _learning_rate(recipe: Recipe) -> str | None:
     if low <= recipe.optimiser.lr <= high:
         return None
     effect = "nothing is learnt" if recipe.optimiser.lr < low else "the loss grows without bound"
-    return f"optimiser.lr={recipe.optimiser.lr:g}: {effect} at such a rate; usual are 1e-4 to 3e-3"
+    return f"optimiser.lr={recipe.optimiser.lr:g}: {effect} at this rate; usual values are 1e-4 to 3e-3"

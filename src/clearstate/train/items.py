@@ -1,7 +1,7 @@
-"""Training items and held-out items of a recipe, opened through clearstate.data.
+"""Open the training and validation items of a recipe through clearstate.data.
 
-What a model does (its preset's task) decides what an item is: enhancement learns from noisy and clean, separation from
-a mixture and its sources, extension from narrow and wide. The loop calls the one `noisy` and the other `clean`.
+The task of the model decides what an item is: noisy and clean for enhancement, a mixture and its sources for
+separation, narrow and wide for extension. The loop calls the input `noisy` and the target `clean`.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -32,7 +32,8 @@ from clearstate.data import (
 )
 from clearstate.data.corpora import Mixture
 from clearstate.data.preview import Items as RatedDataset
-from clearstate.train.recipe import DataRecipe, Recipe, RecipeError, ValidRecipe, audio_path, nearest
+from clearstate.nearest import nearest
+from clearstate.train.recipe import DataRecipe, Recipe, RecipeError, ValidRecipe, audio_path
 
 INPUTS, TARGETS = ("noisy", "mixture", "narrow"), ("clean", "sources", "wide")
 MIXED: dict[str, tuple[Callable[..., RatedDataset], type]] = {
@@ -85,22 +86,22 @@ class Drawn:
 
 
 def in_and_out(drawn: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-    """What the model gets and what it should give."""
+    """The model's input and target."""
     found = [next(drawn[name] for name in names if name in drawn) for names in (INPUTS, TARGETS)]
     noisy, clean = (torch.from_numpy(np.ascontiguousarray(signal, np.float32)) for signal in found)
     return noisy, clean
 
 
 def open_items(recipe: Recipe, task: str, sample_rate: int) -> Drawn:
-    """The training items of a recipe at the model's rate; raises RecipeError as `open_dataset`."""
+    """The training items of a recipe at the model's rate; raises RecipeError like `open_dataset`."""
     return Drawn(open_dataset(recipe, task, sample_rate), recipe.data.pcs)
 
 
 def open_dataset(recipe: Recipe, task: str, sample_rate: int) -> RatedDataset:
-    """The data set that the training items of a recipe are drawn from.
+    """Open the data set for the training items of a recipe.
 
     Raises:
-        RecipeError: for an unknown key of data.sources or data.mixture, or audio that is not there.
+        RecipeError: for an unknown key in data.sources or data.mixture, or missing audio.
     """
     data = recipe.data
     with opening("training"):
@@ -120,10 +121,10 @@ def open_dataset(recipe: Recipe, task: str, sample_rate: int) -> RatedDataset:
 
 
 def open_pairs(recipe: Recipe, task: str, sample_rate: int) -> Drawn | None:
-    """The held-out items of a recipe in full length, None if it names none.
+    """Open the validation items of a recipe in full length; None if it names none.
 
     Raises:
-        RecipeError: if they are not there, or are a published test set and `valid.allow_test_set` does not say so.
+        RecipeError: if they are missing, or are a published test set without `valid.allow_test_set`.
     """
     valid = recipe.valid
     if valid.clean is None and valid.corpus is None:
@@ -139,12 +140,12 @@ def open_pairs(recipe: Recipe, task: str, sample_rate: int) -> Drawn | None:
 def pairs(
     recipe: Recipe, where: DataRecipe | ValidRecipe, split: str, sample_rate: int, test_set: bool = False
 ) -> PairedFolder:
-    """The pairs that a data or valid section names: a known corpus by its split, or two folders."""
+    """The pairs of a data or valid section: a split of a known corpus, or two folders."""
     if where.corpus is not None:
         return PairedFolder.of_corpus(audio_path(recipe, where.corpus), split, sample_rate)
     noisy, clean = where.noisy, where.clean
     assert isinstance(noisy, str) and isinstance(clean, str)  # checked with the recipe
-    # Two folders that are one and the same for training and validation are told apart by speaker.
+    # If training and validation use the same two folders, they are split by speaker.
     shared = (recipe.data.noisy, recipe.data.clean) == (recipe.valid.noisy, recipe.valid.clean)
     return PairedFolder(
         audio_path(recipe, noisy), audio_path(recipe, clean), sample_rate,
@@ -153,12 +154,12 @@ def pairs(
 
 
 def mixtures(recipe: Recipe, where: DataRecipe | ValidRecipe, split: str) -> list[Mixture]:
-    """The mixtures that a data or valid section names: a known corpus by its split, or a folder for each voice."""
+    """The mixtures of a data or valid section: a split of a known corpus, or one folder per voice."""
     if where.corpus is not None:
         root = audio_path(recipe, where.corpus)
         corpus = recognise(root)
         if corpus is None:
-            raise FileNotFoundError(f"{root} holds no corpus of mixtures that is known")
+            raise FileNotFoundError(f"{root} contains no known corpus of mixtures")
         return corpus.mixtures(split)
     folders = [where.clean] if isinstance(where.clean, str) else list(where.clean or ())
     return mixtures_of(*(audio_path(recipe, folder) for folder in folders))
@@ -166,20 +167,22 @@ def mixtures(recipe: Recipe, where: DataRecipe | ValidRecipe, split: str) -> lis
 
 @contextmanager
 def opening(what: str) -> Iterator[None]:
-    """Audio that cannot be opened becomes a RecipeError."""
+    """Turn errors while opening audio into a RecipeError."""
     try:
         yield
     except RecipeError:
         raise
     except (FileNotFoundError, ValueError) as error:
-        text = str(error).replace("pass validate_on_test_set=True", "say valid.allow_test_set=true")
-        raise RecipeError(f"{what} audio: {text}. docs/training.md says what to fetch and where it goes") from error
+        text = str(error).replace("pass validate_on_test_set=True", "set valid.allow_test_set=true")
+        raise RecipeError(
+            f"{what} audio: {text}. docs/training.md lists the audio to download and its folders"
+        ) from error
 
 
 def checked(values: dict[str, Any], cls: type, where: str) -> dict[str, Any]:
-    """`values` as they are if `cls` (a dataclass) has a field for each; lists become tuples."""
+    """Check that the dataclass `cls` has a field for each key; return the values with lists as tuples."""
     known = [f.name for f in fields(cls)]
     for key in values:
         if key not in known:
-            raise RecipeError(f"unknown key {where}.{key}" + nearest(key, known))
+            raise RecipeError(f"unknown key {where}.{key}; {nearest(key, known)}")
     return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}

@@ -1,8 +1,8 @@
-"""The training loop: one step after another until the schedule ends, a signal comes, or nothing is finite any more.
+"""The training loop: take steps until the schedule ends, a signal arrives, or the loss stays non-finite.
 
-A run folder holds `checkpoint.pt` (everything needed to go on), `log.jsonl`, pictures, and `best/`: the averaged
-weights of the best validation (of the last step when there is none) as a folder that `clearstate.load` reads. Starting
-a run whose folder holds a checkpoint resumes it.
+A run folder contains `checkpoint.pt` (the complete state), `log.jsonl`, pictures, and `best/`: the averaged weights of
+the best validation (without validation, of the last step), as a folder that `clearstate.load` reads. If the run folder
+contains a checkpoint, the run resumes from it.
 """
 
 import math
@@ -23,14 +23,14 @@ from clearstate.train.report import Report
 from clearstate.train.session import Session
 from clearstate.train.validation import Validation
 
-GIVE_UP_AFTER = 100  # steps in a row that were not finite
+GIVE_UP_AFTER = 100  # consecutive non-finite steps
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended."""
+    """The result of a run."""
 
-    finished: bool  # False: stopped by a signal, to be resumed
+    finished: bool  # False: stopped by a signal; can be resumed
     signal: int  # which one; 0 if finished
     step: int
     skipped: int
@@ -39,7 +39,7 @@ class Outcome:
 
 
 class Run:
-    """A plan in training: `run()` goes from where the folder's checkpoint stands to the end of the schedule."""
+    """Train a plan: `run()` continues from the checkpoint in the folder to the end of the schedule."""
 
     def __init__(self, plan: Plan, quiet: bool = False) -> None:
         self.plan, self.recipe, self.objective = plan, plan.recipe, plan.objective
@@ -52,7 +52,7 @@ class Run:
         self.validation = Validation(session, self.report)
 
     def run(self) -> Outcome:
-        """Train until the schedule ends or a signal comes; a checkpoint is written either way."""
+        """Train until the schedule ends or a signal arrives, then write a checkpoint."""
         session, at = self.session, self.session.at
         try:
             with session.heeding_signals():
@@ -72,24 +72,24 @@ class Run:
         )
 
     def steps(self) -> None:
-        """Steps, validations and checkpoints, each when it is due."""
+        """Run steps, validations and checkpoints when they are due."""
         session, at = self.session, self.session.at
         last, saved = time.monotonic(), at.minutes
         batches = self.batches()
         while session.done < 1 and not session.stop_signal:
-            if self.validation.due():  # first, for a run may have stopped on its way into a validation
+            if self.validation.due():  # first, because a run may have stopped just before a validation
                 self.validation.run()
                 continue
             values = self.step(list(islice(batches, self.recipe.optimiser.accumulate)))
             now = time.monotonic()
             minutes, last = (now - last) / 60, now
             self.count(values, minutes)
-            if at.minutes - saved >= self.recipe.checkpoint_minutes:  # by the time that all agree on
+            if at.minutes - saved >= self.recipe.checkpoint_minutes:  # all processes use the same time
                 saved = at.minutes
                 session.save()
 
     def batches(self) -> Iterator[dict[str, Tensor]]:
-        """Batches from the position the run has reached, on the device."""
+        """Yield batches from the current position, on the device."""
         data, fabric, items = self.recipe.data, self.session.fabric, self.plan.items
         positions = Positions(
             len(items), data.batch, self.recipe.seed, self.session.at.position, fabric.global_rank, fabric.world_size
@@ -98,10 +98,10 @@ class Run:
             yield {name: batch[name].to(fabric.device, non_blocking=True) for name in ("noisy", "clean")}
 
     def step(self, batches: Sequence[dict[str, Tensor]]) -> dict[str, float]:
-        """One step of the optimiser over one or more batches; not taken if anything is not finite.
+        """Take one optimiser step over one or more batches; skip it if anything is not finite.
 
         Returns:
-            loss, its terms and the gradient's norm: means over all processes.
+            Loss, its terms and the gradient norm: means over all processes.
         """
         session, fabric, recipe = self.session, self.session.fabric, self.recipe.optimiser
         session.model.train()
@@ -130,7 +130,7 @@ class Run:
         return values
 
     def judge(self, noisy: Tensor, clean: Tensor) -> Judged:
-        """The loss of a batch; with a metric term the discriminator takes its own step first."""
+        """Compute the loss of a batch; with a metric term, first take a discriminator step."""
         session, loss, spectrum = self.session, self.recipe.loss, self.plan.spectrum
         if loss.own > 0:
             return own_loss(session.model.training_loss(noisy, clean), loss.own)
@@ -156,13 +156,13 @@ class Run:
         at.skipped_in_a_row += 1
         if at.skipped_in_a_row >= GIVE_UP_AFTER:
             raise FloatingPointError(
-                f"{GIVE_UP_AFTER} steps in a row had a loss or gradient that is not finite (step {at.step}): "
+                f"{GIVE_UP_AFTER} consecutive steps had a non-finite loss or gradient (step {at.step}): "
                 "lower optimiser.lr or optimiser.clip, set precision: float32, or listen to the data with --preview; "
-                f"the last checkpoint in {self.plan.folder} is from before"
+                f"the last checkpoint in {self.plan.folder} is from before these steps"
             )
 
     def count(self, values: dict[str, float], minutes: float) -> None:
-        """Move the counters past a step; log and show what is due."""
+        """Update the counters after a step; log and show progress."""
         session, at, data = self.session, self.session.at, self.recipe.data
         items = data.batch * self.recipe.optimiser.accumulate * session.fabric.world_size
         hours = items * data.seconds / 3600
@@ -179,7 +179,7 @@ class Run:
             self.log_window()
 
     def log_window(self) -> None:
-        """One line of the log: means over the finite steps since the last one."""
+        """Write one line to the log: means over the finite steps since the last line."""
         session, at = self.session, self.session.at
         speed, sums, at.window = at.speed, at.window, {}
         line = {name: sums[name] / sums["steps"] for name in sums if name not in ("steps", "minutes", "hours")}
@@ -199,5 +199,5 @@ class Run:
 
 
 def finite(values: dict[str, float]) -> bool:
-    """Whether the loss and the gradient of a step are numbers."""
+    """Whether the loss and the gradient of a step are finite."""
     return math.isfinite(values["loss"]) and math.isfinite(values["gradient"])

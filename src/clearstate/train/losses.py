@@ -1,10 +1,10 @@
-"""Training losses: functions of tensors, one number for each item of a batch.
+"""Training losses: functions of tensors that return one value per item of a batch.
 
     s clean, x noisy, y estimate: waveforms (b, n); S, X, Y their spectra (b, t, f)
     c compression exponent;  g level: 1 / RMS of the noisy signal
 
-Every function returns (b,) and never averages over the batch. The training loop takes the mean, so that a batch split
-over two processes gives the gradient of the whole batch, and a single item can be masked.
+Every function returns (b,) and never averages over the batch; the training loop does. So a batch that is split over two
+processes has the same gradient, and single items can be masked.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from clearstate.models.parts.stft import measured_bandwidth
 
-FLOOR = 1e-6  # power below which compression becomes linear: 60 dB under a bin of unit power
+FLOOR = 1e-6  # power below which compression becomes linear, 60 dB below a bin of unit power
 
 
 # ------------------------------------------------------------------------------------------------ waveforms
@@ -200,7 +200,7 @@ def multi_resolution_loss(
 # ---------------------------------------------------------------------------------------- bandwidth extension
 
 
-LOG_FLOOR = 1e-9  # power of a bin, against white noise of the narrow signal's level: 90 dB down, nobody hears it
+LOG_FLOOR = 1e-9  # power of a bin, against white noise of the narrow signal's level: 90 dB down, inaudible
 MISSING_RESOLUTIONS = ((2048, 512), (512, 256))  # (n_fft, hop) in samples
 
 
@@ -249,12 +249,12 @@ def added_error(estimate: Tensor, wide: Tensor, narrow: Tensor, allowance: float
 
 
 def phase(spec: Tensor, floor: float = FLOOR) -> Tensor:
-    """arg S in (-pi, pi]; a bin whose power is under `floor` has no phase to speak of: 0, and no gradient.
+    """arg S in (-pi, pi]; a bin with a power below `floor` gets phase 0 and no gradient.
 
     The gradient of arg S is 1 / |S|, which the floor bounds.
     """
-    heard = spec.real.square() + spec.imag.square() > floor
-    return torch.where(heard, torch.where(heard, spec, torch.ones_like(spec)).angle(), torch.zeros_like(spec.real))
+    loud = spec.real.square() + spec.imag.square() > floor
+    return torch.where(loud, torch.where(loud, spec, torch.ones_like(spec)).angle(), torch.zeros_like(spec.real))
 
 
 def anti_wrap(x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What training asks of a model beyond mapping waveforms (b, n) to waveforms (b, n) or (b, sources, n)."""
+"""Protocols for the extra features of models that some losses need, such as a predicted spectrum."""
 
 from typing import Protocol, runtime_checkable
 
@@ -9,14 +9,14 @@ from clearstate.train.recipe import RecipeError
 
 @runtime_checkable
 class Sampled(Protocol):
-    """Every model: it runs at one rate."""
+    """Every model: it has a fixed sample rate."""
 
     sample_rate: int  # Hz
 
 
 @runtime_checkable
 class JudgesItself(Protocol):
-    """A diffusion model: it trains with its own loss, which returns (b,) for each term, and with no other."""
+    """A diffusion model. It trains only with its own loss, which returns (b,) per term."""
 
     def training_loss(self, narrow: Tensor, wide: Tensor) -> dict[str, Tensor]: ...
 
@@ -32,7 +32,7 @@ class Frames(Protocol):
 
 @runtime_checkable
 class PredictsSpectrum(Protocol):
-    """forward(noisy, with_spectrum=True) returns the waveform and the predicted spectrum (b, t, f) that became it."""
+    """forward(noisy, with_spectrum=True) returns the waveform and its predicted spectrum (b, t, f)."""
 
     predicts_spectrum: bool
     config: Frames
@@ -52,5 +52,5 @@ def blocks_of(model: nn.Module, key: str, name: str) -> list[nn.Module]:
     """
     blocks = dict(model.named_children()).get("blocks")
     if not isinstance(blocks, nn.ModuleList) or not len(blocks):
-        raise RecipeError(f"{key} is about a model's blocks, and {name} has none: set {key}=0")
+        raise RecipeError(f"{key} needs a model with blocks, and {name} has none: set {key}=0")
     return list(blocks)

@@ -1,4 +1,4 @@
-"""The loss of a recipe: its terms weighted and summed, spectra computed once."""
+"""The loss of a recipe: the weighted sum of its terms, with shared spectra."""
 
 import math
 from functools import partial
@@ -20,8 +20,8 @@ class Judged(NamedTuple):
 class Objective:
     """Weighted sum of the terms of `clearstate.train.losses` whose weight in the recipe is not zero.
 
-    All signals are first brought to the level at which the noisy one has an RMS of 1. Every item counts the same,
-    whatever its level and whatever the batch it came in.
+    All signals are first scaled so that the noisy signal has an RMS of 1. So every item has the same weight,
+    independent of its level and its batch.
     """
 
     def __init__(self, recipe: LossRecipe):
@@ -48,7 +48,7 @@ class Objective:
 
     def separation_terms(self, estimates: Tensor, targets: Tensor) -> dict[str, Tensor]:
         mixture = targets.sum(1)[:, None, None]
-        snr = partial(losses.negative_snr, ceiling=30.0, mixture=mixture)  # dB; beyond it nobody hears the other voice
+        snr = partial(losses.negative_snr, ceiling=30.0, mixture=mixture)  # dB; above it the other voice is inaudible
         return {"snr_pit": losses.permutation_invariant(snr, estimates, targets).loss}
 
     def enhancement_terms(self, y: Tensor, s: Tensor, x: Tensor) -> dict[str, Tensor]:
@@ -82,7 +82,7 @@ class Objective:
 
 
 def own_loss(terms: dict[str, Tensor], weight: float) -> Judged:
-    """The loss of a model that judges itself: the sum of the terms (b,) of its `training_loss`, weighted."""
+    """The loss of a model with its own `training_loss`: the weighted sum of its terms (b,)."""
     total = torch.stack([value.mean() for value in terms.values()]).sum()
     return Judged(weight * total, {name: value.detach().mean() for name, value in terms.items()})
 

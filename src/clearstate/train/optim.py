@@ -1,4 +1,4 @@
-"""Optimiser groups, learning rate and averaged weights."""
+"""Optimisers (AdamW, Muon), learning rate schedule and averaged weights (EMA)."""
 
 import copy
 import math
@@ -13,10 +13,10 @@ Group = dict[str, Any]  # of an optimiser: "params", and the settings that hold 
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[Group]:
-    """Matrices and filters are decayed; what sets a scale, an offset or a time constant is not.
+    """Apply weight decay to matrices and filters, but not to scales, offsets and time constants.
 
-    Not decayed: one-dimensional parameters (norm gains, biases, PReLU slopes, D) and A_log, whose decay would pull
-    every time constant of a recurrence towards one value (Gu & Dao 2023 mark A_log and D in the same way).
+    Not decayed: one-dimensional parameters (norm gains, biases, PReLU slopes, D) and A_log. Its decay would pull all
+    time constants of a recurrence to one value (Gu & Dao 2023 mark A_log and D in the same way).
     """
     decayed: list[nn.Parameter] = []
     free: list[nn.Parameter] = []
@@ -30,12 +30,12 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[Group]:
 
 
 def adamw(model: nn.Module, recipe: OptimiserRecipe) -> torch.optim.AdamW:
-    """AdamW over `parameter_groups`; the learning rate is set at every step."""
+    """AdamW over `parameter_groups`. The learning rate is set at every step."""
     return torch.optim.AdamW(parameter_groups(model, recipe.weight_decay), lr=recipe.lr, betas=recipe.betas)
 
 
 class Muon(torch.optim.Optimizer):
-    """AdamW for vectors and small tensors; for matrices, momentum whose singular values are all brought to one.
+    """AdamW for vectors and small tensors; for matrices, momentum with all singular values set to one.
 
         M <- 0.95 M + G,   W <- (1 - lr wd) W - lr 0.2 sqrt(max(rows, columns)) orthogonal(G + 0.95 M)
 
@@ -44,7 +44,7 @@ class Muon(torch.optim.Optimizer):
     A filter of more dimensions counts as the matrix of its outputs by all its inputs.
     """
 
-    SMALLEST = 16  # rows and columns from which a matrix has a spectrum worth flattening
+    SMALLEST = 16  # least number of rows and columns for the orthogonal update
 
     def __init__(self, groups: list[Group], lr: float, betas: tuple[float, float]) -> None:
         super().__init__(groups, {"lr": lr, "betas": betas, "weight_decay": 0.0})
@@ -83,7 +83,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
-    """The nearest (semi-)orthogonal matrix, roughly: singular values between 0.7 and 1.2.
+    """Approximate the nearest (semi-)orthogonal matrix: singular values between 0.7 and 1.2.
 
     Five Newton-Schulz steps with the quintic polynomial of Jordan et al. 2024, whose slope at zero is steep.
     """
@@ -104,20 +104,20 @@ def make(model: nn.Module, recipe: OptimiserRecipe) -> torch.optim.Optimizer:
 
 
 def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
-    """Give all groups one learning rate."""
+    """Set the learning rate of all groups."""
     for group in optimiser.param_groups:
         group["lr"] = rate
 
 
 def progress(schedule: ScheduleRecipe, step: int, minutes: float) -> float:
-    """How much of the run is over, 0 to 1: the further of steps and time."""
+    """Progress of the run, 0 to 1: the larger of steps and time."""
     by_step = step / schedule.max_steps if schedule.max_steps else 0.0
     by_time = minutes / schedule.max_minutes if schedule.max_minutes else 0.0
     return min(1.0, max(by_step, by_time))
 
 
 def rate(schedule: ScheduleRecipe, done: float) -> float:
-    """The learning rate as a share of its peak when `done` (0 to 1) of the run is over.
+    """The learning rate as a share of its peak at progress `done` (0 to 1).
 
     >>> [round(rate(ScheduleRecipe(max_steps=100, warmup=0.1, floor=0.1), x), 3) for x in (0.0, 0.05, 0.1, 0.55, 1.0)]
     [0.0, 0.5, 1.0, 0.55, 0.1]
@@ -131,10 +131,10 @@ def rate(schedule: ScheduleRecipe, done: float) -> float:
 
 
 class Ema:
-    """A running average of a model's weights, which scores better than the weights themselves.
+    """A running average of a model's weights. It scores better than the weights themselves.
 
-    The decay grows from 0.1 to its value as (1 + n) / (10 + n), so that the random start is soon forgotten. Buffers
-    are copied, not averaged.
+    The decay grows from 0.1 to its value as (1 + n) / (10 + n), so the random initial weights fade quickly. Buffers are
+    copied, not averaged.
     """
 
     def __init__(self, model: nn.Module, decay: float):

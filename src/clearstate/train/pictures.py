@@ -1,4 +1,4 @@
-"""Pictures of a run: curves of loss and scores, spectrograms of fixed held-out examples."""
+"""Draw pictures of a run: curves of loss and scores, and spectrograms of fixed validation examples."""
 
 from collections.abc import Sequence
 from pathlib import Path

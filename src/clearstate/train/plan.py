@@ -1,6 +1,6 @@
-"""A recipe resolved into what a run works with: model, audio, loss, scores, checked against each other.
+"""Resolve a recipe into a plan: model, audio, loss and scores, checked against each other.
 
-What a model is, has and needs is asked here, once; everything after it reads the answers.
+All questions about the model are answered here, once. The rest of the run reads the plan.
 """
 
 from collections.abc import Sequence
@@ -22,28 +22,28 @@ from clearstate.train.scoring import metrics_of
 
 @dataclass(frozen=True)
 class Plan:
-    """A recipe, and everything that follows from it."""
+    """A recipe with its model, audio, loss and scores."""
 
     recipe: Recipe
-    folder: Path  # of the run
-    model: nn.Module  # with the weights that it starts from
-    sample_rate: int  # Hz, of the model and all audio
-    items: Items  # to learn from
-    pairs: Pairs  # held out; empty if there is no validation
-    chosen: Sequence[int]  # numbers of the pairs that a validation scores
-    metrics: Sequence[str]  # that a validation gives
-    scorer: str  # where to find the function that gives them, "module:name"
+    folder: Path  # the run folder
+    model: nn.Module  # with its initial weights
+    sample_rate: int  # Hz, of model and audio
+    items: Items  # for training
+    pairs: Pairs  # for validation; empty without validation
+    chosen: Sequence[int]  # indices of the pairs to score
+    metrics: Sequence[str]  # computed by a validation
+    scorer: str  # the function that computes them, "module:name"
     objective: Objective
-    spectrum: Frames | None  # of the spectrum that the model predicts, if the loss has a use for it
-    held: Sequence[nn.Parameter]  # what does not learn while schedule.hold lasts: all but the model's blocks
+    spectrum: Frames | None  # STFT of the model's predicted spectrum, if the loss uses it
+    held: Sequence[nn.Parameter]  # frozen during schedule.hold: all parameters outside the blocks
 
 
 def resolve(recipe: Recipe, model: nn.Module, items: Items | None = None, pairs: Pairs | None = None) -> Plan:
-    """The plan of a recipe, with the audio that it names, or with these items and pairs instead.
+    """Resolve a recipe, with its audio or with the given items and pairs.
 
     Raises:
-        RecipeError: if the recipe asks for what the model cannot give, or its audio is missing.
-        MissingExtra: now, not at the first validation hours later, if a library that it uses is not installed.
+        RecipeError: if the model does not support the recipe, or audio is missing.
+        MissingExtra: if a needed library is not installed, before the run starts.
     """
     check_model(recipe, model)
     task, rate = find(recipe.model.name).task, rate_of(model)
@@ -66,27 +66,29 @@ def resolve(recipe: Recipe, model: nn.Module, items: Items | None = None, pairs:
 
 
 def check_model(recipe: Recipe, model: nn.Module) -> None:
-    """Raise RecipeError if the recipe needs what the model does not give, or no validation gives what is to choose."""
+    """Raise RecipeError if the model does not support the loss or the scores of the recipe."""
     name, loss, valid, rate = recipe.model.name, recipe.loss, recipe.valid, rate_of(model)
     task, terms = find(name).task, set(Objective(loss).weights)
     metrics, _ = metrics_of(task)
     both = f"{name} with the loss {', '.join(sorted(terms))}"
     if recipe.data.pcs is not None and (task, rate) != ("enhance", 16_000):  # whose bands alone are published
         raise RecipeError(
-            f"data.pcs stretches the targets of models that enhance at 16000 Hz; this one is there to {task} at "
-            f"{rate}: leave data.pcs out"
+            f"data.pcs needs an enhancement model at 16000 Hz; the task of this one is {task}, at {rate} Hz: "
+            "remove data.pcs"
         )
     if (valid.clean or valid.corpus) and valid.best not in metrics:
-        raise RecipeError(f"valid.best={valid.best}: {name} is scored by {', '.join(metrics)}")
+        raise RecipeError(f"valid.best={valid.best}: expected one of {', '.join(metrics)} for {name}")
     if (task == "separate") != (terms == {"snr_pit"}):
-        raise RecipeError(f"{both}: snr_pit, and nothing else, is the loss of models that separate sources")
+        raise RecipeError(f"{both}: separation models need snr_pit alone, and other models cannot use it")
     if isinstance(model, JudgesItself) and terms != {"own"}:
-        raise RecipeError(f"{both}: own goes by itself, and a diffusion model has no other: set loss={{own: 1}}")
+        raise RecipeError(f"{both}: a diffusion model needs its own loss alone: set loss={{own: 1}}")
     if "own" in terms and not isinstance(model, JudgesItself):
-        raise RecipeError(f"loss.own: {name} has no loss of its own, so name terms, such as loss.l1=1")
+        raise RecipeError(f"loss.own: {name} has no own loss: set other terms, such as loss.l1=1")
     if "metric" in terms:
         if rate != 16_000:
-            raise RecipeError(f"loss.metric predicts wide-band PESQ, defined at 16000 Hz; the model runs at {rate}")
+            raise RecipeError(
+                f"loss.metric (wide-band PESQ) needs a model at 16000 Hz; this one runs at {rate}: set loss.metric=0"
+            )
         need("pesq", "metrics", "loss.metric")
     frames = model.config if isinstance(model, PredictsSpectrum) else None
     for key, wanted, instead in (
@@ -95,18 +97,18 @@ def check_model(recipe: Recipe, model: nn.Module) -> None:
     ):
         if wanted and frames is None:
             raise RecipeError(
-                f"{key} needs the spectrum that a model predicts, and {name} gives none "
+                f"{key} needs a model that predicts a spectrum, and {name} does not "
                 f"(its forward has no with_spectrum): set {instead}"
             )
     if frames and sees_prediction(loss) and (frames.n_fft, frames.hop) != (loss.n_fft, loss.hop):
         raise RecipeError(
-            f"loss.metric_sees=prediction compares spectra of the model with those of the loss: set "
+            f"loss.metric_sees=prediction needs the same STFT in the model and the loss: set "
             f"loss.n_fft={frames.n_fft} and loss.hop={frames.hop}"
         )
 
 
 def held_parameters(model: nn.Module, recipe: Recipe) -> list[nn.Parameter]:
-    """All parameters but those of the model's blocks; none without schedule.hold."""
+    """All parameters outside the model's blocks; none without schedule.hold."""
     if not recipe.schedule.hold:
         return []
     blocks = {id(p) for block in blocks_of(model, "schedule.hold", recipe.model.name) for p in block.parameters()}
@@ -114,10 +116,10 @@ def held_parameters(model: nn.Module, recipe: Recipe) -> list[nn.Parameter]:
 
 
 def spread(count: int, wanted: int | None) -> list[int]:
-    """`wanted` of `count` indices, drawn once and always the same ones.
+    """Select `wanted` of `count` indices at random, always the same ones.
 
-    Not at even distances: validation folders often go through their conditions in turn, and every fifth pair may be
-    the one with the lowest SNR.
+    They are not evenly spaced, because validation folders often cycle through their conditions: every fifth pair might
+    have the lowest SNR.
 
     >>> len(spread(100, 40)), spread(3, None)
     (40, [0, 1, 2])

@@ -1,4 +1,4 @@
-"""Scoring in processes of its own: bounded, and no single item can stop a training run."""
+"""Compute scores in separate processes with a time limit, so that no item can stop a training run."""
 
 import os
 import pickle
@@ -16,7 +16,7 @@ Score = TypeVar("Score")
 
 
 class Driven(threading.local):
-    """The process that a thread drives, if it has started one."""
+    """The process of a thread, if it has started one."""
 
     process: subprocess.Popen[bytes] | None = None
 
@@ -24,15 +24,15 @@ class Driven(threading.local):
 class ScorePool(Generic[Score]):
     """Runs a function of (clean, estimate, sample_rate) over pairs of waveforms in `workers` processes.
 
-    Scores come back in order. An item whose scoring raised, took longer than `timeout` seconds or took its process
-    down is None, and `failures` counts it; the others are not lost. The processes start at the first call and end with
-    this one, even if it is killed.
+    Scores are returned in order. If the scoring of an item raises, takes longer than `timeout` seconds or crashes its
+    process, the score is None and counts in `failures`; the other items are not affected. The processes start at the
+    first call and end with this process, even if it is killed.
 
-    They are plain programs fed through pipes. Those of `multiprocessing` import the main script once more (which a
-    notebook or a script without a guard does not survive), and stay behind when their parent is killed.
+    They are plain programs connected by pipes. Processes of `multiprocessing` import the main script again, which fails
+    in a notebook or a script without a guard, and they survive when their parent is killed.
 
     Args:
-        function: where to find it, "package.module:name". The module should import quickly.
+        function: "package.module:name". The module should import quickly.
     """
 
     def __init__(self, function: str, workers: int, timeout: float = 60.0):
@@ -56,7 +56,7 @@ class ScorePool(Generic[Score]):
         return scores
 
     def close(self) -> None:
-        """End the processes at once, whatever they are doing."""
+        """Stop the processes at once."""
         if self._threads is not None:
             self._threads.shutdown(wait=False, cancel_futures=True)
             self._threads = None
@@ -67,7 +67,7 @@ class ScorePool(Generic[Score]):
         self._own = Driven()
 
     def _ask(self, pair: tuple[np.ndarray, np.ndarray, int]) -> Score | None:
-        """One question to this thread's process; a process that hangs or died is replaced at the next."""
+        """Score one pair in this thread's process. A process that hangs or has died is replaced at the next call."""
         process = self._process()
         assert process.stdin is not None and process.stdout is not None
         clock = threading.Timer(self.timeout, process.kill)
@@ -79,7 +79,7 @@ class ScorePool(Generic[Score]):
             return score
         except (EOFError, OSError, pickle.UnpicklingError):
             process.kill()
-            process.wait()  # or the next question may still find it among the living
+            process.wait()  # otherwise the next call may still see it as running
             return None
         finally:
             clock.cancel()

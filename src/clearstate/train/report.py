@@ -1,4 +1,4 @@
-"""What a run shows and writes while it trains: a bar or plain lines, a JSON line per interval, TensorBoard."""
+"""Progress and logs of a run: a bar or plain lines, one JSON line per interval, TensorBoard."""
 
 import json
 import math
@@ -18,14 +18,14 @@ from clearstate.metrics.extras import need
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-PLAIN_SECONDS = 30.0  # between lines when the output is no terminal
+PLAIN_SECONDS = 30.0  # between lines if the output is not a terminal
 
 
 class Report:
     """The run's log.jsonl, its progress bar (plain lines away from a terminal) and, if asked for, TensorBoard."""
 
     def __init__(self, folder: Path, after_step: int, tensorboard: bool = False, quiet: bool = False):
-        """Open the log; lines beyond `after_step`, of steps that a kill undid, are dropped."""
+        """Open the log; drop lines after `after_step`, whose steps were lost."""
         self.path = folder / "log.jsonl"
         lines = read_log(self.path)
         kept = "".join(json.dumps(line) + "\n" for line in lines if line["step"] <= after_step).encode()
@@ -62,7 +62,7 @@ class Report:
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def write(self, kind: str, step: int, values: Mapping[str, float | None]) -> None:
-        """Append one line to the log; what is not finite becomes null, which JSON can say."""
+        """Append one line to the log; non-finite values become null."""
         line = {"kind": kind, "step": step, **{name: plain(value) for name, value in values.items()}}
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()

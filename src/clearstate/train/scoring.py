@@ -1,4 +1,4 @@
-"""Scores of one pair of waveforms, for processes that import nothing heavy; also the program those processes run."""
+"""Score one pair of waveforms. This file is also the program of the scoring processes, so its imports are light."""
 
 import importlib
 import math
@@ -13,14 +13,14 @@ import numpy as np
 METRICS = ("pesq", "stoi", "si_sdr", "snr")
 EXTENSION_METRICS = ("lsd", "lsd_high", "snr")
 LOWER_IS_BETTER = ("lsd", "lsd_high")
-HIGH_HZ = 12_000.0  # where `lsd_high` begins: what recordings at every usual narrow rate lack
+HIGH_HZ = 12_000.0  # lower edge of `lsd_high`; missing in recordings at all usual narrow rates
 
 
 def scores(clean: np.ndarray, estimate: np.ndarray, sample_rate: int) -> dict[str, float]:
     """PESQ (wide band at 16 kHz, narrow at 8, none at other rates), STOI, SI-SDR and SNR of one pair, (n,) each.
 
-    SNR stands beside SI-SDR because it sees the level: when the two part, the output's level drifts. Several sources
-    (k, n) are scored in the order of the highest SI-SDR, and each score is the mean over them.
+    SNR complements SI-SDR, because it is sensitive to level: if the two diverge, the output level drifts. Several
+    sources (k, n) are scored in the order with the highest SI-SDR, and each score is the mean over them.
     """
     from clearstate.metrics.intrusive import si_sdr, snr
     from clearstate.metrics.perceptual import pesq_nb, pesq_wb, stoi
@@ -51,14 +51,14 @@ def extension_scores(wide: np.ndarray, estimate: np.ndarray, sample_rate: int) -
 
 
 def metrics_of(task: str) -> tuple[tuple[str, ...], str]:
-    """The metrics by which a model of a task is validated, and where to find the function that gives them."""
+    """The validation metrics of a task, and the function that computes them."""
     kinds = {"extend": (EXTENSION_METRICS, "extension_scores")}
     names, function = kinds.get(task, (METRICS, "scores"))
     return names, f"clearstate.train.scoring:{function}"
 
 
 def pesq_target(clean: np.ndarray, estimate: np.ndarray, sample_rate: int) -> float:
-    """(PESQ - 1) / 3.5: what a metric discriminator learns to predict, about 0 to 1."""
+    """(PESQ - 1) / 3.5, about 0 to 1: the target of the metric discriminator."""
     from clearstate.metrics.perceptual import pesq_wb
 
     return (pesq_wb(clean, estimate, sample_rate) - 1) / 3.5
@@ -67,12 +67,12 @@ def pesq_target(clean: np.ndarray, estimate: np.ndarray, sample_rate: int) -> fl
 def serve(function: str) -> None:
     """Answer pickled argument tuples on stdin with pickled results on stdout, None for one that raised.
 
-    Ends when stdin closes, which the system does when the parent ends, in whatever way.
+    Ends when stdin closes, which happens whenever the parent process ends.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when this ends, also when the whole
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # group of processes is told to
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a library prints must not come between the answers
+    os.dup2(2, 1)  # library output must not mix with the answers
     module, _, name = function.partition(":")
     score = getattr(importlib.import_module(module), name)
     while True:

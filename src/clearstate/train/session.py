@@ -1,4 +1,4 @@
-"""One process of a run: the model and all that learns with it, where it stands, and the checkpoint in its folder."""
+"""The state of one training process: model, optimiser, counters, signals and the checkpoint."""
 
 import os
 import signal
@@ -22,7 +22,7 @@ from clearstate.train.teacher import Teacher
 
 @dataclass
 class Counters:
-    """Where a run stands; kept in its checkpoint."""
+    """The progress of a run, saved in its checkpoint."""
 
     step: int = 0  # optimiser steps, skipped ones included
     position: int = 0  # items consumed, over all processes
@@ -30,7 +30,7 @@ class Counters:
     hours: float = 0.0  # of audio
     skipped: int = 0  # steps whose loss or gradient was not finite
     skipped_in_a_row: int = 0
-    best: float | None = None  # value of the metric that chooses
+    best: float | None = None  # best value of valid.best
     best_step: int = 0
     validated_step: int = 0
     validated_minutes: float = 0.0
@@ -43,10 +43,10 @@ class Counters:
 
 
 class Session:
-    """What a process trains for a plan; goes back to the folder's checkpoint, if there is one.
+    """The training state of a process. It resumes from the checkpoint in the folder, if there is one.
 
     Raises:
-        RecipeError: if the checkpoint is of another model or optimiser than the recipe's.
+        RecipeError: if the checkpoint has another model or optimiser than the recipe.
     """
 
     def __init__(self, plan: Plan) -> None:
@@ -59,29 +59,29 @@ class Session:
         torch.manual_seed(recipe.seed * 1_000 + self.fabric.global_rank)  # dropout differs between processes
         self.model, self.optimiser = self.fabric.setup(plan.model, optim.make(plan.model, recipe.optimiser))
         if recipe.loss.own > 0:
-            self.model.mark_forward_method("training_loss")  # so that its gradients meet those of other processes
+            self.model.mark_forward_method("training_loss")  # synchronises its gradients between processes
         self.ema = optim.Ema(plan.model, recipe.optimiser.ema)
         self.adversary = Adversary(self.fabric, recipe, plan.sample_rate) if recipe.loss.metric > 0 else None
         self.teacher = Teacher(recipe, plan.model, self.fabric.device) if recipe.loss.teacher is not None else None
         self.at = Counters()
-        self.signalled = 0  # by a signal to this process; it becomes a stop when all have heard of it
+        self.signalled = 0  # signal to this process; it stops the run once all processes know
         self.stop_signal = 0
         self.resume()
 
     @property
     def done(self) -> float:
-        """Share of the schedule that is over, 0 to 1."""
+        """Progress of the schedule, 0 to 1."""
         return optim.progress(self.plan.recipe.schedule, self.at.step, self.at.minutes)
 
     @property
     def rate(self) -> float:
-        """The learning rate now."""
+        """The current learning rate."""
         return self.plan.recipe.optimiser.lr * optim.rate(self.plan.recipe.schedule, self.done)
 
     def agree(self, values: dict[str, Tensor]) -> dict[str, float]:
-        """Means over the processes of some scalars, so that all of them decide alike; a signal to one stops all.
+        """Average scalars over the processes, so that all make the same decisions. A signal to one stops all.
 
-        A process that stopped by itself would leave the others waiting for it in the middle of a step.
+        If one process stopped alone, the others would wait for it in the middle of a step.
         """
         scalars = [torch.as_tensor(v, dtype=torch.float64, device=self.fabric.device) for v in values.values()]
         stop = torch.tensor(float(self.signalled), dtype=torch.float64, device=self.fabric.device)
@@ -93,12 +93,12 @@ class Session:
         return dict(zip(values, means[:-1], strict=True))
 
     def stop(self) -> None:
-        """End the run for the signal that came, here or to another process."""
+        """Stop the run because of a signal to this or another process."""
         self.stop_signal = self.stop_signal or self.signalled or signal.SIGTERM
 
     @contextmanager
     def heeding_signals(self) -> Iterator[None]:
-        """SIGTERM and Ctrl-C end the run after the step in hand; a second Ctrl-C ends it at once."""
+        """Stop the run after the current step on SIGTERM or Ctrl-C; a second Ctrl-C stops it at once."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -116,7 +116,7 @@ class Session:
                 signal.signal(number, handler)
 
     def save(self) -> None:
-        """Write a checkpoint; every process gives its random state, the first one writes."""
+        """Write a checkpoint. The first process writes; every process contributes its random state."""
         mine = checkpoint.random_state()
         states = [mine] * self.fabric.world_size
         if self.fabric.world_size > 1:
@@ -136,7 +136,7 @@ class Session:
         self.fabric.barrier()
 
     def resume(self) -> None:
-        """Go back to the folder's checkpoint, if it has one."""
+        """Load the checkpoint in the folder, if there is one."""
         state = checkpoint.load(self.plan.folder)
         if state is None:
             return
@@ -144,12 +144,12 @@ class Session:
             self._restore(state)
         except (KeyError, TypeError, AttributeError, RuntimeError) as error:
             raise ValueError(
-                f"{self.plan.folder / checkpoint.NAME} is no checkpoint of this program, or of another version "
-                f"({type(error).__name__}: {error}): remove it to start this run afresh, or give another run=FOLDER"
+                f"{self.plan.folder / checkpoint.NAME} is not a checkpoint of this version of clearstate "
+                f"({type(error).__name__}: {error}): remove it to start again, or choose another run=FOLDER"
             ) from error
 
     def _restore(self, state: dict[str, Any]) -> None:
-        """Take everything from a checkpoint, in place."""
+        """Restore the state from a checkpoint."""
         before, now = state["recipe"], asdict(self.plan.recipe)
         for what, old, new in (
             ("model", before["model"], now["model"]),
@@ -157,8 +157,8 @@ class Session:
         ):
             if old != new:
                 raise RecipeError(
-                    f"{self.plan.folder} holds a checkpoint of the {what} {old}, the recipe asks for {new}: "
-                    "give this run another folder with run=FOLDER, or remove the old one"
+                    f"{self.plan.folder} contains a checkpoint of the {what} {old}, but the recipe has {new}: "
+                    "choose another folder with run=FOLDER, or remove the old one"
                 )
         self.model.load_state_dict(state["model"])
         self.ema.load_state_dict(state["ema"])
@@ -171,7 +171,7 @@ class Session:
 
 
 def make_fabric(recipe: Recipe) -> Fabric:
-    """Fabric for the recipe's device and precision; under torchrun for the processes it started."""
+    """Create Fabric for the recipe's device and precision, or for the processes of torchrun."""
     local = int(os.environ.get("LOCAL_WORLD_SIZE", recipe.devices))
     world = int(os.environ.get("WORLD_SIZE", local))
     return Fabric(

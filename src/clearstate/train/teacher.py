@@ -1,10 +1,9 @@
-"""What a student learns from a frozen teacher.
+"""Knowledge distillation: loss terms between the model and a frozen teacher.
 
     L = L_task + r (w_out L_out + w_feat L_feat),   r = min(done / ramp, 1)
 
-Knowledge distillation as RT-SEMamba has it (arXiv:2608.12099): L_out between the outputs of the two
-(`losses.output_distillation`), L_feat between the last block of the student and the mean of all blocks of the teacher
-(`losses.feature_distillation`).
+As in RT-SEMamba (arXiv:2608.12099). L_out compares the outputs (`losses.output_distillation`). L_feat compares the last
+block of the student with the mean of all blocks of the teacher (`losses.feature_distillation`).
 """
 
 import torch
@@ -17,10 +16,10 @@ from clearstate.train.recipe import Recipe, RecipeError
 
 
 class Teacher:
-    """The teacher that a recipe names; keeps the latest output of its blocks and of the student's last one.
+    """The teacher of a recipe. It keeps the latest outputs of its blocks and of the student's last block.
 
     Raises:
-        RecipeError: if it runs at another rate than the student, or blocks are to be compared and one has none.
+        RecipeError: if the sample rates differ, or if blocks are compared and one model has none.
     """
 
     def __init__(self, recipe: Recipe, student: nn.Module, device: torch.device) -> None:
@@ -31,9 +30,9 @@ class Teacher:
         theirs, ours = rate_of(self.model), rate_of(student)
         if theirs != ours:
             raise RecipeError(
-                f"loss.teacher={loss.teacher} runs at {theirs} Hz, the student at {ours}: the two must agree"
+                f"loss.teacher={loss.teacher} runs at {theirs} Hz and the student at {ours}: the rates must be equal"
             )
-        self.blocks: list[nn.Module] = []  # that are compared, the student's first
+        self.blocks: list[nn.Module] = []  # blocks to compare, the student's first
         self.outputs: dict[nn.Module, Tensor] = {}
         if loss.distill_features > 0:
             key = "loss.distill_features"
@@ -42,11 +41,11 @@ class Teacher:
             block.register_forward_hook(self.keep)
 
     def keep(self, block: nn.Module, inputs: object, output: Tensor | tuple[Tensor, object]) -> None:
-        """Remember what a block returned; of (output, state) the output."""
+        """Store the output of a block, without its state."""
         self.outputs[block] = output[0] if isinstance(output, tuple) else output
 
     def terms(self, noisy: Tensor, estimate: Tensor, done: float) -> dict[str, Tensor]:
-        """What the student (b, n), which has just heard `noisy` (b, n), is told: (b,) each; call after each pass.
+        """The distillation terms (b,) for the student's output on `noisy`, both (b, n). Call after each forward pass.
 
         Args:
             done: share of the run so far.
@@ -60,10 +59,10 @@ class Teacher:
             gain = losses.level(noisy)
             terms["distill"] = ramp * losses.output_distillation(estimate * gain, taught * gain, loss.n_fft, loss.hop)
         if self.blocks:
-            ours, *theirs = [self.outputs.pop(block) for block in self.blocks]  # or their graph would be held on to
+            ours, *theirs = [self.outputs.pop(block) for block in self.blocks]  # pop, to release their graph
             if ours.shape != theirs[0].shape:
                 raise RecipeError(
-                    f"loss.distill_features compares blocks of the same size: the student's give "
+                    f"loss.distill_features needs blocks of the same size: the student's have "
                     f"{tuple(ours.shape)}, those of {loss.teacher} {tuple(theirs[0].shape)}"
                 )
             terms["distill_features"] = ramp * losses.feature_distillation(ours.float(), theirs)

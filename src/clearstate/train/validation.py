@@ -1,4 +1,4 @@
-"""Validation: the averaged weights scored on held-out pairs in full length, the best of them kept in `best/`."""
+"""Validation: score the averaged weights on full-length validation pairs, and keep the best in `best/`."""
 
 import math
 import warnings
@@ -17,7 +17,7 @@ from clearstate.train.session import Session
 
 
 class Validation:
-    """Scores a session's averaged weights when it is due, in every process; the first process writes."""
+    """Score the averaged weights of a session when due, in every process. The first process writes."""
 
     def __init__(self, session: Session, report: Report | None) -> None:
         self.session, self.plan, self.report = session, session.plan, report
@@ -32,10 +32,10 @@ class Validation:
         return by_steps or by_time
 
     def run(self) -> None:
-        """Score the averaged weights; keep them if they are the best so far."""
+        """Score the averaged weights and save them if they are the best so far."""
         at, metric = self.session.at, self.plan.recipe.valid.best
         result = self.score()
-        if result is None:  # a signal came: it is due again when the run goes on
+        if result is None:  # a signal arrived; the validation is due again after a resume
             self.session.stop()
             return
         at.validated_step, at.validated_minutes = at.step, at.minutes
@@ -54,18 +54,18 @@ class Validation:
         self.session.save()
 
     def finish(self) -> None:
-        """At the end of the schedule: a last validation, or without one the last weights as the result."""
+        """Run a last validation at the end of the schedule; without validation, save the last weights."""
         if not self.plan.chosen and self.session.fabric.is_global_zero:
             self.export()
         elif self.plan.chosen and self.session.at.validated_step != self.session.at.step:
             self.run()
 
     def score(self) -> dict[str, float] | None:
-        """Mean of each metric over the chosen pairs, shared out over the processes; same result in each.
+        """Mean of each metric over the chosen pairs, distributed over the processes; same result in each.
 
         Returns:
-            The means, `items` (how many pairs) and `unscored` (pairs for which some metric is undefined or failed; they
-            are left out of that metric's mean). None if a signal came to some process: all of them give up.
+            The means, `items` (number of pairs) and `unscored` (pairs with an undefined or failed metric, which are
+            excluded from its mean). None if a signal arrived in any process: all of them stop.
         """
         fabric, metrics, chosen = self.session.fabric, self.plan.metrics, self.plan.chosen
         futures, unreadable = [], 0
@@ -74,8 +74,8 @@ class Validation:
                 break
             try:
                 _, clean, estimate = self.estimate(i)
-            except (ValueError, OSError, RuntimeError) as error:  # it vanished, or is broken
-                warnings.warn(f"a validation item is left out: {error}")
+            except (ValueError, OSError, RuntimeError) as error:  # deleted or damaged
+                warnings.warn(f"skipping a validation item: {error}")
                 unreadable += 1
                 continue
             futures += self.pool.submit([clean], [estimate], self.plan.sample_rate)
@@ -91,12 +91,12 @@ class Validation:
         assert isinstance(total, Tensor)
         if total[-1]:
             return None
-        means = total[: len(metrics)] / total[len(metrics) : -2]  # nan for a metric nothing could be scored with
+        means = total[: len(metrics)] / total[len(metrics) : -2]  # NaN for a metric without any score
         result: dict[str, float] = dict(zip(metrics, means.tolist(), strict=True))
         return {**result, "items": len(chosen), "unscored": int(total[-2])}
 
     def draw(self) -> None:
-        """Curves so far, and what the averaged weights make of three fixed examples."""
+        """Draw the curves so far, and the output of the averaged weights for three fixed examples."""
         folder, chosen = self.plan.folder, self.plan.chosen
         draw_curves(read_log(folder / "log.jsonl"), folder / "curves.png")
         examples = []
@@ -109,7 +109,7 @@ class Validation:
 
     @torch.no_grad()
     def estimate(self, i: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Noisy and clean waveform of pair i, and what the averaged weights make of the noisy one."""
+        """Noisy and clean waveform of pair i, and the estimate of the averaged weights."""
         noisy, clean = self.plan.pairs.pair(i)
         estimate: Tensor = self.session.ema.model(noisy[None].to(self.session.fabric.device))[0]
         return noisy, clean, estimate.float().cpu()

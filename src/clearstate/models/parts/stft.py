@@ -1,8 +1,8 @@
-"""Short-time Fourier transform and its inverse, offline and in a stream, and power compression of spectra.
+"""Short-time Fourier transform and its inverse, offline and streaming, and power compression of spectra.
 
-Frames are causal: frame k ends with hop k. The signal is taken to be silent before its start, so frame 0 holds
-`n_fft - hop` zeros and the first hop. Offline and streaming share every line of arithmetic; offline is the stream with
-its delay of `n_fft - hop` samples cut off.
+Frames are causal: frame k ends with hop k. The signal is silent before its start, so frame 0 contains `n_fft - hop`
+zeros and the first hop. Offline and streaming use the same arithmetic: offline is the stream without its latency of
+`n_fft - hop` samples.
 
 b batch, n samples, t frames, f = n_fft / 2 + 1 bins.
 """
@@ -20,7 +20,7 @@ def sqrt_hann(n_fft: int) -> Tensor:
 
 
 def dual_window(window: Tensor, hop: int) -> Tensor:
-    """The synthesis window that undoes any analysis window: w / sum over frames of w**2.
+    """The synthesis window for any analysis window: w / sum over frames of w**2.
 
     >>> window = torch.hamming_window(64)
     >>> x = torch.randn(1, 640)
@@ -39,7 +39,7 @@ def synthesise(spec: Tensor, window: Tensor, hop: int, tail: Tensor | None = Non
     """Overlap-add spectra (b, t, f) to samples (b, t * hop), and the unfinished tail (b, n_fft - hop).
 
     Args:
-        tail: the unfinished samples of the frames before; zeros if None.
+        tail: the unfinished samples of the previous frames; zeros if None.
     """
     n_fft = window.shape[0]
     frames = torch.fft.irfft(spec, n=n_fft) * window  # (b, t, n_fft)
