@@ -336,7 +336,7 @@ def test_a_full_disk_is_said_and_leaves_no_part(tiny):
         result = enhance("talk.wav", model=tiny)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
-    one_line(result, 1, "talk.clear.wav", "disk full")
+    one_line(result, 1, "talk.clear.wav", "the disk is full")
     assert listing() == ["talk.wav"]
 
 
