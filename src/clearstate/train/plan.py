@@ -84,6 +84,8 @@ def check_model(recipe: Recipe, model: nn.Module) -> None:
         raise RecipeError(f"{both}: own goes by itself, and a diffusion model has no other: set loss={{own: 1}}")
     if "own" in terms and not isinstance(model, JudgesItself):
         raise RecipeError(f"loss.own: {name} has no loss of its own, so name terms, such as loss.l1=1")
+    if "perceptual" in terms and rate != 16_000:
+        raise RecipeError(f"loss.perceptual measures as wide-band PESQ does, at 16000 Hz; the model runs at {rate}")
     if "metric" in terms:
         if rate != 16_000:
             raise RecipeError(f"loss.metric predicts wide-band PESQ, defined at 16000 Hz; the model runs at {rate}")
