@@ -42,11 +42,12 @@ def main() -> None:
     parser.add_argument("--packages", type=Path, help="folder in which the peers' packages lie")
     parser.add_argument("--through", type=int, help="Hz: resample the noisy files to this first")
     parser.add_argument("--live", action="store_true", help="our models as live sound: nothing is heard twice")
+    parser.add_argument("--every", type=int, default=1, help="only every so many-th file")
     parser.add_argument("--jobs", type=int, default=1, help="scoring processes")
     parser.add_argument("--json", type=Path, help="also write the scores of each file there")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    names = sorted(path.name for path in given.noisy.iterdir())
+    names = sorted(path.name for path in given.noisy.iterdir())[:: given.every]
     peers = {"dtln": dtln, "gtcrn": gtcrn, "deepfilternet3": deepfilternet3}
     print(f"{'':28}" + "".join(f"{column:>9}" for column in COLUMNS))
     scores = {}
