@@ -285,5 +285,5 @@ def test_a_doubtful_recipe_is_questioned_in_one_line_each(tmp_path, overrides, h
 
 def test_a_loss_that_measures_at_one_rate_refuses_models_of_another(recipe_file):
     recipe = load_recipe(recipe_file, ["loss.perceptual=1", "model.config.sample_rate=48000"])
-    with pytest.raises(RecipeError, match=r"perceptual.*48000 Hz"):
+    with pytest.raises(RecipeError, match=r"perceptual.*48000"):
         check_model(recipe, build_model(recipe))
