@@ -134,3 +134,51 @@ def test_rooms_do_not_write_into_the_voice():
     room: Room = synthetic_room(np.random.default_rng(0), RATE)
     room.apply(dry)
     np.testing.assert_array_equal(dry, before)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_made_up_room_has_the_reverberation_it_names(seed):
+    room = synthetic_room(np.random.default_rng(seed), RATE)
+    named = float(room.name.split("RT60 ")[1].split(" ")[0])
+    response = room.late.copy()
+    response[: len(room.early)] += room.early[: len(response)]
+    energy = np.cumsum(response[::-1] ** 2)[::-1]
+    decay = 10 * np.log10(energy / energy[0] + 1e-12)
+    times = [np.argmax(decay < level) / RATE for level in (-5, -20)]
+    assert times[1] - times[0] < named * 15 / 60 * 2.5  # dB a second, roughly: early images decay as they like
+    assert np.argmax(np.abs(response)) < 0.02 * RATE
+
+
+def test_the_first_arrivals_in_a_room_are_those_of_its_geometry():
+    size, walls = np.array([4.0, 5.0, 3.0]), np.full((3, 2), 0.9)
+    talker, ear = np.array([1.0, 2.0, 1.0]), np.array([3.0, 2.0, 1.0])
+    h = effects._images(talker, ear, size, walls, 0.02, RATE)
+    direct, floor = 2.0, np.hypot(2.0, 2.0)  # m
+    at = RATE // 500
+    later = at + round((floor - direct) / 343 * RATE)
+    assert np.flatnonzero(np.abs(h) > 0.1 * np.abs(h).max())[0] == at
+    energy = [np.sum(h[i - 3 : i + 4]) for i in (at, later)]
+    assert energy[1] / energy[0] == pytest.approx(0.9 * direct / floor, rel=0.1)  # one reflection
+
+
+def test_soft_overload_leaves_what_is_quiet_and_squeezes_what_is_loud():
+    x = np.array([-1.0, -0.001, 0.0, 0.001, 1.0], np.float32)
+    y = effects.saturate(x, 6.0, 0.3)
+    np.testing.assert_allclose(y[1:4], x[1:4], rtol=0.01, atol=1e-7)
+    assert (np.abs(y[[0, 4]]) < 0.8).all()
+    assert y[4] != pytest.approx(-y[0])
+
+
+def test_gain_control_brings_loud_and_quiet_parts_together():
+    x = np.random.default_rng(0).standard_normal(4 * RATE).astype(np.float32) * 0.1
+    x[2 * RATE :] *= 0.1
+    y = x * effects.gain_control(x, RATE, 0.8, 0.3)
+    before, after = (20 * np.log10(z[RATE : 2 * RATE].std() / z[3 * RATE :].std()) for z in (x, y))
+    assert before == pytest.approx(20, abs=0.5)
+    assert after < 8
+
+
+def test_a_concealed_packet_is_the_last_one_fainter():
+    x = np.repeat(np.arange(1.0, 6.0, dtype=np.float32), 320)
+    keep = np.repeat(np.array([1, 0, 0, 1, 0], np.float32), 320)
+    assert effects.conceal(x, keep, RATE)[::320].tolist() == [1.0, 0.5, 0.25, 4.0, 2.0]

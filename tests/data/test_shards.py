@@ -7,6 +7,7 @@ from corpora_in_miniature import RATE, hiss, make_shards, voice
 
 from clearstate.audio.level import active_level
 from clearstate.data.shards import open_shards
+from clearstate.data.sources import open_sources, shard_indexes
 
 
 def test_what_is_read_is_what_was_packed(tmp_path):
@@ -96,3 +97,23 @@ def test_pauses_do_not_lower_the_active_level():
     assert active_level(tone, RATE) == pytest.approx(-3.01, abs=0.02)
     assert active_level(with_pause, RATE) == pytest.approx(active_level(tone, RATE), abs=0.02)
     assert active_level(np.zeros(100, np.float32), RATE) == -np.inf
+
+
+@pytest.mark.parametrize(
+    ("rate", "expected"), [(16_000, ["speech16k", "speech48k"]), (48_000, ["speech48k"]), (96_000, ["speech48k"])]
+)
+def test_a_folder_gives_every_set_whose_rate_is_enough(tmp_path, rate, expected):
+    for name in ("speech16k", "speech48k"):
+        make_shards(tmp_path, name, [({"file": "a.flac"}, hiss(0.1))])
+    assert [path.stem for path in shard_indexes(tmp_path, "speech", rate)] == expected
+
+
+def test_training_at_16_khz_draws_from_both_sets_and_leaves_noisy_clips_out(tmp_path):
+    clean, noisy = voice(120, 1.0), voice(120, 1.0) + hiss(1.0)
+    make_shards(tmp_path, "speech16k", [({"file": "a.flac"}, clean), ({"file": "b.flac"}, noisy)])
+    make_shards(tmp_path, "speech48k", [({"file": "c.flac"}, voice(120, 1.0, rate=48_000))], rate=48_000)
+    assert {clip.key for clip in open_sources(tmp_path).speech.clips} == {"a.flac", "b.flac", "c.flac"}
+    kept = open_sources({"speech": [tmp_path], "least_snr": 20})
+    assert {clip.key for clip in kept.speech.clips} == {"a.flac", "c.flac"}
+    with pytest.raises(ValueError, match="least_snr"):
+        open_sources({"speech": [tmp_path], "least_snr": 200})

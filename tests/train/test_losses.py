@@ -92,6 +92,8 @@ def test_no_loss_fails_on_digital_silence():
         losses.complex_loss(a, b),
         losses.log_magnitude_loss(spectrum(estimate, 512, 256), spectrum(silence, 512, 256)),
         losses.multi_resolution_loss(estimate, silence),
+        losses.perceptual_loss(estimate, silence),
+        losses.perceptual_loss(estimate, noise(2, 4000)),
         *losses.phase_losses(losses.phase(spectrum(estimate, 512, 256)), losses.phase(spectrum(silence, 512, 256))),
         losses.consistency_loss(spectrum(estimate, 512, 256), 512, 256, 4000),
         losses.output_distillation(estimate, silence, 512, 256),
@@ -102,6 +104,35 @@ def test_no_loss_fails_on_digital_silence():
         assert gradient is None or gradient.isfinite().all()
 
 
+def babble(seconds: float = 3.0) -> Tensor:
+    """Harmonics that come and go as syllables do."""
+    t = torch.arange(int(16_000 * seconds)) / 16_000
+    voice = torch.stack([torch.sin(2 * torch.pi * 140 * h * t + h) / h for h in range(1, 20)]).sum(0)
+    return 0.1 * (voice * (torch.sin(2 * torch.pi * 3 * t) > -0.3))[None]
+
+
+def test_the_perceptual_loss_is_the_raw_score_that_pesq_lost():
+    pesq = pytest.importorskip("pesq").pesq
+    clean = babble()
+    hiss = noise(*clean.shape, seed=3)
+    for level in (0.001, 0.01, 0.03, 0.1):
+        estimate = clean + level * hiss
+        raw = 4.5 - losses.perceptual_loss(estimate, clean).item()
+        mapped = 0.999 + 4 / (1 + math.exp(-1.3669 * raw + 3.8224))  # P.862.2
+        assert mapped == pytest.approx(pesq(16_000, clean[0].numpy(), estimate[0].numpy(), "wb"), abs=0.35)
+
+
+def test_the_perceptual_loss_is_deaf_to_level_and_to_what_nobody_hears():
+    clean = babble()
+    assert losses.perceptual_loss(clean, clean).item() == pytest.approx(0, abs=1e-4)
+    assert losses.perceptual_loss(0.3 * clean, clean).item() == pytest.approx(0, abs=0.01)
+    assert losses.perceptual_loss(clean + 1e-7 * noise(*clean.shape), clean).item() < 0.05
+    assert losses.perceptual_loss(clean + 1e-2 * noise(*clean.shape), clean).item() > 0.5  # negative control
+    louder = clean + 0.02 * tone(48_000, 3000.0)
+    added, missing = losses.perceptual_loss(louder, clean).item(), losses.perceptual_loss(clean, louder).item()
+    assert added > 1.2 * missing
+
+
 def test_every_item_counts_the_same_in_any_batch():
     clean, estimate, noisy = noise(3, 4000), noise(3, 4000, seed=1), noise(3, 4000, seed=2)
 
@@ -110,7 +141,8 @@ def test_every_item_counts_the_same_in_any_batch():
         return [
             losses.l1(y, s), losses.negative_snr(y, s), losses.negative_si_sdr(y, s), losses.log_error(y, s, x),
             losses.magnitude_loss(compress(a), compress(b)), losses.complex_loss(compress(a), compress(b)),
-            losses.multi_resolution_loss(y, s), *losses.phase_losses(losses.phase(a), losses.phase(b)),
+            losses.multi_resolution_loss(y, s), losses.perceptual_loss(y, s),
+            *losses.phase_losses(losses.phase(a), losses.phase(b)),
             losses.consistency_loss(a, 512, 256, 4000), losses.output_distillation(y, s, 512, 256),
         ]  # fmt: skip
 

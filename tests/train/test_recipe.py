@@ -281,3 +281,9 @@ def test_a_doubtful_recipe_is_questioned_in_one_line_each(tmp_path, overrides, h
     found = doubts(recipe_from(tree), model, heard)
     assert len(found) == len(words)
     assert all(word in line and "\n" not in line for word, line in zip(words, found, strict=True))
+
+
+def test_a_loss_that_measures_at_one_rate_refuses_models_of_another(recipe_file):
+    recipe = load_recipe(recipe_file, ["loss.perceptual=1", "model.config.sample_rate=48000"])
+    with pytest.raises(RecipeError, match=r"perceptual.*48000"):
+        check_model(recipe, build_model(recipe))

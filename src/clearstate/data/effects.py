@@ -13,6 +13,7 @@ from functools import lru_cache
 
 import numpy as np
 import soundfile
+import soxr
 
 from clearstate.audio.level import db_to_gain
 
@@ -32,6 +33,21 @@ def lowpass_sections(cutoff: int, rate: int) -> np.ndarray:
 def highpass_sections(cutoff: int, rate: int) -> np.ndarray:
     """A second-order high-pass at `cutoff` Hz, as in microphones and mixing desks."""
     return signal.butter(2, cutoff, "highpass", fs=rate, output="sos").astype(np.float32)
+
+
+@lru_cache(maxsize=512)
+def gentle_lowpass_sections(cutoff: int, order: int, rate: int) -> np.ndarray:
+    """A low-pass that is 3 dB down at `cutoff` Hz and slopes from there, as analogue stages have it."""
+    return signal.butter(order, cutoff, fs=rate, output="sos").astype(np.float32)
+
+
+def resampled(x: np.ndarray, rate: int, through: int, quality: str) -> np.ndarray:
+    """Signals (n, k) to another sampling rate and back, through two filters of a converter: what such a trip leaves.
+
+    `quality` is that of soxr: "LQ", "MQ", "HQ" or "VHQ".
+    """
+    y = soxr.resample(soxr.resample(x, rate, through, quality), through, rate, quality)[: len(x)]
+    return np.pad(y, ((0, len(x) - len(y)), (0, 0)))
 
 
 def shelf_sections(frequency: float, gain_db: float, rate: int) -> np.ndarray:
@@ -119,32 +135,83 @@ def make_room(name: str, response: np.ndarray, rate: int, early_ms: float = 50.0
 
 
 def synthetic_room(rng: np.random.Generator, rate: int) -> Room:
-    """A made-up room: a direct path, a dozen sparse reflections, and decaying noise (RT60 0.15-1 s, faster at high
-    frequencies).
+    """A made-up room: a box of 2.2 to 10 m a side, RT60 0.15-1 s, by image sources and a decaying tail.
 
-    Polack's statistical model, J.-D. Polack 1988. The direct-to-reverberant ratio is drawn between -3 and 15 dB.
+    Images are exact where they are few (Allen & Berkley 1979, J. Acoust. Soc. Am. 65, 943), up to 80 ms; after that
+    noise that decays, faster at high frequencies, takes up their level.
     """
+    size = rng.uniform([2.5, 2.5, 2.2], [10.0, 8.0, 4.5])  # m
     rt60 = float(np.exp(rng.uniform(np.log(0.15), np.log(1.0))))  # s
-    n = int(min(rt60, 0.8) * rate)
+    surface = 2 * (size[0] * size[1] + size[0] * size[2] + size[1] * size[2])
+    absorbed = 1 - np.exp(-0.161 * size.prod() / (surface * rt60))  # Eyring 1930, the mean of the six walls
+    walls = np.sqrt(1 - np.clip(absorbed * rng.uniform(0.5, 1.5, (3, 2)), 0.02, 0.98))  # reflection of each
+    ear = rng.uniform(0.4, size - 0.4)
+    away = rng.standard_normal(3)
+    talker = ear + away / np.linalg.norm(away) * np.exp(rng.uniform(np.log(0.2), np.log(4.0)))
+    response = _images(np.clip(talker, 0.2, size - 0.2), ear, size, walls, 0.08, rate)
+    n, joint = int(min(rt60 + 0.1, 0.8) * rate), int(0.06 * rate)
     time = np.arange(n, dtype=np.float32) / rate
     tail = rng.standard_normal(n, dtype=np.float32)
     dull = signal.lfilter([1.0], [1.0, -0.6], tail).astype(np.float32) * np.float32(0.6)
     tail = dull * np.exp(-6.9 * time / rt60) + 0.3 * tail * np.exp(-13.8 * time / rt60)
-    start = int(rng.uniform(0.002, 0.012) * rate)
-    tail[:start] = 0
-    where = start + (rng.random(12) ** 2 * 0.04 * rate).astype(np.int64)
-    tail[np.minimum(where, n - 1)] += (
-        rng.choice([-1.0, 1.0], 12).astype(np.float32) * 2 * np.exp(-(where - start) / (0.02 * rate))
-    )
-    tail *= np.float32(db_to_gain(-rng.uniform(-3, 15)) / np.sqrt(np.dot(tail, tail) + 1e-20))
-    tail[0] = 1.0
-    return make_room(f"synthetic RT60 {rt60:.2f} s", tail, rate)
+    both = slice(joint, len(response))  # where the tail fades in while the images fade out
+    tail *= np.sqrt(np.dot(response[both], response[both]) / (np.dot(tail[both], tail[both]) + 1e-20))
+    fade = np.clip((np.arange(n) - joint) / (len(response) - joint), 0, 1).astype(np.float32)
+    tail *= np.sqrt(fade)
+    tail[: len(response)] += response[:n] * np.sqrt(1 - fade[: len(response)])
+    return make_room(f"box of {size[0]:.1f} x {size[1]:.1f} x {size[2]:.1f} m, RT60 {rt60:.2f} s", tail, rate)
+
+
+def _images(
+    talker: np.ndarray, ear: np.ndarray, size: np.ndarray, walls: np.ndarray, seconds: float, rate: int
+) -> np.ndarray:
+    """Response of a box for so many seconds from the arrival of the direct path less 2 ms; walls (3, 2): reflection."""
+    speed = 343.0  # m/s
+    reach = float(np.linalg.norm(talker - ear)) + speed * seconds
+    offsets, gains = [], []
+    for axis in range(3):
+        m = np.arange(-int(reach / (2 * size[axis])) - 1, int(reach / (2 * size[axis])) + 2)[:, None]
+        p = np.array([0, 1])  # whether the image is mirrored
+        offsets.append(((1 - 2 * p) * talker[axis] + 2 * m * size[axis] - ear[axis]).ravel())
+        gains.append((walls[axis, 0] ** np.abs(m - p) * walls[axis, 1] ** np.abs(m)).ravel())
+    x, y, z = offsets
+    distance = np.sqrt(x[:, None, None] ** 2 + y[:, None] ** 2 + z**2).ravel()
+    gain = (gains[0][:, None, None] * gains[1][:, None] * gains[2]).ravel() / distance
+    fine = 4 * rate  # arrivals fall between samples
+    arrival = np.round((distance - distance.min()) / speed * fine).astype(np.int64) + fine // 500
+    heard = arrival < seconds * fine
+    impulses = np.bincount(arrival[heard], gain[heard], int(seconds * fine))
+    return signal.resample_poly(impulses, 1, 4).astype(np.float32)
 
 
 def clip(x: np.ndarray, drive_db: float) -> np.ndarray:
     """Overload: everything within `drive_db` of the peak is cut flat."""
     limit = float(np.abs(x).max()) * db_to_gain(-drive_db)
     return np.clip(x, -limit, limit)
+
+
+def saturate(x: np.ndarray, drive_db: float, lopsided: float) -> np.ndarray:
+    """A microphone or amplifier that gives way softly: `drive_db` into a tanh, `lopsided` 0..0.5 of it an offset.
+
+    The slope at zero is one, so what is quiet stays as it is.
+    """
+    limit = float(np.abs(x).max()) * db_to_gain(-drive_db) + 1e-9
+    bias = np.float32(lopsided)
+    return np.float32(limit) * (np.tanh(x / np.float32(limit) + bias) - np.tanh(bias)) / (1 - np.tanh(bias) ** 2)
+
+
+def gain_control(x: np.ndarray, rate: int, strength: float, release: float) -> np.ndarray:
+    """The gain (n,) of an automatic level control: `strength` 0..1 of the distance to the mean level, in dB.
+
+    It follows within 50 ms where the level rises and in `release` seconds where it falls, by -20...20 dB.
+    """
+    hop = rate // 100
+    power = np.pad(x, (0, -len(x) % hop)).reshape(-1, hop)
+    db = 10 * np.log10(np.einsum("tn,tn->t", power, power) / hop + 1e-9)
+    db = np.maximum(db, db.max() - 40)  # pauses of silence are no reason to go up without end
+    fast, slow = (signal.lfilter([a], [1, a - 1], db, zi=[(1 - a) * db[0]])[0] for a in (0.2, 0.01 / release))
+    gain = np.clip(strength * (db.mean() - np.maximum(fast, slow)), -20, 20)
+    return (10 ** (np.interp(np.arange(len(x)), np.arange(len(gain)) * hop, gain) / 20)).astype(np.float32)
 
 
 def mu_law(x: np.ndarray) -> np.ndarray:
@@ -185,6 +252,16 @@ def lost_packets(rng: np.random.Generator, n: int, rate: int, loss: float) -> np
     lost = rng.random(count) < loss
     lost[1:] |= lost[:-1] & (rng.random(count - 1) < 0.33)
     return np.repeat(~lost, packet)[:n].astype(np.float32)
+
+
+def conceal(x: np.ndarray, keep: np.ndarray, rate: int) -> np.ndarray:
+    """Lost 20 ms packets (zeros of `keep`) replaced by the last that came, 6 dB down for each that is missing."""
+    size = rate // 50
+    packets = np.pad(x, (0, -len(x) % size)).reshape(-1, size)
+    number = np.arange(len(packets))
+    last = np.maximum.accumulate(np.where(keep[::size] > 0, number, 0))
+    heard = packets[last] * (0.5 ** (number - last)).astype(np.float32)[:, None]
+    return heard.ravel()[: len(x)]
 
 
 def wandering_gain(rng: np.random.Generator, n: int, rate: int, range_db: float) -> np.ndarray:

@@ -2,8 +2,8 @@
 
     speech of one voice -> equaliser -> room (the target keeps the early reflections)
     noises              -> equaliser -> wandering gain -> scaled to the SNR
-    both                -> band limits -> level -> silent stretches, lost packets
-    the mixture alone   -> overload, codec
+    both                -> band limits, resampling -> level, automatic level -> silent stretches, lost packets
+    the mixture alone   -> overload, codec, offset
 
 Damage that removes parts of the speech (band limits, lost packets, silence) is applied to the target, too, because an
 enhancement model should not invent speech. The model must repair overload and codecs.
@@ -29,6 +29,8 @@ from clearstate.data.shards import BrokenClipError
 from clearstate.data.sources import Pool, Sources
 
 SPEECH_DBFS = -25.0  # active level of a voice before it is mixed
+_TRIPS = [8_000, 11_025, 12_000, 22_050, 24_000, 32_000, 44_100, 48_000]  # Hz
+_TRIP_WEIGHTS = [0.12, 0.06, 0.04, 0.12, 0.06, 0.06, 0.27, 0.27]
 
 
 @dataclass(frozen=True)
@@ -67,14 +69,17 @@ class MixtureConfig:
     tilt_db: float = 6.0
     noise_gain: float = 0.3  # noise level wanders
     noise_gain_db: float = 15.0  # by up to this
-    lowpass: float = 0.15
+    resampling: float = 0.1  # a trip to another sampling rate and back, which limits the band too
+    lowpass: float = 0.15  # half of them steep, half gentle
     lowpass_hz: tuple[float, float] = (3000.0, 7500.0)
     highpass: float = 0.15
     highpass_hz: tuple[float, float] = (50.0, 300.0)
-    clipping: float = 0.06
+    level_control: float = 0.05  # an automatic gain
+    offset: float = 0.03  # of the zero line, up to a tenth of the peak
+    clipping: float = 0.06  # hard, or one time in two soft
     clipping_db: tuple[float, float] = (1.0, 9.0)  # of the peak cut off
     codec: float = 0.06  # mu-law or coarse quantisation, or one time in six MP3 or Opus
-    packet_loss: float = 0.03
+    packet_loss: float = 0.03  # half of them concealed
     packet_loss_rate: tuple[float, float] = (0.02, 0.15)
     silence: float = 0.05  # a stretch of digital silence
     silence_seconds: tuple[float, float] = (0.1, 1.0)
@@ -201,6 +206,10 @@ def mix(
     gain = np.float32(db_to_gain(level) / max(float(np.abs(noisy).max()), 1e-6))
     noisy, clean = noisy * gain, clean * gain
     info["level_dbfs"] = round(level, 2)
+    if rng.random() < config.level_control:
+        follow = effects.gain_control(noisy, rate, rng.uniform(0.3, 0.9), rng.uniform(0.2, 2.0))
+        noisy, clean = noisy * follow, clean * follow
+        info["level_control"] = True
     if kind == "mixture":
         noisy, damage = _damage(rng, noisy, rate, config)
         info |= damage
@@ -327,39 +336,49 @@ def _item_weights(config: MixtureConfig) -> list[float]:
 def _band_limits(
     rng: np.random.Generator, rate: int, config: MixtureConfig, image: np.ndarray, clean: np.ndarray, noise: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-    """The same low-pass and high-pass for all three. Cut-offs are rounded so that the filters can be kept."""
+    """The same filters and resampling for all three. Cut-offs are rounded so that the filters can be kept."""
     sections: list[np.ndarray] = []
     info: dict[str, Any] = {}
     if rng.random() < config.lowpass:
         cutoff = round(rng.uniform(*config.lowpass_hz) / 100) * 100
         if cutoff < rate / 2:
-            sections.append(effects.lowpass_sections(cutoff, rate))
+            steep = rng.random() < 0.5
+            order = int(rng.integers(2, 9))
+            sections.append(
+                effects.lowpass_sections(cutoff, rate)
+                if steep
+                else effects.gentle_lowpass_sections(cutoff, order, rate)
+            )
             info["lowpass_hz"] = cutoff
     if rng.random() < config.highpass:
         cutoff = round(rng.uniform(*config.highpass_hz) / 10) * 10
         sections.append(effects.highpass_sections(cutoff, rate))
         info["highpass_hz"] = cutoff
-    if not sections:
+    trip = rng.random() < config.resampling
+    if not sections and not trip:
         return image, clean, noise, info
-    both = np.concatenate(sections)
-    filtered = effects.apply_sections(both, image)
-    return (
-        filtered,
-        filtered if clean is image else effects.apply_sections(both, clean),
-        effects.apply_sections(both, noise),
-        info,
-    )
+    signals = np.stack([image, noise] if clean is image else [image, noise, clean])  # (k, n)
+    if sections:
+        signals = effects.apply_sections(np.concatenate(sections), signals)
+    if trip:
+        through = int(rng.choice(_TRIPS, p=_TRIP_WEIGHTS))
+        quality = str(rng.choice(["LQ", "MQ", "HQ", "VHQ"]))
+        signals = effects.resampled(signals.T, rate, through, quality).T
+        info["resampled"] = [through, quality]
+    image, noise, clean = (np.ascontiguousarray(signals[i]) for i in (0, 1, -1 if len(signals) == 3 else 0))
+    return image, clean, noise, info
 
 
 def _damage(
     rng: np.random.Generator, noisy: np.ndarray, rate: int, config: MixtureConfig
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """Overload and codecs, on the mixture alone."""
+    """Overload, codecs and an offset, on the mixture alone."""
     info: dict[str, Any] = {}
     if rng.random() < config.clipping:
         drive = rng.uniform(*config.clipping_db)
-        noisy = effects.clip(noisy, drive)
-        info["clipping_db"] = round(drive, 1)
+        soft = rng.random() < 0.5
+        noisy = effects.saturate(noisy, drive - 6, rng.uniform(0, 0.5)) if soft else effects.clip(noisy, drive)
+        info["saturation_db" if soft else "clipping_db"] = round(drive, 1)
     if rng.random() < config.codec:
         kind = str(rng.choice(["mu-law", "bits", "MP3", "OPUS"], p=[0.5, 0.33, 0.12, 0.05]))
         if kind == "mu-law":
@@ -371,6 +390,10 @@ def _damage(
         else:
             noisy = effects.codec(noisy, rate, kind, rng.uniform(0.3, 0.97))
         info["codec"] = kind
+    if rng.random() < config.offset:
+        offset = rng.uniform(-0.1, 0.1) * float(np.abs(noisy).max())
+        noisy = noisy + np.float32(offset)
+        info["offset"] = round(offset, 4)
     return noisy, info
 
 
@@ -380,19 +403,21 @@ def _gaps(
     """Lost packets and stretches of digital silence, in the mixture and the target alike."""
     info: dict[str, Any] = {}
     n = len(noisy)
-    keep = np.ones(n, np.float32)
     if rng.random() < config.packet_loss:
         loss = rng.uniform(*config.packet_loss_rate)
-        keep *= effects.lost_packets(rng, n, rate, loss)
+        keep = effects.lost_packets(rng, n, rate, loss)
+        concealed = rng.random() < 0.5
+        noisy, clean = (effects.conceal(x, keep, rate) if concealed else x * keep for x in (noisy, clean))
         info["packet_loss"] = round(loss, 3)
+        info["concealed"] = concealed
     if rng.random() < config.silence:
         length = min(n, int(rng.uniform(*config.silence_seconds) * rate))
         start = int(rng.integers(n - length + 1))
-        keep[start : start + length] = 0
+        quiet = np.ones(n, np.float32)
+        quiet[start : start + length] = 0
+        noisy, clean = noisy * quiet, clean * quiet
         info["silence"] = [start, start + length]
-    if not info:
-        return noisy, clean, info
-    return noisy * keep, clean * keep, info
+    return noisy, clean, info
 
 
 def describe(config: MixtureConfig) -> dict[str, Any]:

@@ -1,4 +1,6 @@
-"""Noises to mix with speech: recordings, babble and speech-shaped noise from speech, and synthetic tones and clicks.
+"""Noises to mix with speech: recordings, babble and speech-shaped noise from speech, and synthetic noises.
+
+Synthetic are tones, hums, fans, wind, clicks, typing and music.
 
 Each function returns (noise float32 (n,), what was drawn). Levels are arbitrary: the mixture scales by `level`, the
 RMS, or for sparse kinds (clicks, beeps) the RMS of their loud frames, because a mean over their pauses is too low.
@@ -56,9 +58,12 @@ def repeat(x: np.ndarray, n: int, fade: int) -> np.ndarray:
     return np.tile(x, -(-n // len(x)))[:n]
 
 
-def babble(rng: np.random.Generator, n: int, speech: Pool, avoid: str, talkers: tuple[int, int] = (3, 8)) -> Noise:
-    """Several voices at once, each repeated where its clip is short; `avoid` is not among them, unless it is alone."""
-    count = int(rng.integers(talkers[0], talkers[1] + 1))
+def babble(rng: np.random.Generator, n: int, speech: Pool, avoid: str, talkers: tuple[int, int] = (3, 24)) -> Noise:
+    """Several voices at once, few more often than many; `avoid` is not among them, unless it is alone.
+
+    A clip that is too short is repeated.
+    """
+    count = int(np.exp(rng.uniform(np.log(talkers[0]), np.log(talkers[1] + 1))))
     total = np.zeros(n, np.float32)
     voices: list[str] = []
     for _ in range(4 * count):
@@ -109,9 +114,9 @@ def shaped(rng: np.random.Generator, n: int, frequency: np.ndarray, magnitude: n
 
 
 def synthetic(rng: np.random.Generator, n: int, rate: int) -> Noise:
-    """One of: mains hum, a steady or gated tone, a siren, clicks, machine noise (amplitude-modulated)."""
-    kind = str(rng.choice(["hum", "beeps", "siren", "clicks", "machine"]))
-    sparse = kind in ("beeps", "clicks")
+    """One of: mains hum, a fan, wind, a steady or gated tone, a siren, clicks, typing, machine noise, music."""
+    kind = str(rng.choice(list(_KINDS)))
+    sparse = kind in ("beeps", "clicks", "typing")
     return Noise(_KINDS[kind](rng, n, rate).astype(np.float32, copy=False), {"kind": kind}, sparse)
 
 
@@ -170,4 +175,78 @@ def _machine(rng: np.random.Generator, n: int, rate: int) -> np.ndarray:
     return carrier * (1 - depth + depth * np.maximum(rhythm, 0.0) ** rng.uniform(1, 6))
 
 
-_KINDS = {"hum": _hum, "beeps": _beeps, "siren": _siren, "clicks": _clicks, "machine": _machine}
+def _fan(rng: np.random.Generator, n: int, rate: int) -> np.ndarray:
+    """Harmonics of a speed that drifts, and the air that is moved."""
+    knots = rng.standard_normal(4 + n // rate) * rng.uniform(0, 0.03)
+    speed = rng.uniform(40, 400) * (1 + np.interp(np.arange(n), np.linspace(0, n, len(knots)), knots))
+    turn = np.exp(2j * np.pi * np.cumsum(speed) / rate).astype(np.complex64)
+    decay, total, power = rng.uniform(0.5, 2), np.zeros(n, np.float32), np.ones(n, np.complex64)
+    for h in range(1, min(20, int(0.4 * rate / speed.max())) + 1):
+        power = power * turn
+        total += np.real(power * np.complex64(h**-decay * rng.uniform(0.1, 1) * np.exp(2j * np.pi * rng.random())))
+    return total / total.std() + np.float32(db_to_gain(rng.uniform(-12, 12))) * _unit(coloured(rng, n, rate).audio)
+
+
+def _wind(rng: np.random.Generator, n: int, rate: int) -> np.ndarray:
+    """Rumble that falls steeply from some 100 Hz on, in gusts."""
+    frequency = np.linspace(0, 1, 513) * rate / 2
+    corner, slope = rng.uniform(60, 400), rng.uniform(1.0, 2.5)
+    air = shaped(rng, n, frequency * 2 / rate, (1 + (frequency / corner) ** 2) ** (-slope / 2))
+    knots = rng.standard_normal(3 + int(n / rate * rng.uniform(1, 8))) * rng.uniform(2, 10)  # dB
+    return air * 10 ** (np.interp(np.arange(n), np.linspace(0, n, len(knots)), knots) / 20)
+
+
+def _typing(rng: np.random.Generator, n: int, rate: int) -> np.ndarray:
+    """Keys going down and, a little softer, up again, each a knock of the case and a click; with pauses to think."""
+    length = rate // 20
+    time = np.arange(length) / rate
+    hits, total = [], np.zeros(n + length, np.float32)
+    tones = rng.uniform([150, 1200], [500, 4500])
+    for _ in range(4):
+        knock, click = (np.sin(2 * np.pi * f * rng.uniform(0.8, 1.2) * time + rng.uniform(0, 6)) for f in tones)
+        noise = rng.standard_normal(length)
+        hit = 0.5 * knock * np.exp(-time / 0.012) + (0.4 * click + noise) * np.exp(-time / rng.uniform(0.001, 0.006))
+        hits.append(hit.astype(np.float32))
+    pace, at = rng.uniform(0.08, 0.3), rng.uniform(0, 0.3)  # s
+    while at * rate < n:
+        for delay, softer in ((0.0, 1.0), (rng.uniform(0.05, 0.12), rng.uniform(0.2, 0.7))):
+            start = int((at + delay) * rate)
+            if start < n:
+                total[start : start + length] += hits[int(rng.integers(4))] * np.float32(softer * rng.uniform(0.5, 1))
+        at += pace * rng.uniform(0.5, 1.6) if rng.random() > 0.06 else rng.uniform(0.5, 1.5)
+    return total[:n]
+
+
+def _music(rng: np.random.Generator, n: int, rate: int) -> np.ndarray:
+    """Chords of a major or minor scale, struck or held, with or without a beat."""
+    beat = int(rng.uniform(0.25, 0.8) * rate)
+    scale = np.array([0, 2, 4, 5, 7, 9, 11]) if rng.random() < 0.5 else np.array([0, 2, 3, 5, 7, 8, 10])
+    key, held, bright = rng.uniform(90, 250), rng.random() < 0.4, rng.uniform(0.8, 2.5)
+    time = np.arange(2 * beat) / rate
+    shape = np.minimum(time / 0.01, 1) * (
+        np.clip(4 * (1 - time / time[-1]), 0, 1) if held else np.exp(-time / rng.uniform(0.1, 0.6))
+    )
+    total = np.zeros(n + 2 * beat, np.float32)
+    for start in range(0, n, beat):
+        root = int(rng.integers(7))
+        for step in (0, 2, 4, int(rng.integers(7)) + 7):
+            degree = root + step
+            pitch = key * 2 ** ((scale[degree % 7] + 12 * (degree // 7)) / 12)
+            turn, power = _oscillator(2 * beat, rate, pitch), np.ones(2 * beat, np.complex64)
+            for h in range(1, min(8, int(0.45 * rate / pitch)) + 1):
+                power = power * turn
+                total[start : start + 2 * beat] += (h**-bright * shape * power.imag).astype(np.float32)
+        if rng.random() < 0.3:
+            drum = rng.standard_normal(rate // 10) * np.exp(-np.arange(rate // 10) / (0.02 * rate))
+            total[start : start + len(drum)] += drum.astype(np.float32)
+    return total[:n]
+
+
+def _unit(x: np.ndarray) -> np.ndarray:
+    return x / np.float32(np.sqrt(np.dot(x, x) / len(x)) + 1e-9)
+
+
+_KINDS = {
+    "hum": _hum, "beeps": _beeps, "siren": _siren, "clicks": _clicks, "machine": _machine, "fan": _fan, "wind": _wind,
+    "typing": _typing, "music": _music,
+}  # fmt: skip

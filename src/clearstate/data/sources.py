@@ -61,9 +61,8 @@ class SourceSpec:
     rooms: tuple[str, ...] = ()
     sample_rate: int = 16_000  # Hz
     split: str = "train"  # "train", "valid" or "all"; by speaker and noise group
-    valid_share: float = (
-        0.0  # share of voices and noise groups without a split (chosen by a hash); 0 = all of them train
-    )
+    least_snr: float = 0.0  # dB; speech whose quiet tenth is less far below its level is left out
+    valid_share: float = 0.0  # share of voices and noise groups without a split (by a hash); 0: all of them train
     noncommercial: bool = False  # also use audio with a non-commercial licence
     cache: str | None = None  # folder for decoded audio; None = $CLEARSTATE_CACHE or ~/.cache/clearstate
 
@@ -154,12 +153,18 @@ def open_sources(spec: str | Path | Mapping[str, Any] | SourceSpec, progress: Pr
         for opened, kept in zip(sets, keep, strict=True):
             if not kept:
                 raise ValueError(_why_empty(role, opened, spec))
+        if role == "speech" and spec.least_snr:
+            keep = [[i for i in kept if clear(s.clips[i], spec)] for s, kept in zip(sets, keep, strict=True)]
         pools[role] = Pool(sets, keep)
         lines += [_describe(role, s, kept) for s, kept in zip(sets, keep, strict=True)]
     rooms = [room for path in spec.rooms for room in _open_rooms(path, spec)]
     lines.append(f"rooms   {len(rooms)} responses")
     if not len(pools["speech"]):
-        raise ValueError(f"no speech for split {spec.split!r} in {list(spec.speech)}: name a folder or shard set")
+        raise ValueError(
+            f"no speech for split {spec.split!r} in {list(spec.speech)}"
+            + (f" is as clean as least_snr={spec.least_snr:g}: lower it" if spec.least_snr and spec.speech else "")
+            + (": name a folder or shard set" if not spec.speech else "")
+        )
     return Sources(pools["speech"], pools["noise"], rooms, spec.sample_rate, "\n".join(lines))
 
 
@@ -188,6 +193,11 @@ def wanted(clip: Clip, spec: SourceSpec) -> bool:
     if not spec.noncommercial and "NC" in re.split(r"[\s-]", clip.licence):
         return False
     return _in_split(clip.voice if clip.labelled else clip.source, clip.split, spec)
+
+
+def clear(clip: Clip, spec: SourceSpec) -> bool:
+    """Whether a clip of speech is as clean as the spec asks, where its levels are known."""
+    return clip.level_db is None or clip.floor_db is None or clip.level_db - clip.floor_db >= spec.least_snr
 
 
 def _in_split(owner: str, split: str, spec: SourceSpec) -> bool:
@@ -248,12 +258,11 @@ def _files(where: Path, role: str) -> list[AudioFile]:
 
 
 def shard_indexes(folder: Path, role: str, rate: int) -> list[Path]:
-    """The shard indexes of a role in a folder; of `speech16k` and `speech48k` the lowest rate that is enough."""
+    """The shard indexes of a role in a folder: all whose rate is enough, or the best there are; lowest rate first."""
     found = sorted(folder.glob(f"{'rir' if role == 'rooms' else role}*.jsonl"))
     rates = {path: int(m.group(1)) * 1000 if (m := re.search(r"(\d+)k$", path.stem)) else rate for path in found}
-    enough = [r for r in rates.values() if r >= rate]
-    chosen = min(enough) if enough else max(rates.values(), default=0)
-    return [path for path in found if rates[path] == chosen]
+    least = min(rate, max(rates.values(), default=0))
+    return sorted((path for path in found if rates[path] >= least), key=lambda path: rates[path])
 
 
 def _open_rooms(path: str, spec: SourceSpec) -> list[tuple[str, np.ndarray]]:
@@ -301,7 +310,7 @@ def _describe(role: str, clips: ClipSet, kept: Sequence[int]) -> str:
     hours = sum(clips.clips[i].samples for i in kept) / clips.rate / 3600
     owners = len({clips.clips[i].owner for i in kept if clips.clips[i].labelled})
     dropped = len(clips.clips) - len(kept)
-    left_out = f", {dropped} clips left out (split or licence)" if dropped else ""
+    left_out = f", {dropped} clips left out (split, licence or noise)" if dropped else ""
     who = "speakers" if role == "speech" else "groups"
     narrow = getattr(clips, "narrow", 0)
     left_out += f", {narrow} files below {clips.rate} Hz: nothing above half their own rate" if narrow else ""

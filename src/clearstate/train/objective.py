@@ -68,6 +68,8 @@ class Objective:
                 terms["log_magnitude"] = losses.log_magnitude_loss(ours, theirs)
         if "multi_resolution" in wanted:
             terms["multi_resolution"] = losses.multi_resolution_loss(y, s, exponent=recipe.exponent)
+        if "perceptual" in wanted:
+            terms["perceptual"] = losses.perceptual_loss(y, s)
         if "log_spectral" in wanted:
             terms["log_spectral"] = losses.log_spectral_loss(y, s, x)
         if "added_error" in wanted:

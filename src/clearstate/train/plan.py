@@ -84,6 +84,8 @@ def check_model(recipe: Recipe, model: nn.Module) -> None:
         raise RecipeError(f"{both}: a diffusion model needs its own loss alone: set loss={{own: 1}}")
     if "own" in terms and not isinstance(model, JudgesItself):
         raise RecipeError(f"loss.own: {name} has no own loss: set other terms, such as loss.l1=1")
+    if "perceptual" in terms and rate != 16_000:
+        raise RecipeError(f"loss.perceptual measures like wide-band PESQ, at 16000 Hz; the model runs at {rate}")
     if "metric" in terms:
         if rate != 16_000:
             raise RecipeError(

@@ -74,6 +74,7 @@ class LossRecipe:
     complex: Weight = 0.0  # compressed complex spectrum, squared
     log_magnitude: Weight = 0.0  # log(1 + magnitude), absolute
     multi_resolution: Weight = 0.0  # compressed magnitude at several window lengths
+    perceptual: Weight = 0.0  # what PESQ measures; 16 kHz, beside terms that hold the level
     log_spectral: Weight = 0.0  # log-spectral distance over the missing band; extension only
     added_error: Weight = 0.0  # per dB of SNR below the input's; extension only
     log_error: Weight = 0.0  # per dB; sensitive to level, defined for silent targets
