@@ -63,6 +63,7 @@ class Clip:
     source: str  # the corpus it came from
     samples: int  # at the rate of its set
     level_db: float | None = None  # RMS of the active parts in dBFS; None before decoding
+    floor_db: float | None = None  # RMS of the quietest tenth in dBFS
     licence: str = ""
     split: str = ""  # "train", "valid" or "test" where the corpus says so
 
@@ -85,7 +86,7 @@ class ShardSet:
         index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
         self.name: str = index["name"]
         self.rate: int = index["rate"]  # Hz
-        self.clips: Sequence[Clip] = [_clip(**row) for row in index["clips"]]
+        self.clips: Sequence[Clip] = [Clip(**row) for row in index["clips"]]
         self.broken: list[str] = index["broken"]
         self._starts = np.array(index["starts"], np.int64)
         self._scales = np.array(index["scales"], np.float32)
@@ -115,11 +116,6 @@ class ShardSet:
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_audio": None}  # a worker that is spawned maps the file itself
-
-
-def _clip(floor_db: float | None = None, **row: Any) -> Clip:
-    """A clip from its row in an index; `floor_db` is in those that earlier versions wrote."""
-    return Clip(**row)
 
 
 def default_cache() -> Path:
@@ -303,12 +299,15 @@ def _decode_all(
 
 def describe(row: dict[str, Any], audio: np.ndarray, rate: int) -> Clip:
     """The Clip of an index row, with its levels measured."""
+    power = np.sort(frame_power(audio, rate))
+    floor = float(power[: max(1, len(power) // 10)].mean())
     return Clip(
         key=row["file"],
         owner=row.get("speaker") or row.get("group") or "",
         source=row.get("source", ""),
         samples=len(audio),
         level_db=max(active_level(audio, rate), -120.0),
+        floor_db=10 * float(np.log10(floor + 1e-12)),
         licence=row.get("licence", ""),
         split=row.get("split", ""),
     )
