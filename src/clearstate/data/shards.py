@@ -39,7 +39,7 @@ import soxr
 
 from clearstate.audio.io import read_audio
 from clearstate.audio.length import inspect_bytes
-from clearstate.audio.level import active_level
+from clearstate.audio.level import active_level, frame_power
 from clearstate.audio.mono import to_mono
 from clearstate.audio.quiet import quiet
 from clearstate.audio.rates import whole_rate
