@@ -1,6 +1,8 @@
 """Fixtures that more than one test file needs."""
 
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,6 +33,15 @@ def shared_data() -> Path:
     if folder is None:
         pytest.skip("needs the training audio: set CLEARSTATE_DATA to its folder")
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _quiet_log() -> Iterator[None]:
+    """The command line shows the package's log; the next test gets it as a program does that set up nothing."""
+    yield
+    logger = logging.getLogger("clearstate")
+    logger.handlers.clear()
+    logger.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(autouse=True)

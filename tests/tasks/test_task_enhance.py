@@ -462,7 +462,7 @@ def test_integers_clip_and_never_wrap():
         (np.zeros((0, 100)), 16_000, None, r"shape \(0, 100\)"),
         (np.zeros((1, 1, 1, 5)), 16_000, None, r"shape \(1, 1, 1, 5\)"),
         (np.float64(1.0), 16_000, None, r"shape \(\)"),
-        (np.zeros((16_000, 2)), 16_000, None, "16000 channels of 2 samples; channels come first: transpose it"),
+        (np.zeros((16_000, 2)), 16_000, None, "16000 channels of 2 samples; channels come first; transpose"),
         (np.zeros(5, dtype=complex), 16_000, None, "type complex128: expected floating point"),
         (np.zeros(5, dtype=np.int64), 16_000, None, "type int64: expected floating point .*, int16 or int32"),
         (np.array([[0, np.nan, 0]]), 16_000, None, r"signal\[0, 1\] is nan: expected numbers; .*nan_to_num"),
@@ -479,7 +479,7 @@ def test_a_wrong_argument_says_what_was_expected(signal, rate, strength, says):
 
 
 def test_a_module_that_does_not_enhance_is_refused():
-    with pytest.raises(ValueError, match="Linear is no model of ours"):
+    with pytest.raises(ValueError, match="Linear is not a clearstate model"):
         Enhancer(torch.nn.Linear(1, 1)).enhance(np.zeros(5), 16_000)
 
 

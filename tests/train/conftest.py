@@ -8,7 +8,7 @@ from tiny import TINY_PRESETS
 from clearstate.models import PRESETS
 
 
-@pytest.fixture(scope="package", autouse=True)
+@pytest.fixture(scope="module", autouse=True)  # a worker runs files of several folders in turn
 def tiny_presets() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name, preset in TINY_PRESETS.items():

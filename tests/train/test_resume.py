@@ -129,7 +129,7 @@ def test_a_run_folder_of_another_model_is_not_resumed(tmp_path):
     finished(tmp_path, "schedule.max_steps=2")
     with pytest.raises(RecipeError, match="run=FOLDER"):
         tiny_run(tmp_path, "model.name=other")
-    with pytest.raises(RecipeError, match="of the optimiser adamw, the recipe asks for muon"):
+    with pytest.raises(RecipeError, match="of the optimiser adamw, but the recipe has muon"):
         tiny_run(tmp_path, "optimiser.name=muon")
 
 
