@@ -9,7 +9,7 @@ from scipy.signal import lfilter
 
 from clearstate.models.semamba import SEMamba, SEMambaConfig
 from clearstate.runtime import open_model
-from clearstate.tasks.chain import Chain, Conditioned
+from clearstate.tasks.chain import Chain, Levelled
 from clearstate.tasks.enhance import Enhancer
 from clearstate.tasks.first_pass import PIECES, Survey, survey
 
@@ -85,11 +85,11 @@ def test_channels_have_overviews_of_their_own(model):
     x = restless(7.0, channels=2) * np.array([[1.0], [0.05]], dtype=np.float32)
     opened = open_model(model, "enhance")
     overviews = survey(opened, RATE, 2, [x], 4.0)
-    runner = Conditioned(opened, 2, overviews, live=False, warm_up=False)
+    runner = Levelled(opened, 2, overviews, live=False, warm_up=False)
     both = np.concatenate([runner.push(x), runner.finish()], axis=2)[1]
     for channel, y in zip(x, both, strict=True):
         own = survey(opened, RATE, 1, [channel[None]], 4.0)
-        alone = Conditioned(opened, 1, own, live=False, warm_up=False)
+        alone = Levelled(opened, 1, own, live=False, warm_up=False)
         expected = np.concatenate([alone.push(channel[None]), alone.finish()], axis=2)[1, 0]
         np.testing.assert_allclose(y, expected, atol=1e-6)
 

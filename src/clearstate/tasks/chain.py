@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clearstate.audio.conditioning import Conditioner
 from clearstate.audio.contrast import ContrastStretcher
+from clearstate.audio.offset import Offset
 from clearstate.audio.rates import whole_rate
 from clearstate.audio.resample import Resampler
 from clearstate.runtime.contract import EnhancementModel
@@ -75,7 +75,7 @@ class Chain:
         self.channels = channels
         model_rate = model.sample_rate
         self.piece = max(1, int(PIECE_SECONDS * sample_rate))
-        self.runner = Conditioned(model, channels, overviews, live, warm_up and model.causal)
+        self.runner = Levelled(model, channels, overviews, live, warm_up and model.causal)
         grid = self.runner.grid
         self.contrast = ContrastStretcher(channels, model_rate, grid) if pcs else None
         self.link = Link(channels, in_step(grid, int(LINK_SECONDS * model_rate))) if channels > 1 else None
@@ -130,7 +130,7 @@ class Chain:
     def _push(self, x: Array) -> Array:
         self._received += x.shape[1]
         self._dry = np.concatenate([self._dry, x], axis=1)  # a copy, because the caller may reuse the array
-        clipped = np.clip(x, -LOUDEST, LOUDEST)
+        clipped = np.minimum(np.maximum(x, -LOUDEST), LOUDEST)  # a third of the time of np.clip on a short chunk
         return self._mix(self._pairs(self._run(self.down.push(clipped) if self.down else clipped)))
 
     def _run(self, x: Array) -> Array:
@@ -218,70 +218,67 @@ def check_channels_mode(mode: str) -> None:
         raise ValueError(f"channels {mode!r}: expected {' or '.join(map(repr, CHANNELS_MODES))}")
 
 
-class Conditioned:
-    """An enhancement model with conditioned input (`audio/conditioning.py`). It turns samples into pairs.
+class Levelled:
+    """An enhancement model whose input has no constant offset (`audio/offset.py`): samples in, pairs out.
 
     Args:
         live: chunks are short and arrive one by one.
-        warm_up: first process the opening WARM_UP_SECONDS (or all of a shorter signal) to initialise the state.
+        warm_up: process the first WARM_UP_SECONDS, or all of a shorter signal, once before they count: the state that
+            this leaves is the one the signal begins with.
 
     Attributes:
         delay, grid: see `blocks.Runner`.
-        warm_up: number of samples for the initialisation; 0 without warm-up.
+        warm_up: samples that wait until the model has processed all of them once.
     """
 
     def __init__(
         self, model: EnhancementModel, channels: int, overviews: list[Any] | None, live: bool, warm_up: bool
     ) -> None:
-        self.channels, self.causal = channels, model.causal
-        # The runner also carries the fill, so that the fill and the model's output stay aligned.
+        self.causal = model.causal
         if model.causal:
             advance = model.open_stream(channels, live)
-            hop, rows = model.hop, 2 * channels
-            self.runner: Runner = Stream(lambda x: advance(x[:channels]), rows, channels, hop, model.latency)
-            self.conditioner = Conditioner(channels, hop, model.sample_rate)
+            self.runner: Runner = Stream(advance, channels, channels, model.hop, model.latency)
+            self.offset = Offset(channels, model.hop, model.sample_rate)
         else:
             known = overviews or [None] * channels
 
             def run(x: Array, position: int) -> Array:
-                # Channel by channel: a batch is no faster on a CPU and needs more memory.
-                return np.stack([model.run(row, overview) for row, overview in zip(x[:channels], known, strict=True)])
+                # Channel by channel: a batch would be no faster on a CPU, and need the memory of all at once.
+                return np.stack([model.run(row, overview) for row, overview in zip(x, known, strict=True)])
 
-            self.runner = Overlapping(run, 2 * channels, channels, layout_at(model.sample_rate))
-            self.conditioner = conditioner_for(model, channels)
+            self.runner = Overlapping(run, channels, channels, layout_at(model.sample_rate))
+            self.offset = offset_for(model, channels)
         self.delay, self.grid = self.runner.delay, self.runner.grid
         self.warm_up = int(WARM_UP_SECONDS * model.sample_rate) // self.grid * self.grid if warm_up else 0
         self._cold = self.warm_up > 0
-        self._held = np.zeros((channels, 0), dtype=np.float32)  # waits for enough samples to warm up
+        self._held = np.zeros((channels, 0), dtype=np.float32)  # until there is enough to warm up
 
     def push(self, x: Array) -> Array:
-        """Process the next samples: (channels, n) to pairs (2, channels, m)."""
+        """The next samples (channels, n) -> pairs (2, channels, m)."""
         x = x.astype(np.float32, copy=False)
         if self._cold:
             self._held = np.concatenate([self._held, x], axis=1)
             if self._held.shape[1] < self.warm_up:
-                return np.zeros((2, self.channels, 0), dtype=np.float32)
+                return np.zeros((2, len(x), 0), dtype=np.float32)
             x = self._begin()
         return self._through(x)
 
     def finish(self) -> Array:
-        """Return the remaining pairs, as if silence followed."""
+        """The rest, as if silence followed."""
         x = self._begin() if self._cold else self._held
-        rest = self._through(x, last=True)
-        return np.concatenate([rest, self._pair(*self.runner.finish())], axis=2)
+        return np.concatenate([self._through(x, last=True), np.stack(self.runner.finish())], axis=2)
 
     def _begin(self) -> Array:
-        """Initialise the state with the waiting samples, and return them."""
+        """What waited, after the model has processed its whole hops for the sake of the state alone."""
         held, self._held, self._cold = self._held, self._held[:, :0], False
         self._through(held[:, : min(self.warm_up, held.shape[1] // self.grid * self.grid)])
         return held
 
     def _through(self, x: Array, last: bool = False) -> Array:
-        return self._pair(*self.runner.push(np.concatenate(self.conditioner.push(x, last))))
-
-    def _pair(self, both: Array, enhanced: Array) -> Array:
-        x, fill = both[: self.channels], both[self.channels :]
-        return np.stack([self.conditioner.without_fill(x, fill, enhanced), enhanced])
+        noisy, enhanced = self.runner.push(self.offset.push(x, last))
+        pair = np.empty((2, *noisy.shape), dtype=np.float32)
+        pair[0], pair[1] = noisy, enhanced
+        return pair
 
 
 def layout_at(rate: int) -> Layout:
@@ -291,9 +288,9 @@ def layout_at(rate: int) -> Layout:
     return Layout(length, overlap, fade, grid)
 
 
-def conditioner_for(model: EnhancementModel, channels: int) -> Conditioner:
-    """The conditioner for a model that works in blocks."""
-    return Conditioner(channels, max(1, model.sample_rate // 80), model.sample_rate)
+def offset_for(model: EnhancementModel, channels: int) -> Offset:
+    """What removes the offset from the input of a model that works in blocks."""
+    return Offset(channels, max(1, model.sample_rate // 80), model.sample_rate)
 
 
 def check_settings(channels: int, strength: float | None) -> None:

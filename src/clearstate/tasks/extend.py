@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 
 from clearstate.audio import tags
 from clearstate.audio.bandwidth import HOP, N_FFT, power_spectrum, upper_edge
-from clearstate.audio.conditioning import Offset
 from clearstate.audio.io import BrokenOffError, check_target, open_reader, open_writer, until_broken
+from clearstate.audio.offset import Offset
 from clearstate.audio.rates import whole_rate
 from clearstate.audio.streams import STDIO, is_stream
 from clearstate.runtime import open_model
@@ -346,7 +346,7 @@ class Added(Overlapping):
         def progress(done: int, steps: int) -> None:
             self.within(share + done / steps / self.channels)
 
-        narrow = Offset(1, MODEL_RATE // 80, MODEL_RATE).push(x[None].astype(np.float32))[0]
+        narrow = Offset(1, MODEL_RATE // 80, MODEL_RATE).push(x[None].astype(np.float32), last=True)[0]
         change = (self.model.run(narrow, self.reach, position, progress) - narrow).astype(np.float64)
         size = next_fast_len(len(x) + TAPS - 1)
         filtered = np.fft.irfft(np.fft.rfft(change, size) * np.fft.rfft(self.high, size), size)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from clearstate.audio.resample import Resampler
 from clearstate.runtime.contract import EnhancementModel
-from clearstate.tasks.chain import conditioner_for
+from clearstate.tasks.chain import offset_for
 
 Array = NDArray[Any]
 
@@ -85,11 +85,11 @@ def survey(
     rate = model.sample_rate
     found = Survey(channels, int(PIECE_SECONDS * rate))
     down = Resampler(sample_rate, rate, channels, fold=True) if sample_rate != rate else None
-    conditioner = conditioner_for(model, channels)
+    offset = offset_for(model, channels)
     for block in blocks:
-        found.push(conditioner.push(down.push(block) if down else block.astype(np.float32, copy=False)).heard)
+        found.push(offset.push(down.push(block) if down else block.astype(np.float32, copy=False)))
     rest = down.flush() if down else np.zeros((channels, 0), dtype=np.float32)
-    found.push(conditioner.push(rest, last=True).heard)
+    found.push(offset.push(rest, last=True))
     if found.samples <= enough * rate:
         return None
     pieces, gain = found.pieces(), found.gain()

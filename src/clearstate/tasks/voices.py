@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clearstate.audio.conditioning import Offset
 from clearstate.audio.mono import MEAN, Mix
+from clearstate.audio.offset import Offset
 from clearstate.audio.rates import whole_rate
 from clearstate.audio.resample import Resampler
 from clearstate.runtime.contract import SeparationModel
@@ -149,7 +149,7 @@ def runner_for(model: SeparationModel, channels: int, mix: Mix) -> Runner:
         return Stream(step, channels, model.speakers, model.hop, model.latency, np.float64)
 
     def run(X: Array, position: int) -> Array:
-        level = Offset(1, max(1, rate // 80), rate).push(mix(X)[None].astype(np.float32))
+        level = Offset(1, max(1, rate // 80), rate).push(mix(X)[None].astype(np.float32), last=True)
         return model.run(level[0]).astype(np.float64)
 
     length, overlap, fade = (round(s * rate) for s in (BLOCK_SECONDS, OVERLAP_SECONDS, FADE_SECONDS))
