@@ -79,6 +79,14 @@ def test_a_file_that_lacks_nothing_is_told_and_kept(weights):
     np.testing.assert_allclose(soundfile.read("whole.wide.wav")[0], x[:, 0], atol=2**-15)
 
 
+@pytest.mark.parametrize("rate", [16_000, 44_100, 48_000])
+def test_silence_is_said_to_be_silent(weights, rate):
+    soundfile.write("quiet.wav", np.zeros(rate), rate)
+    result = extend("quiet.wav", "--model", weights)
+    assert result.returncode == 0 and "it is silent: nothing was added" in result.stderr
+    assert not soundfile.read("quiet.wide.wav")[0].any()
+
+
 def test_a_file_that_fails_leaves_the_others_done(weights):
     write("a.wav")
     Path("bad.wav").write_text("not audio")

@@ -108,10 +108,7 @@ def open_worker(
             make_room(job.target)
         done = extender.extend_file(job.source, job.target, to=to, track=track, overwrite=overwrite, progress=progress)
         reach = f"up to {done.bandwidth_hz / 1000:.3g} kHz"
-        silent = (
-            done.bandwidth_hz > 1.1 * done.from_rate / 2
-        )  # silence has no upper edge, so it measures as half the model's rate
-        why_not = "it is silent" if silent else f"it holds {reach}"
+        why_not = "it is silent" if done.silent else f"it holds {reach}"
         return {
             "seconds": done.seconds, "from_rate": done.from_rate, "sample_rate": done.sample_rate,
             "channels": done.channels, "bandwidth_hz": done.bandwidth_hz, "extended": done.extended,

@@ -64,6 +64,7 @@ class Extension:
     bandwidth_hz: float  # measured bandwidth of the input
     extended: bool  # False: nothing was missing; only the rate has changed
     elapsed: float  # seconds of work
+    silent: bool = False  # the input is digital silence
 
     @property
     def speed(self) -> float:
@@ -164,7 +165,7 @@ class Extender:
             )  # 8-bit quantisation noise would mask the added band
             like = replace(like, metadata=tags.of(info).at_rate(info.sample_rate, to))
             with open_writer(out_path, like, overwrite=overwrite) as sink:
-                done = 0
+                done, silent = 0, True
 
                 def within(share: float) -> None:  # of the current block
                     if progress:
@@ -172,6 +173,7 @@ class Extender:
 
                 for y in self.stream(blocks, info.sample_rate, info.channels, to, reach, within):
                     sink.write(y)
+                    silent = silent and not y.any()
                     done += y.shape[1]
                     if progress:
                         progress(done / to, info.seconds or 0.0)
@@ -179,7 +181,7 @@ class Extender:
             raise broken[0].saved(out_path)
         return Extension(
             os.fspath(in_path), os.fspath(out_path), done / to, info.sample_rate, to, info.channels, round(reach, 0),
-            not is_whole(reach, to), time.perf_counter() - started,
+            not is_whole(reach, to), time.perf_counter() - started, silent,
         )  # fmt: skip
 
     def stream(
