@@ -308,7 +308,8 @@ def _samples(frame: Any) -> Block:
     raw = frame.to_ndarray()  # planar (channels, n); packed (1, n channels)
     x = raw if frame.format.is_planar else raw.reshape(-1, frame.layout.nb_channels).T
     if x.dtype.kind == "f":
-        return x.astype(np.float64)
+        with np.errstate(invalid="ignore"):  # a damaged float may be a signalling NaN; `checked` refuses it
+            return x.astype(np.float64)
     if x.dtype == np.uint8:
         return (x.astype(np.float64) - 128) / 128
     return x / 2.0 ** (8 * x.dtype.itemsize - 1)
