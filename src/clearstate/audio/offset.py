@@ -57,13 +57,12 @@ class Offset:
     def _hops(self, x: Array) -> Array:
         """Whole hops (channels, k, hop)."""
         wide = x.astype(np.float64)
-        means = (np.add.reduce(wide, 2) / self.hop).tolist()
-        powers = (np.add.reduce(wide * wide, 2) / self.hop).tolist()
+        sums, energies = np.add.reduce(wide, 2).tolist(), np.add.reduce(wide * wide, 2).tolist()
         edges: dict[tuple[int, int], tuple[float, float]] = {}  # the offset at the start and the end of a hop, if any
         flat = []
         for c in range(len(x)):
-            for k, (mean, power) in enumerate(zip(means[c], powers[c], strict=True)):
-                before = self._now[c]
+            for k, (total, energy) in enumerate(zip(sums[c], energies[c], strict=True)):
+                before, mean, power = self._now[c], total / self.hop, energy / self.hop
                 if power - mean * mean <= FLAT * power and (x[c, k] == x[c, k, 0]).all():
                     hops, _, _, running = self._means[c]
                     self._means[c], self._now[c] = (hops, mean, mean, running), mean
@@ -73,7 +72,7 @@ class Offset:
                 self._now[c] = now = self._follow(c, mean, power)
                 if now or before:
                     edges[c, k] = now if begins else before, now
-        if not edges and not any(means[c][k] for c, k in flat):
+        if not edges and not any(sums[c][k] for c, k in flat):
             return x
         x = x.copy()
         for at, (before, now) in edges.items():

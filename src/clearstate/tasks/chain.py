@@ -29,7 +29,7 @@ from clearstate.tasks.stereo import HighGain, Link, in_step
 Array = NDArray[Any]
 
 WARM_UP_SECONDS = 1.5  # of a recording, to initialise a causal model's state; 0.5 to 2 were tried, docs/LOG.md
-PIECE_SECONDS = 2.0  # longest input of a causal model per call, to bound the memory
+PIECE_SECONDS = 4.0  # longest input of a causal model per call, to bound the memory
 BLOCK_SECONDS = 8.0  # block length of a non-causal model (150 MB per second for the largest)
 OVERLAP_SECONDS = 2.0  # of neighbouring blocks
 FADE_SECONDS = 0.5  # cross-fade in the middle of the overlap; the rest is context
