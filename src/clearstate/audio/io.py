@@ -75,15 +75,25 @@ class AudioInfo:
 
 
 class Reader(Protocol):
+    """An open file: what it says about itself, and its samples."""
+
     info: AudioInfo
 
-    def blocks(self) -> Iterator[Block]: ...
+    def blocks(self) -> Iterator[Block]:
+        """The samples, block by block, to the end."""
+        ...
+
     def __enter__(self) -> "Reader": ...
     def __exit__(self, *error: Any) -> None: ...
 
 
 class Writer(Protocol):
-    def write(self, block: Block) -> None: ...
+    """A file that is being written. It appears under its name when the `with` block ends without an error."""
+
+    def write(self, block: Block) -> None:
+        """Append samples (channels, n)."""
+        ...
+
     def __enter__(self) -> "Writer": ...
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None: ...
 
@@ -293,6 +303,7 @@ class FileReader:
         raise BrokenOffError(self.info.name, Shortfall(at, of, reason))
 
     def close(self) -> None:
+        """Close all parts."""
         for file in self._files:
             file.close()
 

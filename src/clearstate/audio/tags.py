@@ -339,6 +339,7 @@ class Sink(io.RawIOBase):
         self._try(lambda: (file.seek(at), file.write(front), file.seek(0)))
 
     def seek(self, position: int, whence: int = io.SEEK_SET) -> int:
+        """Move to a position behind the front."""
         if whence == io.SEEK_END:
             end = self._file.seek(0, io.SEEK_END)
             position += max(min(end, self._at), end - self._front)
@@ -348,12 +349,15 @@ class Sink(io.RawIOBase):
         return position
 
     def tell(self) -> int:
+        """The position behind the front."""
         return self._position
 
     def readinto(self, buffer: Any) -> int:
+        """Refuse: the sink is only written."""
         raise io.UnsupportedOperation("a sink is written only")
 
     def write(self, data: Any) -> int:
+        """Write at the position, around what was there before."""
         data = memoryview(data)
         parts = [data]
         if self._position < self._at:

@@ -219,6 +219,7 @@ class StoredReader:
         self.info = self._reader.info = replace(self._reader.info, name=label, metadata=metadata)
 
     def blocks(self) -> Iterator[Block]:
+        """The samples, block by block, to the end."""
         return self._reader.blocks()
 
     def __enter__(self) -> "StoredReader":

@@ -46,6 +46,7 @@ class Outcome:
         return self.report.get("seconds", 0.0) / self.wall if self.wall else 0.0
 
     def line(self) -> str:
+        """The line that the terminal shows."""
         if self.error:
             return f"{self.name}: failed: {self.error}"
         length = clock(self.report.get("seconds", 0.0))
@@ -54,6 +55,7 @@ class Outcome:
         return done + (f"; {self.report['note']}" if "note" in self.report else "")
 
     def as_json(self) -> dict[str, Any]:
+        """The entry of the JSON report."""
         known = {"input": self.source, "output": None if self.error else self.target, "ok": self.error is None}
         if self.error:
             return known | {"error": self.error}
@@ -115,6 +117,7 @@ class Display:
         self.bar.stop()
 
     def advance(self, source: str, done: float, total: float) -> None:
+        """Show how far a file is, in seconds of audio."""
         self.running[source] = done
         seconds = self.finished_seconds + sum(self.running.values())
         names = " ".join(shown(os.path.basename(name)) for name in self.running)
@@ -127,6 +130,7 @@ class Display:
         self.bar.update(self.task, completed=seconds, description=f"{count}{names}"[:40], speed=speed)
 
     def finish(self, outcome: Outcome, expected: float) -> None:
+        """Print the line of a finished file."""
         self.running.pop(outcome.source, None)
         self.finished_files += 1
         self.finished_seconds += expected

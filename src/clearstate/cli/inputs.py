@@ -28,6 +28,8 @@ class Job:
 
 @dataclass
 class Plan:
+    """What to do, and which inputs cannot be done."""
+
     jobs: list[Job] = field(default_factory=list)
     failures: list[tuple[str, str]] = field(default_factory=list)  # (input, reason)
 

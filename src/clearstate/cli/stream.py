@@ -73,7 +73,6 @@ def pump(stream: "Stream", source: BinaryIO, sink: BinaryIO, channels: int, samp
     Raises:
         ValueError: if the input ends inside a sample.
     """
-
     width = channels * (2 if sample_format is Format.s16le else 4)  # bytes of one sample of all channels
     held = b""
     while fresh := source.read1(1 << 16):  # type: ignore[attr-defined]  # a buffered pipe has it

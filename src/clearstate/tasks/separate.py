@@ -54,6 +54,7 @@ class Speaker:
 
     @property
     def active_seconds(self) -> float:
+        """Seconds in which the speaker is active."""
         return sum(end - start for start, end in self.segments)
 
 

@@ -35,6 +35,7 @@ class Link:
         self._tail = np.zeros((channels, hop), dtype=np.float32)  # the second half of the last frame
 
     def push(self, pair: Array) -> Array:
+        """The next pair (2, channels, n); returns what it determines, `delay` samples late."""
         held = np.concatenate([self._held, pair], axis=2)
         count = held.shape[2] // self.hop - 1  # frames
         self._held = held[:, :, count * self.hop :].copy()
@@ -52,6 +53,7 @@ class Link:
         return np.stack([held[0, :, : count * self.hop], first.reshape(-1, count * self.hop)])
 
     def finish(self) -> Array:
+        """The rest, as if silence followed."""
         return self.push(np.zeros((*self._held.shape[:2], 2 * self.hop - 1), dtype=np.float32))
 
 

@@ -79,6 +79,7 @@ class Stream:
 
     @property
     def latency_seconds(self) -> float:
+        """The delay in seconds."""
         return self.latency_samples / self.sample_rate
 
     def process(self, chunk: Any) -> NDArray[np.float32]:

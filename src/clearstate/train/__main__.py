@@ -1,3 +1,5 @@
+"""`python -m clearstate.train RECIPE [key=value ...]`."""
+
 import sys
 
 from clearstate.train.command import main

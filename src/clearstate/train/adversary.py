@@ -42,10 +42,12 @@ class Adversary:
         return self.judge(theirs, ours)
 
     def magnitude(self, x: Tensor) -> Tensor:
+        """Compressed magnitude of signals (b, n), as (b, t, f)."""
         loss = self.recipe.loss
         return self.compressed(losses.spectrum(x, loss.n_fft, loss.hop))
 
     def compressed(self, spec: Tensor) -> Tensor:
+        """Compressed magnitude of spectra."""
         return losses.compress(spec, self.recipe.loss.exponent).magnitude
 
     def learn(self, clean: Tensor, candidate: Tensor, target: Tensor, rate: float) -> None:
@@ -72,8 +74,10 @@ class Adversary:
             self.plain.requires_grad_(True)
 
     def state_dict(self) -> dict[str, Any]:
+        """Weights and optimiser, for a checkpoint."""
         return {"model": self.plain.state_dict(), "optimiser": self.optimiser.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
         self.plain.load_state_dict(state["model"])
         self.optimiser.load_state_dict(state["optimiser"])

@@ -46,6 +46,7 @@ class Positions(Sampler[list[Key]]):
             position += self.batch * self.world
 
     def key(self, position: int) -> Key:
+        """The epoch and item at a position of the run."""
         epoch, place = divmod(position, self.items)
         return epoch, int(permutation(self.items, self.seed, epoch)[place])
 

@@ -27,6 +27,7 @@ class LearnableSigmoid(nn.Module):
         self.slope = nn.Parameter(torch.ones(1))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Apply the activation."""
         return self.beta * torch.sigmoid(self.slope * x)
 
 
@@ -50,6 +51,7 @@ class MetricDiscriminator(nn.Module):
         )
 
     def forward(self, clean: Tensor, candidate: Tensor) -> Tensor:
+        """The predicted score of a candidate beside the clean spectrum, (b,)."""
         if min(clean.shape[1:]) < MIN_FRAMES:
             raise ValueError(
                 f"the discriminator got {clean.shape[1]} frames of {clean.shape[2]} bins, it needs {MIN_FRAMES} of "

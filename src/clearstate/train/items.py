@@ -76,12 +76,14 @@ class Drawn:
         return len(self.dataset)
 
     def example(self, epoch: int, item: int) -> dict[str, Tensor]:
+        """One training item as tensors."""
         noisy, clean = self.pair(epoch * len(self.dataset) + item)
         if self.makeup is not None:
             clean = torch.from_numpy(stretch_contrast(clean.numpy(), self.makeup))
         return {"noisy": noisy, "clean": clean}
 
     def pair(self, i: int) -> tuple[Tensor, Tensor]:
+        """Input and target of item i, (n,) each."""
         return in_and_out(self.dataset[i])
 
 

@@ -151,6 +151,7 @@ class Run:
         return self.objective(estimate, clean, noisy, extra)
 
     def skip(self) -> None:
+        """Count a step that was not taken; give up after GIVE_UP_AFTER in a row."""
         at = self.session.at
         at.skipped += 1
         at.skipped_in_a_row += 1

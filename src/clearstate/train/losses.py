@@ -88,6 +88,8 @@ def log_error(estimate: Tensor, clean: Tensor, noisy: Tensor, ceiling: float = 3
 
 
 class Assigned(NamedTuple):
+    """The best assignment of estimates to targets."""
+
     loss: Tensor  # (b,) mean over the sources at the best assignment
     order: Tensor  # (b, sources): estimate order[i] belongs to target i
 
@@ -144,6 +146,8 @@ def waveform(spec: Tensor, n_fft: int, hop: int, samples: int) -> Tensor:
 
 
 class Compressed(NamedTuple):
+    """A compressed spectrum."""
+
     magnitude: Tensor  # (b, t, f): |S|^c
     spectrum: Tensor  # (b, t, f, 2): |S|^c exp(j arg S), real and imaginary part
 
@@ -382,6 +386,8 @@ def anti_wrap(x: Tensor) -> Tensor:
 
 
 class PhaseLosses(NamedTuple):
+    """The three phase terms."""
+
     instantaneous: Tensor  # (b,) each
     group_delay: Tensor
     frequency: Tensor

@@ -18,16 +18,23 @@ class Sampled(Protocol):
 class JudgesItself(Protocol):
     """A diffusion model. It trains only with its own loss, which returns (b,) per term."""
 
-    def training_loss(self, narrow: Tensor, wide: Tensor) -> dict[str, Tensor]: ...
+    def training_loss(self, narrow: Tensor, wide: Tensor) -> dict[str, Tensor]:
+        """The terms of the own loss, (b,) each."""
+        ...
 
 
 class Frames(Protocol):
     """The STFT of a model, with a Hann window; part of its configuration."""
 
     @property
-    def n_fft(self) -> int: ...  # samples
+    def n_fft(self) -> int:
+        """Samples per frame."""
+        ...
+
     @property
-    def hop(self) -> int: ...  # samples
+    def hop(self) -> int:
+        """Samples from one frame to the next."""
+        ...
 
 
 @runtime_checkable

@@ -13,6 +13,8 @@ from clearstate.train.recipe import LossRecipe, loss_weights
 
 
 class Judged(NamedTuple):
+    """The loss of a batch and its terms."""
+
     total: Tensor  # scalar: the mean over the items of the weighted sum
     terms: dict[str, Tensor]  # scalar of each term, unweighted, detached
 
@@ -47,11 +49,13 @@ class Objective:
         return Judged(total, {name: value.detach().mean() for name, value in items.items()})
 
     def separation_terms(self, estimates: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """The terms for models with several outputs, (b,) each."""
         mixture = targets.sum(1)[:, None, None]
         snr = partial(losses.negative_snr, ceiling=30.0, mixture=mixture)  # dB; above it the other voice is inaudible
         return {"snr_pit": losses.permutation_invariant(snr, estimates, targets).loss}
 
     def enhancement_terms(self, y: Tensor, s: Tensor, x: Tensor) -> dict[str, Tensor]:
+        """Terms of models with one output y, for target s and input x, (b,) each."""
         wanted, recipe = self.weights, self.recipe
         terms: dict[str, Tensor] = {}
         if {"magnitude", "complex", "phase", "log_magnitude"} & set(wanted):

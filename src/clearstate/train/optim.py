@@ -51,6 +51,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # the loop has no closures
+        """Take one step."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is None:
@@ -144,6 +145,7 @@ class Ema:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
+        """Move the averages towards the weights."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         ours: list[Tensor] = list(self.model.parameters())
         theirs: list[Tensor] = [p.detach() for p in model.parameters()]
@@ -153,8 +155,10 @@ class Ema:
         self.updates += 1
 
     def state_dict(self) -> dict[str, Any]:
+        """The averages, for a checkpoint."""
         return {"model": self.model.state_dict(), "updates": self.updates}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
         self.model.load_state_dict(state["model"])
         self.updates = state["updates"]

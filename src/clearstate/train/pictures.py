@@ -106,5 +106,6 @@ def new_figure(inches: tuple[float, float]) -> "Figure":
 
 
 def save(figure: "Figure", path: Path) -> None:
+    """Write a figure as PNG, complete or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=100))

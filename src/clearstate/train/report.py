@@ -72,6 +72,7 @@ class Report:
                     self._board.add_scalar(f"{kind}/{name}", value, step)
 
     def close(self) -> None:
+        """Close the log and the progress bar."""
         if self._bar is not None:
             self._bar.stop()
         if self._board is not None:

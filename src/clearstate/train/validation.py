@@ -24,6 +24,7 @@ class Validation:
         self.pool = ScorePool[dict[str, float]](self.plan.scorer, self.plan.recipe.valid.workers)
 
     def due(self) -> bool:
+        """Whether a validation is due now."""
         valid, at = self.plan.recipe.valid, self.session.at
         if not self.plan.chosen or at.step in (0, at.validated_step):
             return False
