@@ -22,7 +22,20 @@ from typing import Annotated
 import typer
 
 from clearstate import __version__
-from clearstate.cli import convert, doctor, enhance, extend, leaderboard, models, plot, score, separate, stream, train
+from clearstate.cli import (
+    convert,
+    doctor,
+    enhance,
+    export,
+    extend,
+    leaderboard,
+    models,
+    plot,
+    score,
+    separate,
+    stream,
+    train,
+)
 from clearstate.cli.signals import unwind_when_terminated
 from clearstate.cli.terminal import (
     CommandError,
@@ -45,6 +58,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "score": score.run,
     "leaderboard": leaderboard.run,
     "convert": convert.run,
+    "export": export.run,
     "models": models.run,
     "doctor": doctor.run,
 }

@@ -12,10 +12,13 @@ from clearstate.cli.inputs import Job, make_room, plan
 from clearstate.cli.terminal import UsageError, explain
 from clearstate.cli.verbs import (
     AsJson,
+    Backend,
     Inputs,
     Jobs,
     Overwrite,
+    Runtime,
     Track,
+    backend_for,
     check_model,
     check_pipes,
     close,
@@ -75,6 +78,7 @@ def run(
         ),
     ] = Channels.linked,
     track: Track = None,
+    backend: Runtime = Backend.auto,
     jobs: Jobs = 1,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
@@ -107,15 +111,18 @@ def run(
 
     if todo.jobs:
         check_model(model, "enhance", "--model")
+        seconds = lengths(todo.jobs)
+        runtime = backend_for(model, backend, todo.jobs, seconds)
         opener = functools.partial(
-            open_worker, model, strength, residual, pcs, warm_up, channels.value, overwrite, track
+            open_worker, model, runtime, strength, residual, pcs, warm_up, channels.value, overwrite, track
         )
-        outcomes += run_batch(todo.jobs, opener, processes=jobs, lengths=lengths(todo.jobs))
+        outcomes += run_batch(todo.jobs, opener, processes=jobs, lengths=seconds)
     close(outcomes, model, as_json)
 
 
 def open_worker(
     model: str,
+    backend: str,
     strength: float | None,
     residual: bool,
     pcs: bool,
@@ -128,8 +135,8 @@ def open_worker(
     import clearstate
 
     try:
-        enhancer = clearstate.load(model)
-    except (ValueError, OSError) as error:
+        enhancer = clearstate.load(model, backend)
+    except (ValueError, OSError, ImportError) as error:
         raise UsageError(f"--model {model}: {explain(error)}") from error
 
     def work(job: Job, progress: Progress) -> dict[str, Any]:

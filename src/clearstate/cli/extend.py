@@ -11,10 +11,13 @@ from clearstate.cli.inputs import Job, make_room, plan
 from clearstate.cli.terminal import UsageError, explain
 from clearstate.cli.verbs import (
     AsJson,
+    Backend,
     Inputs,
     Jobs,
     Overwrite,
+    Runtime,
     Track,
+    backend_for,
     check_model,
     check_pipes,
     close,
@@ -54,6 +57,7 @@ def run(
         typer.Option(min=0, help="Random seed of a diffusion model. Each seed gives another plausible result."),
     ] = None,
     track: Track = None,
+    backend: Runtime = Backend.auto,
     jobs: Jobs = 1,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
@@ -87,20 +91,28 @@ def run(
         check_model(name, "extend", "--model")
         _check_settings(name, to, steps, seed)
         tell_licence(name)
-        opener = functools.partial(open_worker, name, to, steps, seed, overwrite, track)
-        outcomes += run_batch(todo.jobs, opener, processes=jobs, lengths=lengths(todo.jobs))
+        seconds = lengths(todo.jobs)
+        runtime = backend_for(name, backend, todo.jobs, seconds)
+        opener = functools.partial(open_worker, name, runtime, to, steps, seed, overwrite, track)
+        outcomes += run_batch(todo.jobs, opener, processes=jobs, lengths=seconds)
     close(outcomes, name, as_json)
 
 
 def open_worker(
-    model: str, to: int, steps: int | None, seed: int | None, overwrite: bool, track: int | None = None
+    model: str,
+    backend: str,
+    to: int,
+    steps: int | None,
+    seed: int | None,
+    overwrite: bool,
+    track: int | None = None,
 ) -> Worker:
     """Load the model and return a worker that extends one file per call."""
     from clearstate.tasks.extend import load_extender
 
     try:
-        extender = load_extender(model, steps=steps, seed=seed)
-    except (ValueError, OSError) as error:
+        extender = load_extender(model, steps=steps, seed=seed, backend=backend)
+    except (ValueError, OSError, ImportError) as error:
         raise UsageError(f"--model {model}: {explain(error)}") from error
 
     def work(job: Job, progress: Progress) -> dict[str, Any]:

@@ -12,7 +12,20 @@ from clearstate.audio.streams import STDIO, as_stdio, is_stream
 from clearstate.cli.batch import Outcome, Progress, Worker, run_batch
 from clearstate.cli.inputs import Job, Plan, gather, one_name, too_long
 from clearstate.cli.terminal import UsageError, explain, note
-from clearstate.cli.verbs import AsJson, Inputs, Jobs, Overwrite, Track, check_model, check_pipes, close, lengths
+from clearstate.cli.verbs import (
+    AsJson,
+    Backend,
+    Inputs,
+    Jobs,
+    Overwrite,
+    Runtime,
+    Track,
+    backend_for,
+    check_model,
+    check_pipes,
+    close,
+    lengths,
+)
 
 DEFAULT_MODEL = "separate-fast"  # as in tasks/separate.py, which imports NumPy: too slow for --help
 OURS = re.compile(r"\.speaker\d+$")  # the name of an output of an earlier run
@@ -35,6 +48,7 @@ def run(
         typer.Option("--enhance", "-e", metavar="MODEL", help="Remove noise first with this model, such as live."),
     ] = None,
     track: Track = None,
+    backend: Runtime = Backend.auto,
     jobs: Jobs = 1,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
@@ -64,18 +78,20 @@ def run(
     outcomes = [Outcome(source, None, error=why) for source, why in failures]
     check_pipes(todo, as_json=False)
     if todo:
-        opener = functools.partial(open_worker, model, enhance, overwrite, track)
-        outcomes += run_batch(todo, opener, processes=jobs, lengths=lengths(todo))
+        seconds = lengths(todo)
+        runtime = backend_for(model, backend, todo, seconds)
+        opener = functools.partial(open_worker, model, runtime, enhance, overwrite, track)
+        outcomes += run_batch(todo, opener, processes=jobs, lengths=seconds)
     close(outcomes, model, as_json)
 
 
-def open_worker(model: str, enhance: str | None, overwrite: bool, track: int | None = None) -> Worker:
+def open_worker(model: str, backend: str, enhance: str | None, overwrite: bool, track: int | None = None) -> Worker:
     """Load the models and return a worker that separates one file per call."""
     from clearstate.tasks.separate import load_separator
 
     try:
-        separator = load_separator(model, enhance)
-    except (ValueError, OSError) as error:
+        separator = load_separator(model, enhance, backend)
+    except (ValueError, OSError, ImportError) as error:
         raise UsageError(f"--model {model}: {explain(error)}") from error
 
     def work(job: Job, progress: Progress) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO
 import typer
 
 from clearstate.cli.terminal import UsageError, explain, note
-from clearstate.cli.verbs import check_stdin, check_stdout
+from clearstate.cli.verbs import Backend, Runtime, check_stdin, check_stdout
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,6 +38,7 @@ def run(
     apart: Annotated[
         bool, typer.Option("--apart", help="Enhance every channel separately instead of with one shared gain.")
     ] = False,
+    backend: Runtime = Backend.auto,
 ) -> None:
     """Remove noise from raw PCM audio in real time, from stdin to stdout.
 
@@ -56,9 +57,14 @@ def run(
 
     try:
         stream = clearstate.Stream(
-            model, rate, channels=channels, strength=strength, channels_mode="apart" if apart else "linked"
+            model,
+            rate,
+            channels=channels,
+            strength=strength,
+            channels_mode="apart" if apart else "linked",
+            backend=backend.value,
         )
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         raise UsageError(explain(error)) from error
     latency = f"{1000 * stream.latency_seconds:.1f} ms ({stream.latency_samples} samples)"
     note(f"clearstate: {model}, {rate} Hz, {channels} ch, {sample_format.value}; latency {latency}")

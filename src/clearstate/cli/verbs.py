@@ -3,6 +3,7 @@
 import json
 import sys
 from contextlib import suppress
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -25,6 +26,23 @@ Track = Annotated[
     int | None,
     typer.Option(
         "--track", min=1, metavar="N", help="Sound track of a video to read. Default: the video's default track."
+    ),
+]
+
+
+class Backend(str, Enum):
+    """What runs the model; see `runtime.choose`."""
+
+    auto = "auto"
+    onnx = "onnx"
+    torch = "torch"
+
+
+Runtime = Annotated[
+    Backend,
+    typer.Option(
+        "--backend",
+        help="What runs the model: ONNX Runtime, or PyTorch with compiled kernels. auto takes the faster one.",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print a JSON report to stdout.")]
@@ -63,8 +81,8 @@ def check_model(name: str, task: str, option: str) -> None:
     from clearstate.models import find
     from clearstate.runtime.contract import wrong_task
 
-    if Path(name).is_dir():
-        return  # the loader checks the folder
+    if Path(name).is_dir() or name.endswith(".onnx"):
+        return  # the loader checks it
     try:
         preset = find(name)
     except ValueError as error:
@@ -90,6 +108,14 @@ def lengths(jobs: list[Job]) -> dict[str, float]:
             if length < MOST_SECONDS:
                 seconds[job.source] = length
     return seconds
+
+
+def backend_for(model: str, wanted: Backend, jobs: list[Job], seconds: dict[str, float]) -> str:
+    """The backend for these files: PyTorch takes longer to load than it saves on a short job."""
+    from clearstate.runtime import choose_for
+
+    known = sum(seconds.values()) if len(seconds) == len(jobs) else None
+    return choose_for(model, wanted.value, known)
 
 
 def close(outcomes: list[Outcome], model: str, as_json: bool) -> None:

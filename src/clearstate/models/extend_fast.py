@@ -169,10 +169,11 @@ class ExtendFast(nn.Module):
         place = (k - end).clamp_min(0) % (2 * width)
         mirrored = place < width
         source = torch.where(mirrored, end - 1 - place, end - 2 * width + place)  # (b, f)
-        taken = spec.gather(2, source[:, None].expand(b, t, bins))
+        taken = torch.view_as_real(spec).gather(2, source[:, None, :, None].expand(b, t, bins, 2))
         sign = torch.where(mirrored, 1, -1)
+        taken = taken * torch.stack([torch.ones_like(sign), -sign], -1)[:, None]  # conjugate where mirrored
         turn = torch.arange(t, device=top.device)[:, None] * (k + sign * source)[:, None] % len(self.turns)  # (b, t, f)
-        taken = torch.where(mirrored[:, None], taken.conj(), taken) * self.turns[turn]
+        taken = torch.view_as_complex(taken) * torch.view_as_complex(torch.view_as_real(self.turns)[turn])
         power = taken.real.square() + taken.imag.square() + 1e-20
         size = self.config.white_bins
         smooth = F.avg_pool1d(power, 2 * size, size, size // 2, count_include_pad=False)  # (b, t, f / size)

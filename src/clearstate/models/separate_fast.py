@@ -108,9 +108,10 @@ class SeparateFast(nn.Module):
         for block in self.blocks:
             x = block(x)
         x = self.norm(x)
-        voices = self.masks(x) * spec[:, None]  # (b, s, t, f) complex
-        y = istft(voices.flatten(0, 1), self.window, config.hop, mixture.shape[-1])
-        return y.view(len(mixture), config.speakers, -1) * level[..., None]
+        alone = torch.view_as_complex(torch.view_as_real(spec)[:, None])  # (b, 1, t, f)
+        voices = torch.view_as_real(self.masks(x) * alone).flatten(0, 1)  # (b s, t, f, 2)
+        y = istft(torch.view_as_complex(voices), self.window, config.hop, mixture.shape[-1])
+        return y.view(mixture.shape[0], config.speakers, -1) * level[..., None]
 
     def to_bands(self, parts: Tensor) -> Tensor:
         """The bins of each band and half as many again on both sides: (b, t, f, 2) to (b, k, t, c).

@@ -49,13 +49,14 @@ class Enhancer:
 
     Args:
         model: a name, a folder, a PyTorch network of `clearstate.models`, or any `runtime.contract.EnhancementModel`.
+        backend: "auto", "onnx" or "torch"; see `runtime.choose`.
 
     >>> enhancer = Enhancer(model)  # doctest: +SKIP
     >>> clean = enhancer.enhance(noisy, 44_100)  # doctest: +SKIP
     """
 
-    def __init__(self, model: Any) -> None:
-        self.model = open_model(model, "enhance")
+    def __init__(self, model: Any, backend: str = "auto") -> None:
+        self.model = open_model(model, "enhance", backend=backend)
 
     def enhance(
         self,
@@ -181,13 +182,13 @@ def in_blocks(signal: NDArray[Any], length: int = 1 << 20) -> Iterator[NDArray[A
     return (signal[:, start : start + length] for start in range(0, signal.shape[1], length))
 
 
-def load(name_or_path: Path = "live") -> Enhancer:
+def load(name_or_path: Path = "live", backend: str = "auto") -> Enhancer:
     """Load a trained enhancement model by name (see `clearstate models`) or from a folder with weights.
 
     Raises:
         ValueError: for an unknown name (the message suggests the closest one).
     """
-    return Enhancer(name_or_path)
+    return Enhancer(name_or_path, backend)
 
 
 def enhance(
@@ -203,9 +204,10 @@ def enhance(
     track: int | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
+    backend: str = "auto",
 ) -> Report:
     """Enhance one file; see `Enhancer.enhance_file` for the arguments. For several files, `load` the model once."""
-    return load(model).enhance_file(
+    return load(model, backend).enhance_file(
         in_path, out_path, strength=strength, residual=residual, pcs=pcs, warm_up=warm_up, channels=channels,
         track=track,
         overwrite=overwrite, progress=progress,

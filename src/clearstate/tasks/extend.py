@@ -82,8 +82,10 @@ class Extender:
         ValueError: for a model of another task, or steps or a seed for a model that works in one step.
     """
 
-    def __init__(self, model: Any = DEFAULT_MODEL, *, steps: int | None = None, seed: int | None = None) -> None:
-        self.model = open_model(model, "extend", steps=steps, seed=seed)
+    def __init__(
+        self, model: Any = DEFAULT_MODEL, *, steps: int | None = None, seed: int | None = None, backend: str = "auto"
+    ) -> None:
+        self.model = open_model(model, "extend", backend=backend, steps=steps, seed=seed)
         if self.model.sample_rate != MODEL_RATE:
             raise ValueError(f"{self.model.name} works at {self.model.sample_rate} Hz: expected {MODEL_RATE} Hz")
 
@@ -229,19 +231,22 @@ def extend(
     track: int | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
+    backend: str = "auto",
 ) -> Extension:
     """Extend the bandwidth of one file. `Extender.extend_file` explains the arguments."""
-    extender = load_extender(model, steps=steps, seed=seed)
+    extender = load_extender(model, steps=steps, seed=seed, backend=backend)
     return extender.extend_file(in_path, out_path, to=to, track=track, overwrite=overwrite, progress=progress)
 
 
-def load_extender(model: AnyPath = DEFAULT_MODEL, *, steps: int | None = None, seed: int | None = None) -> Extender:
+def load_extender(
+    model: AnyPath = DEFAULT_MODEL, *, steps: int | None = None, seed: int | None = None, backend: str = "auto"
+) -> Extender:
     """Load a trained extension model by name or from a folder with weights.
 
     Raises:
         ValueError: for an unknown name, a model of another task, or a model without weights.
     """
-    return Extender(model, steps=steps, seed=seed)
+    return Extender(model, steps=steps, seed=seed, backend=backend)
 
 
 # -------------------------------------------------------------------------------------------------------------- rates

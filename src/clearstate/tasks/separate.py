@@ -83,10 +83,11 @@ class Separator:
     Args:
         model: a name, a folder, a PyTorch network of `clearstate.models`, or any `runtime.contract.SeparationModel`.
         enhancer: removes noise first; the sum of the outputs is then the enhanced signal.
+        backend: "auto", "onnx" or "torch"; see `runtime.choose`.
     """
 
-    def __init__(self, model: Any = DEFAULT_MODEL, enhancer: Enhancer | None = None) -> None:
-        self.model, self.enhancer = open_model(model, "separate"), enhancer
+    def __init__(self, model: Any = DEFAULT_MODEL, enhancer: Enhancer | None = None, backend: str = "auto") -> None:
+        self.model, self.enhancer = open_model(model, "separate", backend=backend), enhancer
 
     def separate(self, signal: Signal, sample_rate: int) -> Signal:
         """Separate a signal in memory.
@@ -197,6 +198,7 @@ def separate(
     track: int | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
+    backend: str = "auto",
 ) -> Separation:
     """Separate the speakers of one file into `out_dir`. `Separator.separate_file` explains the other arguments.
 
@@ -204,17 +206,17 @@ def separate(
         model: a name (see `clearstate models`) or a folder with weights.
         enhance: an enhancement model that removes noise first, such as "live"; None keeps the noise.
     """
-    separator = load_separator(model, enhance)
+    separator = load_separator(model, enhance, backend)
     return separator.separate_file(in_path, out_dir, track=track, overwrite=overwrite, progress=progress)
 
 
-def load_separator(model: AnyPath = DEFAULT_MODEL, enhance: AnyPath | None = None) -> Separator:
+def load_separator(model: AnyPath = DEFAULT_MODEL, enhance: AnyPath | None = None, backend: str = "auto") -> Separator:
     """Load a trained separator by name or from a folder with weights, for several files. See `separate`.
 
     Raises:
         ValueError: for an unknown name, or a model of another task.
     """
-    return Separator(model, Enhancer(enhance) if enhance is not None else None)
+    return Separator(model, Enhancer(enhance, backend) if enhance is not None else None, backend)
 
 
 def enhanced(enhancer: Enhancer, blocks: Iterable[Any], sample_rate: int, channels: int) -> Iterator[NDArray[Any]]:

@@ -33,6 +33,7 @@ class Stream:
             speakers of a call.
         on_bad: what to do with NaN or infinite samples: "silence" replaces and counts them, "raise" raises a
             ValueError.
+        backend: "auto", "onnx" or "torch"; see `runtime.choose`.
 
     Attributes:
         bad_samples: number of replaced samples since the stream was created.
@@ -56,8 +57,9 @@ class Stream:
         *,
         channels_mode: str = "linked",
         on_bad: str = "silence",
+        backend: str = "auto",
     ) -> None:
-        self.model = open_model(model_or_name, "enhance")
+        self.model = open_model(model_or_name, "enhance", backend=backend)
         if on_bad not in ("silence", "raise"):
             raise ValueError(f"on_bad {on_bad!r}: expected 'silence' or 'raise'")
         self.sample_rate, self.channels, self.strength = whole_rate(sample_rate), channels, strength

@@ -1,0 +1,151 @@
+"""Run exported models with ONNX Runtime: the tasks' contract without PyTorch. `models/export` says what a file holds.
+
+One thread: the models are small, and files and streams run side by side in processes and threads of their own.
+"""
+
+import json
+import os
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from clearstate.runtime.contract import Advance, Array, wrong_task
+
+PACKAGE = "clearstate"  # its folder of weights: models/weights.py
+
+
+class OnnxModel:
+    """The part of the wrapper that all tasks share.
+
+    Args:
+        path: of an .onnx file that `clearstate export` wrote.
+
+    Raises:
+        ValueError: for a file that ONNX Runtime cannot load, that is none of ours, or whose model has another task.
+        FileNotFoundError: if there is no such file.
+    """
+
+    task = ""
+    wants_overview = False
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = os.fspath(path)
+        try:
+            changed = os.stat(self.path).st_mtime_ns
+        except FileNotFoundError:
+            raise FileNotFoundError(f"{self.path} does not exist; make it with: clearstate export MODEL") from None
+        self.session, self.metadata = open_session(self.path, changed)
+        self.name = self.metadata["name"]
+        if self.metadata["task"] != self.task:
+            raise ValueError(wrong_task(self.name, self.metadata["task"], self.task))
+        self.sample_rate, self.hop = int(self.metadata["sample_rate"]), int(self.metadata["hop"])
+        self.latency, self.causal = int(self.metadata["latency"]), self.metadata["causal"] == "1"
+        self.states = {name: tuple(shape) for name, shape in json.loads(self.metadata["states"]).items()}
+
+    def stream_of(self, rows: int) -> Advance:
+        """A function that runs the next samples (rows, m hop) and keeps the state."""
+        run, wanted = self.session.run, ["output", *(name.replace("state_", "next_", 1) for name in self.states)]
+        feeds = {name: np.zeros((rows, *shape), np.float32) for name, shape in self.states.items()}
+        states = list(feeds)
+
+        def advance(x: Array) -> Array:
+            feeds["samples"] = np.ascontiguousarray(x, np.float32)
+            output, *after = run(wanted, feeds)
+            feeds.update(zip(states, after, strict=True))
+            return output
+
+        return advance
+
+    def whole(self, samples: Array, **more: Array) -> Array:
+        """One block (n,) through a model without a state."""
+        output: Array = self.session.run(["output"], {"samples": np.ascontiguousarray(samples[None]), **more})[0][0]
+        return output
+
+
+class OnnxEnhancer(OnnxModel):
+    """An enhancement model; see `contract.EnhancementModel`."""
+
+    task = "enhance"
+
+    def open_stream(self, rows: int, live: bool = False) -> Advance:
+        return self.stream_of(rows)
+
+    def overview(self, pieces: Array, gain: Array) -> Any:
+        raise NotImplementedError(f"{self.name} has no overview")
+
+    def run(self, noisy: Array, overview: Any = None) -> Array:
+        return self.whole(noisy)
+
+
+class OnnxSeparator(OnnxModel):
+    """A separation model; see `contract.SeparationModel`."""
+
+    task = "separate"
+
+    @property
+    def speakers(self) -> int:
+        return int(self.metadata["speakers"])
+
+    def open_stream(self) -> Advance:
+        advance = self.stream_of(1)
+        return lambda mixture: advance(mixture)[0]
+
+    def run(self, mixture: Array) -> Array:
+        return self.whole(mixture)
+
+
+class OnnxExtender(OnnxModel):
+    """An extension model; see `contract.ExtensionModel`."""
+
+    task = "extend"
+
+    def __init__(self, path: str | os.PathLike[str], *, steps: int | None = None, seed: int | None = None) -> None:
+        super().__init__(path)
+        given = [name for name, value in (("steps", steps), ("seed", seed)) if value is not None]
+        if given:
+            raise ValueError(f"{self.name} works in one step: {' and '.join(given)} do not apply to it")
+
+    def run(self, narrow: Array, bandwidth_hz: float, position: int, progress: Callable[[int, int], None]) -> Array:
+        return self.whole(narrow, bandwidth_hz=np.array([bandwidth_hz], np.float32))
+
+
+@lru_cache(maxsize=4)
+def open_session(path: str, changed: int) -> tuple[Any, dict[str, str]]:
+    """An ONNX Runtime session on a file, and the file's metadata.
+
+    Args:
+        changed: time stamp of the file, so that a new version is loaded again.
+    Raises:
+        ValueError: see `OnnxModel`.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3  # errors; they arrive as exceptions, too
+    try:
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise ValueError(_refusal(path, str(error), onnxruntime.__version__)) from error
+    metadata = dict(session.get_modelmeta().custom_metadata_map)
+    if not {"name", "task", "sample_rate", "hop", "latency", "causal", "states"} <= metadata.keys():
+        raise ValueError(f"{path} is an ONNX file, but none of clearstate's; make one with: clearstate export MODEL")
+    inputs = {x.name for x in session.get_inputs()}
+    expected = {"samples", *json.loads(metadata["states"])} | (
+        {"bandwidth_hz"} if metadata["task"] == "extend" else set()
+    )
+    if inputs != expected:
+        different = ", ".join(sorted(inputs ^ expected))
+        raise ValueError(
+            f"{path} does not have the inputs that its metadata name ({different}); export the model again"
+        )
+    return session, metadata
+
+
+def _refusal(path: str, error: str, version: str) -> str:
+    """Why ONNX Runtime did not load a file, in one line."""
+    if "IR version" in error or "opset" in error.lower():
+        return f"onnxruntime {version} is too old for {path}: pip install --upgrade onnxruntime"
+    return f"{path} is damaged, or no ONNX file ({error.splitlines()[0][:200]}); make it again with: clearstate export"
