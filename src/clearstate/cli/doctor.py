@@ -5,19 +5,21 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import typer
 
 from clearstate import __version__
 from clearstate.cli.terminal import explain
+from clearstate.installed import has_torch
 
 EXTRAS = {
-    "metrics": (("pesq", "pystoi", "scipy", "onnxruntime"), "scores: PESQ, STOI and others"),
+    "torch": (("torch", "numba", "safetensors"), "compiled kernels, all models: fastest for long files and streams"),
+    "metrics": (("pesq", "pystoi", "scipy", "yaml"), "scores: PESQ, STOI and others"),
     "demo": (("matplotlib",), "spectrogram pictures"),
     "av": (("av",), "m4a, video and other files that soundfile does not read"),
-    "train": (("lightning", "scipy", "matplotlib"), "training"),
-    "export": (("onnx", "onnxscript", "onnxruntime"), "ONNX export"),
+    "train": (("lightning", "scipy", "matplotlib", "pydantic", "yaml"), "training"),
+    "export": (("onnx", "onnxscript"), "ONNX export"),
 }
 SECONDS = 10.0  # length of the noise for the speed test
 
@@ -32,7 +34,7 @@ class Finding(NamedTuple):
 
 
 def run() -> None:
-    """Check the installation: libraries, scan kernels, audio formats, models and speed.
+    """Check the installation: libraries, what runs the models, audio formats, models and speed.
 
     The report gives a remedy for everything that is missing. The exit code is 1 if `enhance` cannot work properly;
     missing extras do not count.
@@ -42,7 +44,7 @@ def run() -> None:
     `clearstate doctor`
     """
     wrong = 0
-    for examine in (_python, _torch, _scan, _cache, _codecs, _extras, _models, _speed):
+    for examine in (_python, _onnx, _torch, _codecs, _extras, _models, _speed):
         for finding in _safely(examine):
             wrong += finding.state == "wrong"
             print(f"{finding.state:<7} {finding.what:<12} {finding.detail}", flush=True)
@@ -67,11 +69,29 @@ def _python() -> Iterator[Finding]:
     yield Finding("ok", "python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
 
 
+def _onnx() -> Iterator[Finding]:
+    import onnxruntime
+
+    from clearstate.runtime import BREAK_EVEN_SECONDS
+
+    yield Finding("ok", "onnxruntime", onnxruntime.__version__)
+    if has_torch():
+        rule = f"compiled kernels; ONNX Runtime for commands with less than {BREAK_EVEN_SECONDS:.0f} s of audio"
+    else:
+        rule = "ONNX Runtime, for the models that have an .onnx file"
+    yield Finding("ok", "backend", f"auto: {rule}")
+
+
 def _torch() -> Iterator[Finding]:
+    """PyTorch, where it is installed, and its compiled kernels."""
+    if not has_torch():
+        return
     import torch
 
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU (none is needed)"
     yield Finding("ok", "torch", f"{torch.__version__}, {torch.get_num_threads()} threads, {gpu}")
+    yield from _scan()
+    yield from _cache()
 
 
 def _scan() -> Iterator[Finding]:
@@ -135,41 +155,36 @@ def _extras() -> Iterator[Finding]:
 
 def _models() -> Iterator[Finding]:
     from clearstate.models import PRESETS
+    from clearstate.runtime import exported_file
 
     shipped = [name for name, preset in PRESETS.items() if preset.weights]
-    if "live" in shipped:
-        yield Finding(
-            "ok", "models", f"with weights: {' '.join(shipped)}; to be trained: {len(PRESETS) - len(shipped)}"
-        )
-    else:
+    usable = [name for name in shipped if has_torch() or exported_file(name)]
+    if "live" not in usable:
         remedy = "reinstall clearstate; in a checkout, fetch src/clearstate/weights"
-        yield Finding(
-            "wrong",
-            "models",
-            f"the weights of the default model 'live' are missing (found: {' '.join(shipped) or 'none'})",
-            remedy,
-        )
+        detail = f"the weights of the default model 'live' are missing (found: {' '.join(usable) or 'none'})"
+        yield Finding("wrong", "models", detail, remedy)
+        return
+    yield Finding("ok", "models", f"ready: {' '.join(usable)}; to be trained: {len(PRESETS) - len(shipped)}")
+    if lacking := [name for name in shipped if name not in usable]:
+        yield Finding("absent", "models", f"need PyTorch: {' '.join(lacking)}", "pip install 'clearstate[torch]'")
 
 
 def _speed() -> Iterator[Finding]:
-    """Real-time factor of the default model, best of three runs. Fresh weights are as fast as trained ones."""
+    """Real-time factor of the default model with each backend, best of three runs."""
     import numpy as np
-    import torch
 
-    from clearstate.models import build
+    import clearstate
 
-    model: Any = build("live").eval()
-    noise = torch.from_numpy(
-        np.random.default_rng(0).normal(0, 0.1, (1, int(SECONDS * model.sample_rate))).astype("f4")
-    )
-    times = []
-    with torch.inference_mode():
-        model(noise[:, : model.sample_rate])  # compiles the kernels on first use
+    noise = np.random.default_rng(0).normal(0, 0.1, int(SECONDS * 16_000)).astype("f4")
+    for backend in ("onnx", "torch") if has_torch() else ("onnx",):
+        enhancer = clearstate.load("live", backend)
+        enhancer.enhance(noise[:16_000], 16_000)  # compiles the kernels on first use
+        times = []
         for _ in range(3):
             started = time.perf_counter()
-            model(noise)
+            enhancer.enhance(noise, 16_000)
             times.append(time.perf_counter() - started)
-    rtf = min(times) / SECONDS
-    detail = f"'live' takes {rtf:.4f} s per second of audio, {1 / rtf:.0f} x real time"
-    remedy = "check the line 'scan' above; close other programs; set OMP_NUM_THREADS to the number of cores"
-    yield Finding("ok", "speed", detail) if rtf < 1 else Finding("wrong", "speed", detail, remedy)
+        rtf = min(times) / SECONDS
+        detail = f"'live' with {backend} takes {rtf:.4f} s per second of audio, {1 / rtf:.0f} x real time"
+        remedy = "close other programs; set OMP_NUM_THREADS to the number of cores"
+        yield Finding("ok", "speed", detail) if rtf < 1 else Finding("wrong", "speed", detail, remedy)

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from clearstate.cli.terminal import UsageError, note
+from clearstate.installed import need_torch
 
 
 def run(
@@ -26,6 +27,7 @@ def run(
 
     Exit codes: 0 the schedule is complete, 130 or 143 stopped by a signal; run the same command to resume.
     """
+    need_torch("clearstate train")
     from clearstate.train.command import run_recipe, write_preview
     from clearstate.train.recipe import RecipeError, load_recipe
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from clearstate.metrics.extras import need
 from clearstate.metrics.table import SCORES
 
 COLUMNS = ("pesq_wb", "csig", "cbak", "covl", "ssnr", "si_sdr", "si_sdri", "sdri", "lsd", "lsd_high", "stoi")
@@ -50,8 +51,7 @@ class Board:
 
 def published() -> dict[str, Board]:
     """The rows of `published.yaml`, by test set."""
-    import yaml
-
+    yaml: Any = need("yaml", "metrics", "the leaderboard")
     data = yaml.safe_load((Path(__file__).parent / "published.yaml").read_text(encoding="utf-8"))
     return {
         name: Board(name, board["title"], board["sort"], [_published_row(row) for row in board["rows"]])

@@ -6,6 +6,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from clearstate.installed import need_torch
 from clearstate.nearest import nearest
 
 if TYPE_CHECKING:
@@ -175,8 +176,10 @@ def build(name: str, **overrides: Any) -> "nn.Module":
         overrides: values of its config that differ from the preset's.
     Raises:
         ValueError: for an unknown name or config value; the nearest right one is suggested.
+        ImportError: without PyTorch.
     """
     preset = find(name)
+    need_torch(name)
     module, _, class_name = preset.model.partition(":")
     model_class = getattr(import_module(f"clearstate.models.{module}"), class_name)
     return model_class(_config(model_class, {**dict(preset.values), **overrides}))

@@ -11,6 +11,7 @@ from multiprocessing import parent_process
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from clearstate.installed import need_torch
 from clearstate.models.presets import PRESETS, build, find
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ def load_model(name_or_path: str = "live") -> "nn.Module":
     Raises:
         ValueError: for an unknown name, a preset without shipped weights, or weights that do not fit.
         FileNotFoundError: for a folder without weights.
+        ImportError: without PyTorch.
     """
     folder = Path(name_or_path)
     if name_or_path in PRESETS or not folder.is_dir():
@@ -37,6 +39,7 @@ def load_model(name_or_path: str = "live") -> "nn.Module":
             )
         folder = shipped
         tell_licence(name_or_path)
+    need_torch(name_or_path)
     return _load_folder(folder)
 
 

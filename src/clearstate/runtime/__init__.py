@@ -6,11 +6,10 @@ A model runs with ONNX Runtime (`onnx.py`, an exported file) or with PyTorch and
 
 import os
 import sys
-from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, overload
 
+from clearstate.installed import has_torch, need_torch
 from clearstate.runtime.contract import EnhancementModel, ExtensionModel, SeparationModel, wrong_task
 
 Task = Literal["enhance", "separate", "extend"]
@@ -19,7 +18,6 @@ Source = str | os.PathLike[str]
 
 BACKENDS = ("auto", "onnx", "torch")
 BREAK_EVEN_SECONDS = 60.0  # of audio: the compiled kernels save as much time as loading PyTorch takes; docs/LOG.md
-INSTALL_TORCH = "pip install 'clearstate[torch]'"
 
 
 @overload
@@ -86,8 +84,7 @@ def choose(name: str, exported: Path | None, backend: str = "auto") -> str:
         raise ValueError(f"{name} has no .onnx file; make one with: clearstate export {name}")
     if backend == "onnx" or (backend == "auto" and exported and not has_torch()):
         return "onnx"
-    if not has_torch():
-        raise ImportError(f"{name} needs PyTorch: {INSTALL_TORCH}")
+    need_torch(name)
     return "torch"
 
 
@@ -102,12 +99,6 @@ def choose_for(name: str, backend: str, seconds: float | None) -> str:
     if backend == "auto" and seconds is not None and seconds < BREAK_EVEN_SECONDS and "torch" not in sys.modules:
         return "onnx" if exported_file(name) else "auto"
     return backend
-
-
-@cache
-def has_torch() -> bool:
-    """Whether PyTorch and Numba, which compiles the kernels, are installed."""
-    return all(sys.modules.get(name, True) and find_spec(name) for name in ("torch", "numba"))
 
 
 def exported_file(name: str) -> Path | None:

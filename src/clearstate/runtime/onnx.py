@@ -51,6 +51,8 @@ class OnnxModel:
         states = list(feeds)
 
         def advance(x: Array) -> Array:
+            if x.ndim != 2 or len(x) != rows or x.shape[1] % self.hop:
+                raise ValueError(f"samples of shape {x.shape}: expected ({rows}, m {self.hop})")
             feeds["samples"] = np.ascontiguousarray(x, np.float32)
             output, *after = run(wanted, feeds)
             feeds.update(zip(states, after, strict=True))
