@@ -42,7 +42,7 @@ def test_the_hop_that_is_exported_is_a_step_of_the_network(config):
         for piece in x.split(config.hop, dim=1):
             wanted, state = net.step(piece, state)
             got, states = hop(piece, states)
-            torch.testing.assert_close(got, wanted, atol=1e-6, rtol=1e-4)
+            assert (got - wanted).abs().max() < 1e-4 * wanted.abs().max() + 1e-9
 
 
 def test_states_are_packed_and_unpacked_without_loss():

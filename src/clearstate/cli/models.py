@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
+from clearstate.installed import has_torch
+
 RECOMMENDED, WITH_WEIGHTS, UNTRAINED = GROUPS = (
     "recommended", "published, with our weights", "published, to be trained",
 )  # fmt: skip
@@ -42,6 +44,8 @@ def run(
     show(rows, cost)
     if hidden := len(PRESETS) - len(rows):
         print(f"{hidden} models without weights are hidden; --all lists them")
+    if not has_torch():
+        print("without PyTorch, only models with all columns filled can run: pip install 'clearstate[torch]'")
 
 
 def group_of(name: str) -> str:
@@ -75,10 +79,10 @@ def show(rows: Iterable[dict[str, Any]], cost: bool) -> None:
         table.add_row(
             row["name"],
             row["task"],
-            f"{row['parameters']:,}",
+            f"{row['parameters']:,}" if row["parameters"] else "–",
             *([f"{row['macs_per_second'] / 1e6:,.0f} M"] if cost else []),
-            f"{row['sample_rate'] / 1000:g} kHz",
-            "yes" if row["causal"] else "no",
+            f"{row['sample_rate'] / 1000:g} kHz" if row["sample_rate"] else "–",
+            {True: "yes", False: "no", None: "–"}[row["causal"]],
             f"{row['latency_ms']:g} ms" if row["causal"] else "–",
             "shipped" if row["weights"] else "to be trained",
             row["licence"],
@@ -90,28 +94,44 @@ def show(rows: Iterable[dict[str, Any]], cost: bool) -> None:
     console.print(table)
 
 
-def describe(name: str, *, cost: bool = False) -> dict[str, Any]:
-    """The entries of one preset in `clearstate models`. The latency is algorithmic, in milliseconds."""
+def figures(name: str, cost: bool) -> dict[str, Any]:
+    """Size, rate, latency and work of a preset, from the network itself; without PyTorch, from its .onnx file."""
     from clearstate.models import PRESETS, build
+    from clearstate.runtime import exported_file
 
-    preset = PRESETS[name]
-    model: Any = build(name, **preset.shipped_config)
-    counted: dict[str, Any] = {}
+    if not has_torch() and not cost and (file := exported_file(name)):
+        from clearstate.runtime.onnx import open_session
+
+        known = open_session(str(file), 0)[1]
+        rate, causal, counted = int(known["sample_rate"]), known["causal"] == "1", int(known["parameters"])
+        latency = 1000 * (int(known["latency"]) + int(known["hop"])) / rate if causal else None
+        return {"parameters": counted, "sample_rate": rate, "causal": causal, "latency_ms": latency}
+    if not has_torch() and not cost:
+        return {"parameters": None, "sample_rate": None, "causal": None, "latency_ms": None}
+    model: Any = build(name, **PRESETS[name].shipped_config)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    latency = 1000 * (model.latency + model.hop) / model.sample_rate if model.causal else None
+    found: dict[str, Any] = {
+        "parameters": parameters, "sample_rate": model.sample_rate, "causal": model.causal, "latency_ms": latency,
+    }  # fmt: skip
     if cost:
         from clearstate.metrics.cost import cost as count
 
-        found = count(model)
-        counted = {"macs_per_second": found.macs, "macs_by_kind": found.parts}
-    latency = 1000 * (model.latency + model.hop) / model.sample_rate if model.causal else None
+        work = count(model)
+        found |= {"macs_per_second": work.macs, "macs_by_kind": work.parts}
+    return found
+
+
+def describe(name: str, *, cost: bool = False) -> dict[str, Any]:
+    """The entries of one preset in `clearstate models`. The latency is algorithmic, in milliseconds."""
+    from clearstate.models import PRESETS
+
+    preset = PRESETS[name]
     return {
         "name": name,
         "group": group_of(name),
         "task": preset.task,
-        "parameters": sum(p.numel() for p in model.parameters()),
-        **counted,
-        "sample_rate": model.sample_rate,
-        "causal": model.causal,
-        "latency_ms": latency,
+        **figures(name, cost),
         "weights": preset.weights is not None,
         "licence": preset.licence,
         "summary": preset.summary,

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clearstate.models.parts.running_level import running_power
-from clearstate.models.parts.stft import analyse, compress, dual_window, expand, sqrt_hann, synthesise
+from clearstate.models.parts.stft import analyse, compress, dual_window, expand, phase, sqrt_hann, synthesise
 
 
 @dataclass(frozen=True)
@@ -393,8 +393,8 @@ class SAF(nn.Module):
     def polar_input(self, spec: Tensor) -> Tensor:
         """Compressed magnitude, and the phase as it is configured: (b, t, f, 1 ... 3)."""
         magnitude = spec.abs().clamp_min(1e-10) ** self.config.exponent
-        phase = spec.angle()
-        beside = {"angle": [phase / torch.pi], "cossin": [phase.cos(), phase.sin()], "none": []}[self.config.phase]
+        angle = phase(spec)
+        beside = {"angle": [angle / torch.pi], "cossin": [angle.cos(), angle.sin()], "none": []}[self.config.phase]
         return torch.stack([magnitude, *beside], dim=-1)
 
 

@@ -114,7 +114,7 @@ class SEMamba(nn.Module):
 
     def estimate(self, spec: Tensor, moments_of: MomentsOf = codec.own_moments) -> Estimate:
         """The network itself: noisy spectra (b, t, f) to what is to be done with them."""
-        x = torch.stack([spec.abs() ** self.config.exponent, spec.angle()], dim=-1)  # (b, t, f, 2)
+        x = torch.stack([spec.abs() ** self.config.exponent, phase(spec)], dim=-1)  # (b, t, f, 2)
         x = self.encoder(x, moments_of)  # (b, t, k, c)
         for block in self.blocks:
             x = block(x)

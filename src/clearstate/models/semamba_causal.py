@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from clearstate.models.parts.dense_codec import convolve
 from clearstate.models.parts.dual_path import BiMix, along_frequency
-from clearstate.models.parts.stft import analyse, dual_window, synthesise
+from clearstate.models.parts.stft import analyse, dual_window, phase, synthesise
 from clearstate.models.semamba import direction
 from clearstate.ssm import MambaBlock, MambaState
 
@@ -244,4 +244,4 @@ class SEMambaCausal(nn.Module):
     def features(self, spec: Tensor) -> Tensor:
         """Compressed magnitude and phase (b, t, f, 2); the floor bounds the gradient of the power."""
         magnitude = spec.abs().clamp_min(1e-10) ** self.config.exponent
-        return torch.stack([magnitude, spec.angle()], dim=-1)
+        return torch.stack([magnitude, phase(spec)], dim=-1)

@@ -29,7 +29,19 @@ from clearstate.models.export.live_hop import LiveHop
 from clearstate.models.live import Live
 from clearstate.models.s4m import S4M
 
-METADATA = ("name", "task", "sample_rate", "hop", "latency", "causal", "speakers", "licence", "version", "states")
+METADATA = (
+    "name",
+    "task",
+    "parameters",
+    "sample_rate",
+    "hop",
+    "latency",
+    "causal",
+    "speakers",
+    "licence",
+    "version",
+    "states",
+)
 
 
 def export_onnx(model: nn.Module, path: Path, *, name: str, licence: str = "", half: bool = False) -> None:
@@ -66,6 +78,7 @@ def export_onnx(model: nn.Module, path: Path, *, name: str, licence: str = "", h
     states = {name: list(state.shape[1:]) for name, state in streamed.states.items()} if known.causal else {}
     metadata = {
         "name": name, "task": getattr(known, "task", "enhance"), "sample_rate": known.sample_rate,
+        "parameters": sum(parameter.numel() for parameter in known.parameters()),
         "hop": known.hop if known.causal else 1, "latency": known.latency if known.causal else 0,
         "causal": int(known.causal), "speakers": getattr(known, "speakers", 1), "licence": licence,
         "version": __version__, "states": json.dumps(states),

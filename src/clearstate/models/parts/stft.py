@@ -98,6 +98,14 @@ def expand(parts: Tensor, exponent: float, floor: float = 1e-12) -> Tensor:
     return torch.view_as_complex(parts * power.pow((1 / exponent - 1) / 2))
 
 
+def phase(spec: Tensor) -> Tensor:
+    """The angle of a complex spectrum. Exported explicitly: of a negative number it is pi, not -pi."""
+    if torch.compiler.is_exporting():
+        parts = torch.view_as_real(spec)
+        return torch.atan2(parts[..., 1], parts[..., 0])
+    return spec.angle()
+
+
 def measured_bandwidth(x: Tensor, sample_rate: float) -> Tensor:
     """`clearstate.audio.bandwidth.bandwidth` of tensors (b, n): the bandwidth in Hz (b,), without a gradient."""
     return torch.from_numpy(bandwidth(x.detach().float().cpu().numpy(), sample_rate)).to(x)
@@ -162,6 +170,7 @@ def fold_arrays(n: int) -> tuple[np.ndarray, ...]:
     even, odd = (2 * np.pi / n * i[:, None] * (2 * i + k) for k in (0, 1))
     waves = np.stack([np.cos(even), np.cos(odd), -np.sin(even), -np.sin(odd)])
     waves[1::2, :, -1] = 0  # there is no such odd bin
+    waves[2, :, [0, -1]] = 0  # the bins 0 and n / 2 are real: not by rounding, which would turn their phase around
     twice = np.ones(len(i))
     twice[[0, -1]] = 0.5  # these samples are read twice
     pairs = np.full((4, len(i)), 2.0)
