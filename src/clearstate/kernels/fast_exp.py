@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 
-from clearstate.kernels.scan_loops import LOG2E
 from clearstate.kernels.simd import (
     _INTEGERS,
     _VECTOR,
     LANES,
+    LOG2E,
+    WHOLE,
     _call,
     _fma,
     _integer,
@@ -43,8 +44,7 @@ POLYNOMIAL = (0.69312419, 0.24024099, 0.05590643, 0.00958285)
 LINEAR, SQUARE = 0.69317428, 0.2402331768
 # log(1 + v) / v on [0, 1] in powers of v, interpolated at Chebyshev nodes; largest relative error 2.5e-7.
 LOG1P = (0.999999781, -0.499971745, 0.332719284, -0.244747742, 0.176874767, -0.106850029, 0.0434938998, -0.00837115255)
-WHOLE = 1.5 * 2**23  # added to a number, it leaves the nearest whole number in its last bits ...
-SIXTEENTHS = 1.5 * 2**19  # ... and this one sixteenths
+SIXTEENTHS = 1.5 * 2**19  # as WHOLE, for sixteenths
 SHIFT = 23 / 16  # next to b / 2 c, in sixteenths
 REST = float(np.float32(LINEAR / (2 * SQUARE) - SHIFT))  # and what that lacks
 MORE = float(np.float32(1 / SQUARE - (SHIFT + REST) ** 2))
