@@ -16,7 +16,9 @@ from clearstate.audio.io import BrokenOffError, open_reader, until_broken
 from clearstate.audio.paths import drawn
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
 
 Array = NDArray[np.float64]
 
@@ -116,28 +118,11 @@ def before_and_after(before: str | Path, after: str | Path, picture: str | Path)
 
 
 def _draw(pair: tuple[Spectrogram, Spectrogram], titles: tuple[str, str]) -> "Figure":
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        message = "drawing a spectrogram needs matplotlib, which is not installed: pip install 'clearstate[demo]'"
-        raise ImportError(message) from error
-
     brightest = np.ceil(max(np.percentile(one.level, 99.9) for one in pair) / 5) * 5
-    figure = Figure(figsize=(10, 6), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure((10, 6))
     axes = figure.subplots(2, 1, sharex=True, sharey=True)
     for axis, one, title in zip(axes, pair, titles, strict=True):
-        image = axis.imshow(
-            one.level,
-            origin="lower",
-            aspect="auto",
-            interpolation="nearest",
-            extent=(0, one.seconds, 0, one.rate / 2000),
-            cmap="magma",
-            vmin=brightest - RANGE,
-            vmax=brightest,
-        )
+        image = show(axis, one, brightest, RANGE)
         axis.set_title(title, loc="left", fontsize=11, parse_math=False)
         axis.set_ylabel("frequency (kHz)")
     axes[0].set_xlim(0, max(one.seconds for one in pair))
@@ -145,3 +130,28 @@ def _draw(pair: tuple[Spectrogram, Spectrogram], titles: tuple[str, str]) -> "Fi
     axes[1].set_xlabel("time (s)")
     figure.colorbar(image, ax=axes, label="level (dB re full scale)", pad=0.02, extend="both")
     return figure
+
+
+def new_figure(inches: tuple[float, float]) -> "Figure":
+    """A figure that needs no screen.
+
+    Raises:
+        ImportError: if matplotlib is missing.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        message = "drawing needs matplotlib, which is not installed: pip install 'clearstate[demo]'"
+        raise ImportError(message) from error
+    figure = Figure(figsize=inches, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def show(axis: "Axes", spectrogram: Spectrogram, brightest: float, range_db: float) -> "AxesImage":
+    """Draw a spectrogram over seconds and kHz. The colours cover `range_db` below `brightest` dB."""
+    return axis.imshow(
+        spectrogram.level, origin="lower", aspect="auto", interpolation="nearest", cmap="magma",
+        extent=(0, spectrogram.seconds, 0, spectrogram.rate / 2000), vmin=brightest - range_db, vmax=brightest,
+    )  # fmt: skip

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -425,8 +425,3 @@ def _gaps(
         noisy, clean = noisy * quiet, clean * quiet
         info["silence"] = [start, start + length]
     return noisy, clean, info
-
-
-def describe(config: MixtureConfig) -> dict[str, Any]:
-    """The configuration as a dict fit for JSON, for run folders and model cards."""
-    return asdict(config)
