@@ -55,8 +55,8 @@ def shapes_of(name: str) -> Shapes:
     def mambas(at, count):
         for n in range(count):
             shapes[f"{at}.{n}.norm.weight"] = shapes[f"{at}.{n}.norm.bias"] = (64,)
-            for mixer in mixers:
-                shapes.update({f"{at}.{n}.{mixer}.{name}": shape for name, shape in mixer_shapes(128).items()})
+            for one in mixers:
+                shapes.update({f"{at}.{n}.{one}.{name}": shape for name, shape in mixer_shapes(128).items()})
 
     conv("dense_encoder.dense_conv_1.0", 64, 2, 1, 1)
     conv("dense_encoder.dense_conv_2.0", 64, 64, 1, 3)
