@@ -47,21 +47,29 @@ def spectrogram(path: str | Path, *, columns: int = COLUMNS, broken: list[Broken
         ValueError: if the file is not audio, is damaged, or has no samples or NaN or infinite samples.
     """
     with open_reader(path) as sound:
-        rate, samples = sound.info.sample_rate, 0
-        n_fft, hop = max(2, round(WINDOW * rate)), max(1, round(HOP * rate))
-        done = rest = np.zeros((0, n_fft // 2 + 1))  # complete columns, and frames of the next column
-        together = 1  # frames per column; doubles if there are too many columns, so the length need not be known
         blocks = sound.blocks() if broken is None else until_broken(sound.blocks(), broken)
-        for power, fresh in _frames(blocks, n_fft, hop):
-            samples += fresh
-            rest = np.concatenate([rest, power])
-            whole = len(rest) // together * together
-            done = np.concatenate([done, rest[:whole].reshape(-1, together, rest.shape[1]).mean(axis=1)])
-            rest = rest[whole:]
-            while len(done) > columns:
-                if len(done) % 2:  # an odd column becomes frames again; copies of a mean keep the mean
-                    done, rest = done[:-1], np.concatenate([np.repeat(done[-1:], together, axis=0), rest])
-                done, together = (done[0::2] + done[1::2]) / 2, 2 * together
+        return _of_blocks(blocks, sound.info.sample_rate, columns)
+
+
+def spectrogram_of(x: Array, rate: int, columns: int = COLUMNS) -> Spectrogram:
+    """The spectrogram of a signal (n,)."""
+    return _of_blocks(iter([x[None]]), rate, columns)
+
+
+def _of_blocks(blocks: Iterator[Array], rate: int, columns: int) -> Spectrogram:
+    samples, n_fft, hop = 0, max(2, round(WINDOW * rate)), max(1, round(HOP * rate))
+    done = rest = np.zeros((0, n_fft // 2 + 1))  # complete columns, and frames of the next column
+    together = 1  # frames per column; doubles if there are too many columns, so the length need not be known
+    for power, fresh in _frames(blocks, n_fft, hop):
+        samples += fresh
+        rest = np.concatenate([rest, power])
+        whole = len(rest) // together * together
+        done = np.concatenate([done, rest[:whole].reshape(-1, together, rest.shape[1]).mean(axis=1)])
+        rest = rest[whole:]
+        while len(done) > columns:
+            if len(done) % 2:  # an odd column becomes frames again; copies of a mean keep the mean
+                done, rest = done[:-1], np.concatenate([np.repeat(done[-1:], together, axis=0), rest])
+            done, together = (done[0::2] + done[1::2]) / 2, 2 * together
     if len(rest):
         done = np.concatenate([done, rest.mean(axis=0, keepdims=True)])
     return Spectrogram(10 * np.log10(np.maximum(done.T, FLOOR)), samples / rate, rate)

@@ -174,7 +174,7 @@ def _normalise(x, first, step, count, out, at, size, eps):
     share = np.float32(1) / np.float32(size.channels)
     for s in range(count):
         p, o = first + s * step, at + s * size.width
-        squares = splat(np.float32(0))
+        squares = splat(0.0)
         for j in range(0, size.width, LANES):
             squares = load(x, p + j) * load(x, p + j) + squares
         scale = np.float32(1) / np.sqrt(total(squares) * share + np.float32(eps))
@@ -200,7 +200,7 @@ def _enter_scan(m, u, dt, ranks, count, weight, step_at, fours, skip, near, limi
 
     Returns whether all step sizes are near enough for `power`.
     """
-    drive, beyond = dt + STEPS * LANES, splat(np.float32(0))
+    drive, beyond = dt + STEPS * LANES, splat(0.0)
     for s in range(count):
         raw, p, q = load(weight, step_at), ranks + s * LANES, step_at + LANES
         for _ in range(fours):
@@ -228,7 +228,7 @@ def _scan_by(to_the):
         h0, h1, h2, h3 = load(m, h), load(m, h + 16), load(m, h + 32), load(m, h + 48)
         h4, h5, h6, h7 = load(m, h + 64), load(m, h + 80), load(m, h + 96), load(m, h + 112)
         for _ in range(count):
-            size, x, sum0, sum1 = load(m, dt), load(m, drive), load(m, y), splat(np.float32(0))
+            size, x, sum0, sum1 = load(m, dt), load(m, drive), load(m, y), splat(0.0)
             h0 = to_the(size, a0) * h0 + x * spread(m, b)
             h1 = to_the(size, a1) * h1 + x * spread(m, b + 1)
             h2 = to_the(size, a2) * h2 + x * spread(m, b + 2)
@@ -285,10 +285,10 @@ def _mix_side(x, y, row, step, length, m, weights, size, eps):
     thin = ranks + fours * panel
     h = thin + state_panels * panel
     for i in range(panels * states):
-        store(m, h + i * LANES, splat(np.float32(0)))
+        store(m, h + i * LANES, splat(0.0))
     for p in range(panels):
         for j in range(taps - 1):
-            store(m, raw + p * raw_panel + j * LANES, splat(np.float32(0)))
+            store(m, raw + p * raw_panel + j * LANES, splat(0.0))
     ahead = -step if size.reverse else step
     for start in range(0, length, STEPS):
         count = min(STEPS, length - start)

@@ -5,12 +5,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from clearstate.audio.pictures import Spectrogram, new_figure, show
-from clearstate.train import losses
+from clearstate.audio.pictures import new_figure, show, spectrogram_of
 from clearstate.train.checkpoint import write_atomically
 from clearstate.train.scoring import EXTENSION_METRICS, METRICS
 
@@ -71,7 +69,7 @@ def draw_examples(examples: Sequence[Example], sample_rate: int, path: Path) -> 
     axes = figure.subplots(len(examples), 3, squeeze=False, sharey=True)
     for row, example in zip(axes, examples, strict=True):
         signals = {"noisy": example.noisy, "enhanced": example.enhanced, "clean": example.clean}
-        drawn = [Spectrogram(level_db(x), x.shape[-1] / sample_rate, sample_rate) for x in signals.values()]
+        drawn = [spectrogram_of(mixed(x), sample_rate) for x in signals.values()]
         brightest = max(float(one.level.max()) for one in drawn)
         for axis, one, title in zip(row, drawn, signals, strict=True):
             show(axis, one, brightest, RANGE_DB)
@@ -82,11 +80,9 @@ def draw_examples(examples: Sequence[Example], sample_rate: int, path: Path) -> 
     save(figure, path)
 
 
-def level_db(x: Tensor) -> NDArray[np.float64]:
-    """Levels (f, t) in dB of a waveform (n,); sources (k, n) are summed."""
-    whole = x.reshape(-1, x.shape[-1]).sum(0)
-    power = losses.spectrum(whole[None], 512, 128)[0].abs().square().T
-    return (10 * torch.log10(power.double() + 1e-12)).numpy()
+def mixed(x: Tensor) -> NDArray[np.float64]:
+    """A waveform (n,); the sum of sources (k, n)."""
+    return x.reshape(-1, x.shape[-1]).sum(0).double().numpy()
 
 
 def save(figure: "Figure", path: Path) -> None:
