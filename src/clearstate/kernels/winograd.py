@@ -11,17 +11,16 @@ along time, with frames `dilation` apart, so that 36 products do for 144:
             a^2 b^2 x_1 - (a^2 + b^2) x_3 + x_5
     P^T:    y_j = sum of (point)^j m, and at infinity of m for j = 3
 
-Of two taps in time, `dilation` frames ago and now, the same six points give a fifth frame: 36 products for 120, where
-with a third tap of zero they were a fifth slower. (It looks ahead by rounding, so it is not for causal models.)
+With two taps in time (`dilation` frames ago and now), the same six points give a fifth frame: 36 products for 120. (The
+result depends on later frames by rounding, so causal models cannot use it.)
 
-A map of the block is kept as B_f^T x only, from which all later layers start; what time adds to it is taken on the way
-into the product. `DenseLayer` in `models/parts/dense_codec.py` and `PastLayer` in `mp_senet.py` are the slow twins.
-What the sums lose of
-float32 is least with a = 5/8 and b = 5/4, whose powers are short: 4e-6 of the largest output, 8e-6 with two taps in
-time and 256 inputs; with a = 1 and b = 2 three times that.
+A dense block stores its maps as B_f^T x only, which all later layers share; the transform along time follows before the
+product. `DenseLayer` in `models/parts/dense_codec.py` and `PastLayer` in `mp_senet.py` are the slow twins. The rounding
+error is smallest with a = 5/8 and b = 5/4, whose powers are short: 4e-6 of the largest output, 8e-6 with two taps in
+time and 256 inputs; with a = 1 and b = 2 it is three times that.
 
-b batch, t frames, f bins, c channels, k = ceil(f / 4) tiles of bins; a run is the four or five
-frames, `dilation` apart, that are taken together.
+b batch, t frames, f bins, c channels, k = ceil(f / 4) tiles of bins; a run is the four or five frames, `dilation`
+apart, that are computed together.
 """
 
 import math
