@@ -52,7 +52,7 @@ print(json.dumps(times))
 
 
 def seconds(code: str, runs: int) -> tuple[float, float]:
-    """Medians for a fresh process, on the wall and of the processor."""
+    """Median wall time and processor time of a new process."""
     times = []
     for _ in range(runs):
         started, worked = time.perf_counter(), processor()
@@ -62,7 +62,7 @@ def seconds(code: str, runs: int) -> tuple[float, float]:
 
 
 def processor() -> float:
-    """Seconds that this process's children have worked."""
+    """Processor time of the child processes in seconds."""
     spent = os.times()
     return spent.children_user + spent.children_system
 
@@ -73,7 +73,7 @@ def medians(times: list[tuple[float, float]]) -> tuple[float, float]:
 
 
 def steps(noisy: Path, out: Path, runs: int) -> dict[str, tuple[float, float]]:
-    """Medians of each step on the way to the first result."""
+    """Median time of each step to the first result."""
     spent: dict[str, list[tuple[float, float]]] = {}
     for _ in range(runs):
         before, worked = time.time(), 0.0
@@ -107,7 +107,7 @@ def main() -> None:
             "clearstate enhance --help": COMMAND.format(["enhance", "--help"]),
             "clearstate enhance, a 4 s file": enhance,
         }
-        seconds(enhance, 1)  # fills the cache of the kernels
+        seconds(enhance, 1)  # fills the kernel cache
         times = {case: seconds(code, wanted.runs) for case, code in cases.items()}
         torch_wall, _ = times["import torch"]
         print(f"{'seconds':36}{'wall':>8}{'cpu':>8}")

@@ -26,7 +26,7 @@ from clearstate.data import MixtureDataset, Sources, open_sources
 from clearstate.data.effects import synthetic_room
 from clearstate.data.shards import read_index
 
-MUST = 250  # hours of audio an hour, one process
+MUST = 250  # hours of audio per hour, one process
 
 
 def main() -> None:
@@ -64,7 +64,7 @@ def mixtures(sources: Sources, items: int) -> dict:
 
 
 def cache(folder: Path, sources: Sources, crops: int = 40) -> dict:
-    """A crop of 3 s out of the memory map, against decoding the clip it is in."""
+    """Compare a crop of 3 s from the memory map with decoding its clip."""
     pool, rng = sources.speech, np.random.default_rng(0)
     started = time.process_time()
     for number in [pool.draw(rng) for _ in range(crops)]:
@@ -85,7 +85,7 @@ def cache(folder: Path, sources: Sources, crops: int = 40) -> dict:
 
 
 def rooms(rate: int = 16_000) -> dict:
-    """A room of half a second over 3 s of speech, against np.convolve (direct sums)."""
+    """Compare a room of half a second on 3 s of speech with np.convolve (direct sums)."""
     rng = np.random.default_rng(0)
     room = synthetic_room(rng, rate)
     dry = rng.standard_normal(3 * rate, dtype=np.float32)
@@ -107,7 +107,7 @@ def rooms(rate: int = 16_000) -> dict:
 
 
 def effects(sources: Sources, items: int) -> None:
-    """Where the time goes: mean milliseconds of CPU of items that have an effect, and how many have it."""
+    """Mean CPU milliseconds of the items with each effect, and their number."""
     dataset = MixtureDataset(sources, seed=1)
     spent: dict[str, list[float]] = defaultdict(list)
     for i in range(items):
@@ -131,7 +131,7 @@ def found() -> Path | None:
 
 
 def made_up(folder: Path) -> Path:
-    """Shards of a minute of noise in bursts, so that the benchmark runs anywhere."""
+    """Write shards with a minute of noise bursts, so that the benchmark runs anywhere."""
     rng = np.random.default_rng(0)
     for name, label in (("speech16k", "speaker"), ("noise16k", "group")):
         rows = []

@@ -27,7 +27,7 @@ COLUMNS = ("lsd", "lsd_high", "lsd_low", "snr")
 
 
 def lsd_below(wide: np.ndarray, estimate: np.ndarray, edge: float) -> float:
-    """LSD of the bins under `edge` Hz: what remains of all when those above are taken out, frame by frame."""
+    """LSD of the bins below `edge` Hz, frame by frame: the total without the bins above."""
     n_fft, hop = 2048, 512
     high = int(np.ceil(edge * n_fft / MODEL_RATE))
 
@@ -40,7 +40,7 @@ def lsd_below(wide: np.ndarray, estimate: np.ndarray, edge: float) -> float:
 
 
 def linear(narrow: np.ndarray, rate: int, samples: int) -> np.ndarray:
-    """Straight lines between the samples, which lie where they lie."""
+    """Interpolate linearly between the samples, without a shift."""
     return np.interp(np.arange(samples) / MODEL_RATE, np.arange(len(narrow)) / rate, narrow)
 
 
@@ -63,11 +63,11 @@ def main() -> None:
     parser.add_argument("--model", default="extend-fast", help="a name, or a folder with weights")
     parser.add_argument("--data", type=Path, required=True, help="folder of wide files at 48 kHz")
     parser.add_argument("--rates", type=int, nargs="+", default=[8_000, 16_000, 24_000], help="Hz")
-    parser.add_argument("--items", type=int, help="only the first so many")
-    parser.add_argument("--steps", type=int, help="of a diffusion model")
-    parser.add_argument("--seed", type=int, help="of a diffusion model")
+    parser.add_argument("--items", type=int, help="use only the first ITEMS files")
+    parser.add_argument("--steps", type=int, help="sampling steps of a diffusion model")
+    parser.add_argument("--seed", type=int, help="seed of a diffusion model")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--json", type=Path, help="also write the numbers there")
+    parser.add_argument("--json", type=Path, help="also write the numbers to this file")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     extender = load_extender(given.model, steps=given.steps, seed=given.seed)
@@ -78,7 +78,7 @@ def main() -> None:
     if wrong := [path.name for path, (_, rate) in zip(files, read, strict=True) if rate != MODEL_RATE]:
         raise SystemExit(f"{wrong[0]} in {given.data} is not at {MODEL_RATE} Hz: expected wide files")
     signals = [x if x.ndim == 1 else x[:, 0] for x, _ in read]
-    extender.extend(signals[0][: MODEL_RATE // 3], MODEL_RATE // 3)  # compiled kernels are loaded before the clock runs
+    extender.extend(signals[0][: MODEL_RATE // 3], MODEL_RATE // 3)  # loads the kernels before the timing starts
 
     print(f"{given.model} on {len(files)} files in {given.data}, {sum(map(len, signals)) / MODEL_RATE:.0f} s; soxr HQ")
     print(f"{'Hz':>6}  {'':12}{'LSD':>7}{'LSD-HF':>8}{'LSD-LF':>8}{'SNR dB':>8}{'RTF':>8}{'CPU':>8}")
@@ -96,7 +96,7 @@ def main() -> None:
 
 
 def measure_rate(extender: Extender, signals: list[np.ndarray], rate: int) -> dict[str, dict[str, float]]:
-    """Means over the files of each way back from one narrow rate."""
+    """Means over the files for each way to extend from one narrow rate."""
     rows: dict[str, list[list[float]]] = {"linear": [], "sinc": [], "model": []}
     wall = cpu = seconds = 0.0
     for wide in track(signals, description=f"{rate} Hz", transient=True):

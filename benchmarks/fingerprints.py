@@ -25,7 +25,7 @@ FRESH = ("semamba-advanced", "semamba-causal-1", "semamba-basic", "mp-senet-mamb
 
 
 def whole_file(name: str, task: str) -> dict[str, np.ndarray]:
-    """What the file functions write for the clip, by output."""
+    """The outputs of the file functions for the clip, by name."""
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "clip.wav"
         x, rate = soundfile.read(CLIP, dtype="float32")
@@ -79,8 +79,8 @@ def outputs() -> Iterator[tuple[str, Callable[[], Any]]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--save", type=Path, metavar="DIR", help="keep the arrays here")
-    parser.add_argument("--compare", type=Path, metavar="DIR", help="with arrays that --save kept")
+    parser.add_argument("--save", type=Path, metavar="DIR", help="store the arrays here")
+    parser.add_argument("--compare", type=Path, metavar="DIR", help="compare with the arrays that --save stored")
     options = parser.parse_args()
     torch.set_num_threads(1)
     print(f"torch {torch.__version__}, one thread")

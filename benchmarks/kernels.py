@@ -1,12 +1,12 @@
-"""What each compiled kernel gives, and what its model gains: time against the PyTorch form, in one run.
+"""Measure the speed-up of each compiled kernel and of its model over PyTorch, in one run.
 
     python benchmarks/kernels.py [--threads 1] [--repeat 7] [--only NAME ...] [--json FILE]
 
-Each case runs its two forms in turn on the same inputs, after one call of each to warm up; times are medians. The
-PyTorch form of a kernel is its readable twin. That of a model is the same model with the scan and the convolution
-compiled and every other kernel off: what remains if the kernels of that model go. `must` is the least ratio of a model
-that justifies its kernels: 1.5 for one that a verb uses by default, 2.5 for a published system. Where outputs differ by
-more than 1e-4 of the peak, no ratio is printed and the exit code is 1.
+Each case runs its two forms in turn on the same inputs, after one untimed call of each; times are medians. The
+PyTorch form of a kernel is its readable twin. The PyTorch form of a model is the same model with all kernels off except
+the scan and the convolution. `must` is the smallest ratio that justifies the kernels of a model: 1.5 for a model that a
+verb uses by default, 2.5 for a published system. If outputs differ by more than 1e-4 of the peak, no ratio is printed
+and the exit code is 1.
 """
 
 import argparse
@@ -36,7 +36,7 @@ Form = Callable[[], Tensor]
 
 
 class Case(NamedTuple):
-    """Two forms of one function, and the least ratio of their times that justifies the first."""
+    """Two forms of one function, and the smallest ratio of their times that justifies the first."""
 
     kernel: Form
     twin: Form
@@ -45,7 +45,7 @@ class Case(NamedTuple):
 
 @contextmanager
 def without(*modules: Any) -> Iterator[None]:
-    """The parts of networks in plain PyTorch, on the scan kernel."""
+    """Run parts of networks in plain PyTorch; the scan keeps its kernel."""
     patches = [patch.object(module, "fast", lambda x, gradient=False: False) for module in modules]
     for each in patches:
         each.start()
@@ -109,7 +109,7 @@ def mamba_pair() -> Case:
 
 
 def winograd() -> Case:
-    """With the instance norm between its convolutions, as both work on the same maps."""
+    """Includes the instance norm between the convolutions, because both work on the same maps."""
     block, x = dense_codec.DenseBlock(64).eval(), torch.randn(1, 160, 201, 64)
     return Case(lambda: block(x), in_pytorch(lambda: block(x), dense_codec))
 
@@ -143,7 +143,7 @@ def s4m_modulation() -> Case:
 
 
 def live_stream() -> Case:
-    """The default of `enhance` and `stream`, hop by hop, as live sound comes."""
+    """The default model of `enhance` and `stream`, hop by hop."""
     model = build("live").eval()
     x = 0.1 * torch.randn(1, 60 * model.hop)  # type: ignore[operator]
     hops = x.split(model.hop, dim=-1)  # type: ignore[arg-type]
@@ -186,7 +186,7 @@ CASES: dict[str, Callable[[], Case]] = {
 
 
 def measure(case: Case, repeat: int) -> dict[str, Any]:
-    """Both forms in turn; the first calls, which compile, do not count."""
+    """Time both forms in turn, after a first call of each, which compiles."""
     y, expected = case.kernel(), case.twin()
     times: tuple[list[float], list[float]] = ([], [])
     for _ in range(repeat):

@@ -31,10 +31,10 @@ FLAT = 1.05
 
 
 def write(path: Path, minutes: float, rate: int, channels: int) -> int:
-    """A file of noise that swells, written in seconds; the same second over and over would do for memory, too."""
+    """Write a file of noise whose level changes."""
     rng = np.random.default_rng(0)
     minute = 0.1 * rng.standard_normal((60 * rate, channels)) * np.sin(np.linspace(0, 60, 60 * rate))[:, None]
-    frames = round(minutes * 60 * rate) + 1  # an odd end
+    frames = round(minutes * 60 * rate) + 1  # an odd number
     with soundfile.SoundFile(path, "w", rate, channels, "PCM_16", format="RF64" if frames > 2**29 else "WAV") as file:
         for start in range(0, frames, len(minute)):
             file.write(minute[: frames - start])
@@ -61,7 +61,7 @@ def passthrough() -> Any:
 
 
 def opened(model: str) -> Any:
-    """The model of a name or folder; one without shipped weights has fresh ones: memory and time are the same."""
+    """Open a model by name or folder. Without shipped weights it has fresh ones; memory and time are the same."""
     from clearstate.models import build, load_model
 
     if model == "-":
@@ -73,7 +73,7 @@ def opened(model: str) -> Any:
 
 
 def enhance_one(source: str, target: str, model: str) -> None:
-    """In a process of its own: enhance, then print what it took as JSON."""
+    """In a new process: enhance, then print time and memory as JSON."""
     import torch
 
     from clearstate.tasks.enhance import Enhancer
@@ -89,7 +89,7 @@ def enhance_one(source: str, target: str, model: str) -> None:
 
 
 def seams(model: str, seconds: float) -> None:
-    """Print the distance of blocks from one pass, in dB of the one pass, and where it is largest."""
+    """Print the difference between blocks and one pass in dB relative to the pass, and its largest place."""
     import torch
 
     from clearstate.tasks.chain import BLOCK_SECONDS, Chain
@@ -103,7 +103,7 @@ def seams(model: str, seconds: float) -> None:
         print(f"no seams: {'a causal model is one stream' if net.causal else f'{seconds:g} s are one block'}")
         return
     with torch.no_grad():
-        for parameter in net.parameters():  # fresh weights hide errors: gains of one, offsets of zero
+        for parameter in net.parameters():  # gains of one and offsets of zero would hide errors
             parameter.add_(0.02 * torch.randn_like(parameter))
     rate, samples = net.sample_rate, round(seconds * net.sample_rate)
     x = 0.2 * np.random.default_rng(0).standard_normal((1, samples)) * np.linspace(0.02, 1, samples) ** 2
@@ -128,10 +128,10 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, nargs="+", default=[0.5, 2, 8])
     parser.add_argument("--rate", type=int, default=44_100)
     parser.add_argument("--channels", type=int, default=2)
-    parser.add_argument("--most", type=float, default=1.0, metavar="GIB", help="memory that is allowed")
+    parser.add_argument("--most", type=float, default=1.0, metavar="GIB", help="memory limit")
     parser.add_argument("--seams", type=float, metavar="SECONDS", help="compare blocks with one pass instead")
     parser.add_argument("--passthrough", action="store_true", help="a model that only halves the signal")
-    parser.add_argument("--folder", help="where to put the files (they are large); a temporary folder if not given")
+    parser.add_argument("--folder", help="folder for the (large) files; default: a temporary folder")
     parser.add_argument("--json", metavar="FILE", help="also write the rows to FILE")
     parser.add_argument("--one", nargs=3, metavar=("IN", "OUT", "MODEL"), help=argparse.SUPPRESS)
     wanted = parser.parse_args()

@@ -28,8 +28,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-CLOSE = 1e-4  # of a peak that fresh weights may put at 10
-BAND = 4_000.0  # Hz, of what models that extend are given
+CLOSE = 1e-4  # relative to the peak, which can be 10 with fresh weights
+BAND = 4_000.0  # Hz, bandwidth of the input of extension models
 MUST = {"semamba-advanced": 0.5}  # RTF
 
 
@@ -37,7 +37,7 @@ class Took(NamedTuple):
     """Time of some passes."""
 
     wall: float  # seconds, median
-    cpu: float  # seconds of all threads, least
+    cpu: float  # seconds of all threads, minimum
 
 
 def timed(call: Callable[[], Any], times: int) -> Took:
@@ -51,13 +51,13 @@ def timed(call: Callable[[], Any], times: int) -> Took:
 
 
 def open_model(name: str) -> Any:
-    """A model with fresh weights as a map from (1, n) to sound, whatever it is there to do."""
+    """A model of any task with fresh weights, as a function of (1, n)."""
     import torch
 
     from clearstate.models import build, find
 
     class Widened(torch.nn.Module):
-        """A model that extends, with the band of its input named: noise would tell it that nothing is missing."""
+        """An extension model with the bandwidth of its input given, because in noise no band is missing."""
 
         causal = False
 
@@ -87,7 +87,7 @@ def noise(seconds: float, rate: int) -> Any:
 
 
 def measure(name: str, seconds: float, times: int, threads: int, compare: float) -> dict[str, Any]:
-    """Run in a process of its own."""
+    """Measure one model; runs in a new process."""
     import torch
 
     from clearstate.metrics.cost import cost
@@ -126,7 +126,7 @@ def measure(name: str, seconds: float, times: int, threads: int, compare: float)
 
 
 def product_rate(threads: int, size: int = 1024) -> float:
-    """GFLOP/s of a large float32 matrix product by processor time: no model that is made of products is faster."""
+    """GFLOP/s of a large float32 matrix product by processor time: an upper limit for models made of products."""
     import torch
 
     from clearstate.kernels.blas import quick_products
@@ -148,7 +148,7 @@ def a_hop(model: Any, hop: Any) -> Took:
 
 
 def peak_rss() -> int:
-    """Most memory that this process has had, in bytes."""
+    """Peak memory of this process in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
@@ -156,9 +156,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--models", nargs="+", help="default: all")
     parser.add_argument("--seconds", type=float, default=4.0)
-    parser.add_argument("--times", type=int, default=5, help="passes; the median counts")
+    parser.add_argument("--times", type=int, default=5, help="number of passes; the median is printed")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--compare", type=float, default=1.0, help="seconds for the plain form; 0 leaves it out")
+    parser.add_argument("--compare", type=float, default=1.0, help="seconds for the plain form; 0 skips it")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--one", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -220,7 +220,7 @@ def line(row: dict[str, Any]) -> str:
 
 
 def processor() -> str:
-    """What the machine calls its processor."""
+    """The name of the processor."""
     try:
         text = Path("/proc/cpuinfo").read_text()
         return next(line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name"))

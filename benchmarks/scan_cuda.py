@@ -21,12 +21,12 @@ from clearstate.ssm.scan import selective_scan_parallel
 
 CASES = [(8, 161, 256), (100, 200, 128), (400, 101, 128), (1, 4000, 256)]  # batch, time, channels
 STATES = 16
-TOLERANCE = 2e-5  # of the largest number of each output or gradient: sums in another order
-COPIED = 1 << 30  # bytes of the copy that measures the memory
+TOLERANCE = 2e-5  # relative to the peak of each output or gradient; the order of sums differs
+COPIED = 1 << 30  # bytes of the copy that measures the bandwidth
 
 
 def inputs(case: tuple[int, int, int], device: str) -> dict[str, Tensor]:
-    """Random inputs that want gradients; z, B and C are slices, as a model has them."""
+    """Random inputs with gradients; z, B and C are slices, as in a model."""
     b, t, d = case
     made = {
         "u": torch.randn(b, t, d), "delta": torch.randn(b, t, d), "A": -torch.rand(d, STATES) * STATES,
@@ -45,7 +45,7 @@ def results(scan, given: dict[str, Tensor], reverse: bool, weight: Tensor) -> li
 
 
 def largest_error(case: tuple[int, int, int], device: str) -> float:
-    """Of the kernel against the parallel scan in float64, both directions, relative to each result's largest number."""
+    """Error of the kernel against the parallel scan in float64, both directions, relative to each result's peak."""
     given = inputs(case, device)
     exact = {name: x.detach().double().requires_grad_() for name, x in given.items()}
     worst = 0.0
@@ -61,7 +61,7 @@ def largest_error(case: tuple[int, int, int], device: str) -> float:
 
 
 def copying() -> float:
-    """Seconds a byte takes to be read or written by a plain copy on the device."""
+    """Seconds per byte read or written by a plain copy on the device."""
     from triton.testing import do_bench
 
     source = torch.empty(COPIED, dtype=torch.uint8, device="cuda")
@@ -70,7 +70,7 @@ def copying() -> float:
 
 
 def bytes_moved(case: tuple[int, int, int], backward: bool) -> int:
-    """Bytes of everything that must be read or written once, float32; with `backward` those of both passes."""
+    """Bytes that must be read or written once, float32; with `backward`, of both passes."""
     b, t, d = case
     wide, narrow = b * t * d, b * t * STATES
     forward = 4 * wide + 2 * narrow  # u, delta, z, y; B, C

@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def write_pairs(folder: Path, count: int) -> tuple[Path, Path]:
-    """Speech-like tones in noise, 16-bit: voiced stretches between pauses, another pitch and noise in each pair."""
+    """Write speech-like tones in noise, 16-bit: voiced parts and pauses, another pitch and noise in each pair."""
     (folder / "clean").mkdir()
     (folder / "enhanced").mkdir()
     t = np.arange(RATE * SECONDS) / RATE

@@ -18,7 +18,7 @@ from clearstate.train.losses import negative_snr, permutation_invariant
 
 
 def best_of(runs: int, function) -> tuple[float, float]:
-    """Wall and processor seconds of the fastest of some runs, after one that is not counted."""
+    """Wall and processor seconds of the fastest run, after an untimed one."""
     function()
     wall, work = [], []
     for _ in range(runs):
@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=512)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--recompute", action="store_true")
-    parser.add_argument("--only-compiled", action="store_true", help="leave the slow form out")
+    parser.add_argument("--only-compiled", action="store_true", help="skip the slow form")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     torch.manual_seed(0)

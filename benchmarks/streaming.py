@@ -25,8 +25,8 @@ from clearstate.kernels.live import open_stream, supports
 from clearstate.models import build, load_model
 from clearstate.tasks.stream import Stream
 
-MUST = 1 / 20  # of the hop's duration
-MUST_RTF = 0.02  # of a file's duration
+MUST = 1 / 20  # share of the hop's duration
+MUST_RTF = 0.02  # share of a file's duration
 TOLERANCE = 2e-5
 
 
@@ -43,7 +43,7 @@ def noise(channels: int, samples: int) -> np.ndarray:
 
 
 def hops(call: Callable[[], Any], count: int) -> dict[str, float]:
-    """Seconds of one call: median and 99th percentile on the wall, 99th percentile of the thread."""
+    """Seconds per call: median and p99 of wall time, p99 of the thread's processor time."""
     for _ in range(50):
         call()
     wall, thread = np.empty(count), np.empty(count)
@@ -59,7 +59,7 @@ def hops(call: Callable[[], Any], count: int) -> dict[str, float]:
 
 
 def stepper(model: Any, batch: int, compiled: bool = True) -> Callable[[], Any]:
-    """The model alone, hop by hop on noise, by its compiled step if it has one; its state goes round."""
+    """The model alone, hop by hop on noise, with its compiled step if it has one."""
     if compiled and supports(model):
         stream, hop = open_stream(model, batch), noise(batch, model.hop)
         return lambda: stream(hop)
@@ -75,7 +75,7 @@ def stepper(model: Any, batch: int, compiled: bool = True) -> Callable[[], Any]:
 
 
 def offline(model: Any, seconds: float = 10.0) -> list[tuple[str, float, float, float]]:
-    """Forms of the model on a whole signal: name, RTF on the wall, RTF of the processor, largest difference."""
+    """Forms of the model on a whole signal: name, RTF by wall time and by processor time, largest difference."""
     x = torch.from_numpy(noise(1, int(seconds * model.sample_rate) // model.hop * model.hop))
     forms: dict[str, Callable[[], torch.Tensor]] = {"layer by layer": lambda: model(x)}
     if supports(model):
@@ -104,7 +104,7 @@ def offline(model: Any, seconds: float = 10.0) -> list[tuple[str, float, float, 
 
 
 def resident() -> int:
-    """Bytes of this process in memory now."""
+    """Resident bytes of this process."""
     try:
         with open("/proc/self/statm", encoding="ascii") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -116,7 +116,7 @@ def resident() -> int:
 
 
 def growth(model: Any, minutes: float) -> list[int]:
-    """Resident bytes at the start, and after each fifth of so many minutes of stereo at 44.1 kHz, 10 ms at a time."""
+    """Resident bytes at the start and after each fifth of the minutes: stereo at 44.1 kHz, 10 ms per chunk."""
     stream, chunk = Stream(model, 44_100, channels=2), noise(2, 441)
     for _ in range(200):
         stream.process(chunk)
@@ -132,7 +132,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="live")
     parser.add_argument("--hops", type=int, default=3_000, help="hops timed in each case")
-    parser.add_argument("--minutes", type=float, default=2, help="of sound, in the search for growing memory")
+    parser.add_argument("--minutes", type=float, default=2, help="minutes of audio for the memory test")
     parser.add_argument("--streams", type=int, default=100)
     parser.add_argument("--json", metavar="FILE", help="also write the rows to FILE")
     wanted = parser.parse_args()

@@ -28,7 +28,7 @@ from clearstate.train.recipe import Recipe, load_recipe
 
 RECIPE = Path(__file__).resolve().parent.parent / "recipes" / "live.yaml"
 OURS, REFERENCE = "auto", "parallel"
-TOLERANCE = 1e-3  # relative, of the gradient: float32 sums in another order through three hundred frames
+TOLERANCE = 1e-3  # relative error of the gradient: the order of float32 sums differs over three hundred frames
 
 
 class Trainer:
@@ -61,7 +61,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--seconds", type=float, default=3.0)
-    parser.add_argument("--steps", type=int, default=5, help="timed steps of each, after one that is not")
+    parser.add_argument("--steps", type=int, default=5, help="timed steps of each, after an untimed one")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

@@ -28,8 +28,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="separate-fast", help="a name, or a folder with weights")
     parser.add_argument("--data", type=Path, required=True, help="folder with s1, s2, ... of the same file names")
-    parser.add_argument("--items", type=int, help="only the first so many")
-    parser.add_argument("--json", type=Path, help="also write the numbers there")
+    parser.add_argument("--items", type=int, help="use only the first ITEMS mixtures")
+    parser.add_argument("--json", type=Path, help="also write the numbers to this file")
     given = parser.parse_args()
     separator = load_separator(given.model)
     folders = sorted(path for path in given.data.iterdir() if path.is_dir() and path.name[:1] == "s")
@@ -61,7 +61,7 @@ def main() -> None:
         print(f"{key.upper().replace('_', '-'):8}" + "".join(f"{value:9.2f}" for value in values))
         result[key] = dict(zip(("mixture", "output", "gain"), map(float, values), strict=True))
     print(f"SI-SDR is better than the mixture's for {100 * improved:.0f} % of the voices")
-    gains, far = (after - before)[:, 0].reshape(len(names), -1).mean(1), np.array(apart)  # a mixture
+    gains, far = (after - before)[:, 0].reshape(len(names), -1).mean(1), np.array(apart)  # per mixture
     for label, those in (
         (f"under {NEAR:g}", far < NEAR),
         (f"{NEAR:g} to {FAR:g}", (far >= NEAR) & (far < FAR)),
@@ -75,7 +75,7 @@ def main() -> None:
 
 
 def semitones(pair: np.ndarray, rate: int) -> float:
-    """How far apart two voices are in pitch; NaN where one has none."""
+    """Pitch distance of two voices in semitones; NaN if one has no pitch."""
     first, second = (median_pitch(voice, rate) for voice in pair)
     return np.nan if first is None or second is None else float(abs(12 * np.log2(first / second)))
 

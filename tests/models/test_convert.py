@@ -2,28 +2,22 @@
 
 import pytest
 import torch
+from published import Shapes, State, filled, mixer, mixer_shapes, saved
 from torch import Tensor
 from torch.nn import functional as F
 
 from clearstate.cli import main
 from clearstate.models import build, load_model
 from clearstate.models.convert import convert, read_checkpoint, table_for, translate
-from clearstate.ssm.scan import selective_scan_reference
-
-State = dict[str, Tensor]
 
 # --- checkpoints with the published names and shapes -----------------------------------------------------------------
 
-MIXER = {
-    "norm.weight": (64,), "mixer.in_proj.weight": (512, 64), "mixer.conv1d.weight": (256, 1, 4),
-    "mixer.conv1d.bias": (256,), "mixer.x_proj.weight": (36, 256), "mixer.dt_proj.weight": (256, 4),
-    "mixer.dt_proj.bias": (256,), "mixer.A_log": (256, 16), "mixer.D": (256,), "mixer.out_proj.weight": (64, 256),
-}  # fmt: skip
+MIXER = {"norm.weight": (64,)} | {f"mixer.{name}": shape for name, shape in mixer_shapes(256).items()}
 
 
-def semamba_shapes() -> dict[str, tuple[int, ...]]:
+def semamba_shapes() -> Shapes:
     """SEMamba's generator, from its published description."""
-    shapes: dict[str, tuple[int, ...]] = {}
+    shapes: Shapes = {}
 
     def conv(name, *weight, bias):
         shapes[f"{name}.weight"], shapes[f"{name}.bias"] = weight, (bias,)
@@ -63,9 +57,9 @@ def semamba_shapes() -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def rt_semamba_shapes(blocks: int) -> dict[str, tuple[int, ...]]:
+def rt_semamba_shapes(blocks: int) -> Shapes:
     """RT-SEMamba's generator, from its published description."""
-    shapes: dict[str, tuple[int, ...]] = {}
+    shapes: Shapes = {}
 
     def conv(name, *weight, bias):
         shapes[f"{name}.weight"], shapes[f"{name}.bias"] = weight, (bias,)
@@ -98,36 +92,12 @@ def rt_semamba_shapes(blocks: int) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def filled(shapes: dict[str, tuple[int, ...]]) -> State:
-    """Numbers of a size that keeps signals going, no two tensors alike."""
-    generator = torch.Generator().manual_seed(7)
-    state = {}
-    for name, shape in shapes.items():
-        x = torch.randn(shape, generator=generator)
-        if name.endswith("A_log"):
-            state[name] = x * 0.1 + torch.log(torch.arange(1.0, 17))
-        elif name.endswith("bias"):
-            state[name] = 0.3 * x
-        elif len(shape) == 1 or name.endswith("slope"):
-            state[name] = 1 + 0.3 * x
-        else:
-            state[name] = x / x[0].numel() ** 0.5
-    return state
-
-
 # --- the published networks, channels first, from those names alone --------------------------------------------------
 
 
 def block(s: State, at: str, x: Tensor) -> Tensor:
     n = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-5) * s[f"{at}.norm.weight"]
-    m = f"{at}.mixer"
-    u, z = (n @ s[f"{m}.in_proj.weight"].T).chunk(2, -1)
-    u = F.conv1d(F.pad(u.mT, (3, 0)), s[f"{m}.conv1d.weight"], s[f"{m}.conv1d.bias"], groups=256)
-    u = F.silu(u).mT
-    delta, B, C = (u @ s[f"{m}.x_proj.weight"].T).split([4, 16, 16], -1)
-    delta = F.softplus(delta @ s[f"{m}.dt_proj.weight"].T + s[f"{m}.dt_proj.bias"])
-    y, _ = selective_scan_reference(u, delta, -s[f"{m}.A_log"].exp(), B, C)
-    return x + ((y + s[f"{m}.D"] * u) * F.silu(z)) @ s[f"{m}.out_proj.weight"].T
+    return x + mixer(s, f"{at}.mixer", n)
 
 
 def mamba(s: State, at: str, linear: str, x: Tensor) -> Tensor:
@@ -213,12 +183,6 @@ def rt_semamba(s: State, x: Tensor, blocks: int) -> tuple[Tensor, Tensor, Tensor
 
 
 # --- tests -----------------------------------------------------------------------------------------------------------
-
-
-def saved(tmp_path, state: State):
-    file = tmp_path / "official.pth"
-    torch.save({"generator": state}, file)
-    return file
 
 
 @pytest.fixture(scope="module")

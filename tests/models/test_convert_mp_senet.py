@@ -6,14 +6,13 @@ sequences first and given batches first, as the published code does.
 
 import pytest
 import torch
+from published import Shapes, State, filled, mixer, mixer_shapes, saved
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clearstate.models import build, load_model
 from clearstate.models.convert import AS_PUBLISHED, convert, table_for, translate
-from clearstate.ssm.scan import selective_scan_reference
 
-State = dict[str, Tensor]
 LAYOUTS = {  # shared blocks, what they are, blocks of a branch, mixers of a Mamba block
     "mp-senet": (4, "transformer", 0, ()),
     "mp-senet-mamba": (6, "transformer", 6, ("mamba_t", "mamba_f")),
@@ -32,16 +31,12 @@ TRANSFORMER = {
     **{f"ffn.gru.bias_{kind}_l0{way}": (384,) for kind in ("ih", "hh") for way in ("", "_reverse")},
     "ffn.linear.weight": (64, 256), "ffn.linear.bias": (64,),
 }  # fmt: skip
-MIXER = {
-    "A_log": (128, 16), "D": (128,), "in_proj.weight": (256, 64), "conv1d.weight": (128, 1, 4), "conv1d.bias": (128,),
-    "x_proj.weight": (36, 128), "dt_proj.weight": (128, 4), "dt_proj.bias": (128,), "out_proj.weight": (64, 128),
-}  # fmt: skip
 
 
-def shapes_of(name: str) -> dict[str, tuple[int, ...]]:
+def shapes_of(name: str) -> Shapes:
     """The generator of a published file."""
     shared, kind, branch, mixers = LAYOUTS[name]
-    shapes: dict[str, tuple[int, ...]] = {}
+    shapes: Shapes = {}
 
     def conv(at, *weight):
         shapes[f"{at}.weight"], shapes[f"{at}.bias"] = weight, weight[:1]
@@ -60,8 +55,8 @@ def shapes_of(name: str) -> dict[str, tuple[int, ...]]:
     def mambas(at, count):
         for n in range(count):
             shapes[f"{at}.{n}.norm.weight"] = shapes[f"{at}.{n}.norm.bias"] = (64,)
-            for mixer in mixers:
-                shapes.update({f"{at}.{n}.{mixer}.{name}": shape for name, shape in MIXER.items()})
+            for one in mixers:
+                shapes.update({f"{at}.{n}.{one}.{name}": shape for name, shape in mixer_shapes(128).items()})
 
     conv("dense_encoder.dense_conv_1.0", 64, 2, 1, 1)
     conv("dense_encoder.dense_conv_2.0", 64, 64, 1, 3)
@@ -88,23 +83,6 @@ def shapes_of(name: str) -> dict[str, tuple[int, ...]]:
     for at in ("phase_to_mag_attn", "mag_to_phase_attn"):
         transformer(f"cross_attention.{at}")
     return shapes
-
-
-def filled(shapes: dict[str, tuple[int, ...]]) -> State:
-    """Numbers of a size that keeps signals going, no two tensors alike."""
-    generator = torch.Generator().manual_seed(7)
-    state = {}
-    for name, shape in shapes.items():
-        x = torch.randn(shape, generator=generator)
-        if name.endswith("A_log"):
-            state[name] = x * 0.1 + torch.log(torch.arange(1.0, 17))
-        elif "bias" in name:
-            state[name] = 0.3 * x
-        elif len(shape) == 1 or name.endswith("slope"):
-            state[name] = 1 + 0.3 * x
-        else:
-            state[name] = x / x[0].numel() ** 0.5
-    return state
 
 
 # --- the published networks at batch 1, channels first, from those names alone ---------------------------------------
@@ -138,16 +116,6 @@ def published_pair(s: State, at: str, x: Tensor, kv_normed: bool) -> Tensor:
     x = x.permute(1, 0, 2)  # (t, k, c)
     x = x + published_transformer(s, f"{at}.freq_transformer", x, None, kv_normed)
     return x.permute(2, 0, 1)[None]
-
-
-def mixer(s: State, at: str, x: Tensor) -> Tensor:
-    u, z = (x @ s[f"{at}.in_proj.weight"].T).chunk(2, -1)
-    u = F.conv1d(F.pad(u.mT, (3, 0)), s[f"{at}.conv1d.weight"], s[f"{at}.conv1d.bias"], groups=128)
-    u = F.silu(u).mT
-    delta, B, C = (u @ s[f"{at}.x_proj.weight"].T).split([4, 16, 16], -1)
-    delta = F.softplus(delta @ s[f"{at}.dt_proj.weight"].T + s[f"{at}.dt_proj.bias"])
-    y, _ = selective_scan_reference(u, delta, -s[f"{at}.A_log"].exp(), B, C)
-    return ((y + s[f"{at}.D"] * u) * F.silu(z)) @ s[f"{at}.out_proj.weight"].T
 
 
 def published_mamba(s: State, at: str, x: Tensor, mixers: tuple[str, ...]) -> Tensor:
@@ -229,8 +197,7 @@ def test_the_published_file_has_as_many_tensors_and_parameters(name):
 def test_a_converted_checkpoint_is_the_same_function(tmp_path, name):
     """From the features on; the published arrangement at batch 1 is ours with the axes in the other order."""
     state = filled(shapes_of(name))
-    torch.save({"generator": state}, tmp_path / "official.pth")
-    outcome = convert(tmp_path / "official.pth", name, tmp_path / "ours")
+    outcome = convert(saved(tmp_path, state), name, tmp_path / "ours")
     assert (outcome.tensors, outcome.parameters) == SIZES[name]
     model = load_model(str(outcome.folder))
     assert {key: getattr(model.config, key) for key in AS_PUBLISHED[name]} == AS_PUBLISHED[name]
@@ -279,9 +246,8 @@ def test_each_tensor_that_does_not_fit_is_named(tmp_path):
     state["TSTransformer.1.time_transformer.attention.in_proj_weight"] = torch.zeros(64, 192)
     del state["mask_decoder.lsigmoid.slope"]
     state["cross_attention.phase_to_mag_attn.norm1.bias"] = torch.zeros(64)
-    torch.save({"generator": state}, tmp_path / "official.pth")
     with pytest.raises(ValueError) as error:
-        convert(tmp_path / "official.pth", "mp-senet", tmp_path / "ours")
+        convert(saved(tmp_path, state), "mp-senet", tmp_path / "ours")
     for words in (
         "3 of its tensors",
         "TSTransformer.1.time_transformer.attention.in_proj_weight is (64, 192), expected (192, 64)",

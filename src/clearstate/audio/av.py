@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from clearstate.audio.io import (
+from clearstate.audio.info import (
     BLOCK_SECONDS,
     LEAST_HERTZ,
     MOST_HERTZ,

@@ -35,16 +35,16 @@ FRAMES = {  # Vorbis comment: frame
 KEYS = {frame: key for key, frame in FRAMES.items()} | {"TDRC": "DATE", "ULT": "LYRICS", "COM": "COMMENT"}
 KEYS |= {"TT2": "TITLE", "TP1": "ARTIST", "TAL": "ALBUM", "TYE": "DATE", "TCO": "GENRE", "TRK": "TRACKNUMBER"}
 KEYS |= {"TP2": "ALBUMARTIST", "TCM": "COMPOSER", "TCR": "COPYRIGHT", "TPA": "DISCNUMBER"}
-ABOUT_THE_CODING = ("TSSE", "TENC", "TLEN", "TSS", "TEN", "TLE", "MLLT", "ASPI", "SEEK", "MLL")  # of the old samples
+ABOUT_THE_CODING = ("TSSE", "TENC", "TLEN", "TSS", "TEN", "TLE", "MLLT", "ASPI", "SEEK", "MLL")  # of old samples
 ENCODINGS = ("latin-1", "utf-16", "utf-16-be", "utf-8")
 
 
 def tag_of(file: BinaryIO) -> bytes:
-    """The ID3v2 tag that begins here, and the position behind it; b"" (and no move) if there is none."""
+    """Read an ID3v2 tag at the file position and move behind it; b"" without a move if there is none."""
     start = file.tell()
     head = file.read(10)
     if len(head) == 10 and head[:3] == b"ID3" and max(head[6:10]) < 128:
-        size = _synchsafe(head[6:10]) + (10 if head[5] & 0x10 else 0)  # a footer
+        size = _synchsafe(head[6:10]) + (10 if head[5] & 0x10 else 0)  # with a footer
         body = file.read(size)
         if len(body) == size:
             return head + body
@@ -66,7 +66,7 @@ def old_tag_of(file: BinaryIO) -> list[Comment]:
 
 
 def unpack(tag: bytes) -> tuple[list[Comment], list[Picture], list[str]]:
-    """Comments, pictures, and what else a tag holds, by the names of the frames."""
+    """Comments, pictures, and the names of all other frames of a tag."""
     comments: list[Comment] = []
     pictures: list[Picture] = []
     others: list[str] = []
@@ -78,7 +78,7 @@ def unpack(tag: bytes) -> tuple[list[Comment], list[Picture], list[str]]:
                 pictures.append(picture)
         elif name in ("COMM", "COM", "USLT", "ULT"):
             description, text = _halves(body[0], body[4:])
-            if not description.startswith("iTun") and text:  # numbers about the old samples
+            if not description.startswith("iTun") and text:  # iTunes describes the old samples there
                 comments.append((KEYS[name], text))
         elif name in ("TXXX", "TXX"):
             key, text = _halves(body[0], body[1:])
@@ -91,7 +91,7 @@ def unpack(tag: bytes) -> tuple[list[Comment], list[Picture], list[str]]:
 
 
 def pack(comments: list[Comment], pictures: list[Picture]) -> bytes:
-    """An ID3v2.3 tag with text in UTF-16, b"" without any content."""
+    """Encode an ID3v2.3 tag with UTF-16 text; b"" if there is no content."""
     frames = b""
     texts: dict[str, list[str]] = {}
     for key, text in comments:
@@ -99,7 +99,7 @@ def pack(comments: list[Comment], pictures: list[Picture]) -> bytes:
     for key, values in texts.items():
         name, packed = FRAMES.get(key, "TXXX"), _utf16("/".join(values))
         if name in ("COMM", "USLT"):
-            body = b"\x01und" + _utf16("") + b"\0\0" + packed  # a language and no description
+            body = b"\x01und" + _utf16("") + b"\0\0" + packed  # unknown language, no description
         elif name == "TXXX":
             body = b"\x01" + _utf16(key) + b"\0\0" + packed
         else:
@@ -125,7 +125,7 @@ def _frames(tag: bytes) -> Iterator[tuple[str, bytes]]:
         return
     if flags & 0x80 and version < 4:
         data = _unescaped(data)
-    if flags & 0x40 and version > 2:  # an extended header; the older version does not count its own size
+    if flags & 0x40 and version > 2:  # an extended header; version 2.3 does not count its own size
         data = data[4 + struct.unpack(">I", data[:4])[0] :] if version == 3 else data[_synchsafe(data[:4]) :]
     width = 3 if version == 2 else 4
     head = 6 if version == 2 else 10
@@ -133,7 +133,7 @@ def _frames(tag: bytes) -> Iterator[tuple[str, bytes]]:
         size = _synchsafe(data[4:8]) if version == 4 else int.from_bytes(data[width : 2 * width], "big")
         body, coded = data[head : head + size], data[9] if version == 4 else 0
         if coded & 1 and version == 4:
-            body = body[4:]  # the length without what follows
+            body = body[4:]  # the decoded length
         if coded & 2:
             body = _unescaped(body)
         if not coded & 0x0C and not (version == 3 and data[9] & 0xC0):  # neither compressed nor encrypted
@@ -154,7 +154,7 @@ def _picture(name: str, body: bytes) -> Picture | None:
 
 
 def _end(encoding: int, data: bytes) -> tuple[int, int]:
-    """Where the text at the beginning ends, and where what follows begins."""
+    """End of the text at the start of `data`, and start of the next field."""
     wide = encoding in (1, 2)
     if not wide:
         at = data.find(b"\0")
@@ -166,7 +166,7 @@ def _end(encoding: int, data: bytes) -> tuple[int, int]:
 
 
 def _halves(encoding: int, data: bytes) -> tuple[str, str]:
-    """A description and the text behind it."""
+    """A description and the text after it."""
     end, start = _end(encoding, data)
     return _text(encoding, data[:end]), _text(encoding, data[start:])
 

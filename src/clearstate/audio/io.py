@@ -15,126 +15,56 @@ Ctrl-C, no partial file remains, and an existing file is unchanged.
 import os
 from collections.abc import Iterator
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import soundfile
-import soxr
-from numpy.typing import NDArray
 
-from clearstate.audio import tags
+from clearstate.audio import av, tags
 from clearstate.audio.atomic import Replacement, check_name, explained
 from clearstate.audio.chunks import append_chunks, set_channel_mask
 from clearstate.audio.formats import CONTAINERS
+from clearstate.audio.info import (
+    BYTES,
+    LEAST_HERTZ,
+    MOST_HERTZ,
+    MOST_SECONDS,
+    UNKNOWN_FRAMES,
+    AudioError,
+    AudioInfo,
+    Block,
+    BrokenOffError,
+    Reader,
+    Shortfall,
+    Writer,
+    block_size,
+    checked,
+    converted,
+    in_words,
+    until_broken,
+)
 from clearstate.audio.length import Extent, Part, View, inspect
 from clearstate.audio.paths import native_name
 from clearstate.audio.quiet import quiet, tell
 from clearstate.audio.streams import STDIO, is_stream
-from clearstate.audio.tags import Metadata
 from clearstate.audio.vorbis import OggCommenter
+from clearstate.audio.wav_pipe import PipeWriter, open_pipe
 
-Block = NDArray[np.float64]  # (channels, n)
+__all__ = [
+    "AudioError", "AudioInfo", "Block", "BrokenOffError", "Reader", "Writer", "check_target", "choose_format",
+    "open_reader", "open_writer", "read_audio", "until_broken",
+]  # fmt: skip
 
-BLOCK_SECONDS = 2.0
-MOST_SAMPLES = 2**23  # of all channels in a block; 64 MB
-LEAST_HERTZ, MOST_HERTZ = 1_000, 1_000_000  # sample rates; a header with any other rate is damaged
-UNKNOWN_FRAMES = 2**40  # libsndfile returns a huge number for "unknown"
-MOST_SECONDS = UNKNOWN_FRAMES / MOST_HERTZ
 WAV_LIMIT = 2**32 - 2**20  # bytes: sizes in a WAV header have 32 bits
 OPUS_RATES = (8_000, 12_000, 16_000, 24_000, 48_000)
 WAVS = ("WAV", "WAVEX", "RF64")
 SMALL = ("WAV", "WAVEX", "AIFF", "AU")  # containers with 32-bit lengths
-BYTES = {"PCM_S8": 1, "PCM_U8": 1, "PCM_16": 2, "PCM_24": 3, "PCM_32": 4, "FLOAT": 4, "DOUBLE": 8, "ULAW": 1, "ALAW": 1}
 # Codings that keep quality and length when written again: lossless, or each sample coded separately.
 KEPT = {*BYTES, "ALAC_16", "ALAC_20", "ALAC_24", "ALAC_32", "DPCM_8", "DPCM_16"}
 FINE = ("FLOAT", "DOUBLE", "PCM_32", "ALAC_24", "ALAC_32", "ALAC_20", "DWVW_24")  # more than 16 bits
 CODECS = ("MP3", "OGG")  # containers for one lossy coding
 LIBSNDFILE_MARK = " (libsndfile-"  # libsndfile appends it to the software name in the tags
-
-
-class AudioError(ValueError):
-    """An invalid file. The message has the file, what was expected and the remedy."""
-
-
-@dataclass(frozen=True)
-class AudioInfo:
-    """The properties of a file."""
-
-    name: str
-    sample_rate: int  # Hz
-    channels: int
-    frames: int | None  # samples per channel; None if only reading to the end tells
-    seconds: float | None  # approximate length; None if unknown
-    container: str = "WAV"  # in libsndfile's terms
-    subtype: str = "PCM_16"
-    endian: str = "FILE"
-    tags: dict[str, str] = field(default_factory=dict)
-    metadata: Metadata | None = field(default=None, compare=False)  # None: read it from the file
-
-
-class Reader(Protocol):
-    """An open file: what it says about itself, and its samples."""
-
-    info: AudioInfo
-
-    def blocks(self) -> Iterator[Block]:
-        """The samples, block by block, to the end."""
-        ...
-
-    def __enter__(self) -> "Reader": ...
-    def __exit__(self, *error: Any) -> None: ...
-
-
-class Writer(Protocol):
-    """A file that is being written. It appears under its name when the `with` block ends without an error."""
-
-    def write(self, block: Block) -> None:
-        """Append samples (channels, n)."""
-        ...
-
-    def __enter__(self) -> "Writer": ...
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None: ...
-
-
-@dataclass(frozen=True)
-class Shortfall:
-    """The end of the readable part of a damaged file."""
-
-    done: float  # readable seconds
-    of: float | None  # declared seconds, None if unknown
-    reason: str
-
-
-class BrokenOffError(AudioError):
-    """A truncated or damaged file. It is raised after the last readable block."""
-
-    def __init__(self, name: str, lost: Shortfall, saved: str = "") -> None:
-        self.name, self.lost = name, lost
-        of = f" of {lost.of:.3f} s" if lost.of else ""
-        kept = f"the readable part is in {saved}; fetch it again for the rest" if saved else "fetch it again"
-        super().__init__(f"{name}: broken after {lost.done:.3f} s{of} ({lost.reason}); {kept}")
-
-    def saved(self, target: str | os.PathLike[str]) -> "BrokenOffError":
-        """The same error, with the place of the readable part."""
-        return BrokenOffError(self.name, self.lost, "stdout" if target == STDIO else os.fspath(target))
-
-
-def until_broken(blocks: Iterator[Block], broken: list[BrokenOffError]) -> Iterator[Block]:
-    """Yield the blocks of a reader. For a damaged file they end early, and the error is appended to `broken`.
-
-    If nothing is readable, the error is raised.
-    """
-    some = False
-    try:
-        for block in blocks:
-            some = True
-            yield block
-    except BrokenOffError as error:
-        if not some:
-            raise
-        broken.append(error)
 
 
 def open_reader(path: str | os.PathLike[str], track: int | None = None) -> Reader:
@@ -148,9 +78,7 @@ def open_reader(path: str | os.PathLike[str], track: int | None = None) -> Reade
     """
     name = os.fspath(path)
     if is_stream(name):
-        from clearstate.audio.wav_pipe import open_pipe
-
-        return open_pipe(name)
+        return open_pipe(name, open_reader)
     if not os.path.exists(name):
         raise FileNotFoundError(f"{name}: no such file (looked in {Path(name).absolute().parent})")
     if os.path.isdir(name):
@@ -159,8 +87,6 @@ def open_reader(path: str | os.PathLike[str], track: int | None = None) -> Reade
         raise PermissionError(f"{name}: may not be read; check its permissions")
     if os.path.getsize(name) == 0:
         raise AudioError(f"{name}: is empty (0 bytes); expected an audio file")
-    from clearstate.audio import av
-
     extent = inspect(name)
     try:
         reader = FileReader(name, extent)
@@ -288,8 +214,6 @@ class FileReader:
 
     def _after(self, file: soundfile.SoundFile, done: int, reason: str) -> Iterator[Block]:
         """Read the rest with PyAV where libsndfile fails."""
-        from clearstate.audio import av
-
         if self._extent.doubtful and reason:  # the length was unknown anyway
             return
         rest = 0
@@ -314,32 +238,6 @@ class FileReader:
         self.close()
 
 
-def block_size(rate: int, channels: int) -> int:
-    """Samples per channel in a block of BLOCK_SECONDS; fewer if a header claims very many channels."""
-    return max(1, min(int(BLOCK_SECONDS * rate), MOST_SAMPLES // channels))
-
-
-def converted(blocks: Iterator[Block], rate: int, to: int, channels: int) -> Iterator[Block]:
-    """Convert blocks to another rate and number of channels."""
-    stream = soxr.ResampleStream(rate, to, channels, dtype="float64", quality="VHQ") if rate != to else None
-    for block in blocks:
-        x = with_channels(block, channels)
-        yield x if stream is None else stream.resample_chunk(np.ascontiguousarray(x.T)).T
-    if stream is not None:
-        yield stream.resample_chunk(np.zeros((0, channels)), last=True).T
-
-
-def with_channels(x: Block, channels: int) -> Block:
-    """Change the number of channels: copy one to all, average all to one, or drop or add silent channels."""
-    if len(x) == channels:
-        return x
-    if channels == 1:
-        return x.mean(axis=0, keepdims=True)
-    if len(x) == 1:
-        return np.repeat(x, channels, axis=0)
-    return np.concatenate([x[:channels], np.zeros((max(0, channels - len(x)), x.shape[1]))])
-
-
 def read_audio(path: str | os.PathLike[str], track: int | None = None) -> tuple[Block, int]:
     """Read a whole file: (channels, n) float64 and its sample rate; see `open_reader`."""
     with open_reader(path, track) as source:
@@ -358,8 +256,6 @@ def open_writer(path: str | os.PathLike[str], like: AudioInfo, *, overwrite: boo
     """
     name = os.fspath(path)
     if is_stream(name):
-        from clearstate.audio.wav_pipe import PipeWriter
-
         return PipeWriter(name, like)
     return FileWriter(name, like, overwrite)
 
@@ -536,20 +432,6 @@ def choose_format(name: str, like: AudioInfo) -> tuple[str, str]:
     return container, subtype
 
 
-def checked(block: Block, info: AudioInfo, start: int) -> Block:
-    """Return the block, or raise an AudioError with its first NaN or infinite sample."""
-    finite = np.isfinite(block)
-    if finite.all():
-        return block
-    sample = int(np.argmin(finite.all(axis=0)))
-    channel = int(np.argmin(finite[:, sample]))
-    at = start + sample
-    raise AudioError(
-        f"{info.name}: sample {at} of channel {channel} ({at / info.sample_rate:.3f} s) is {block[channel, sample]}, "
-        "expected a finite number; export the file again, for example as 24-bit integers"
-    )
-
-
 def clean_tag(text: str) -> str:
     """Clean a tag: remove the mark of libsndfile, and decode UTF-8 that is declared as Latin-1."""
     text = text.split(LIBSNDFILE_MARK)[0]
@@ -557,12 +439,3 @@ def clean_tag(text: str) -> str:
         return text.encode("latin-1").decode("utf-8")
     except UnicodeError:
         return text
-
-
-def in_words(subtype: str) -> str:
-    """Describe a coding in words.
-
-    >>> in_words("PCM_16"), in_words("ALAW")
-    ('16-bit PCM', 'ALAW')
-    """
-    return f"{subtype[4:]}-bit PCM" if subtype.startswith("PCM_") else subtype

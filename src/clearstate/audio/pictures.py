@@ -16,7 +16,9 @@ from clearstate.audio.io import BrokenOffError, open_reader, until_broken
 from clearstate.audio.paths import drawn
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
 
 Array = NDArray[np.float64]
 
@@ -45,21 +47,29 @@ def spectrogram(path: str | Path, *, columns: int = COLUMNS, broken: list[Broken
         ValueError: if the file is not audio, is damaged, or has no samples or NaN or infinite samples.
     """
     with open_reader(path) as sound:
-        rate, samples = sound.info.sample_rate, 0
-        n_fft, hop = max(2, round(WINDOW * rate)), max(1, round(HOP * rate))
-        done = rest = np.zeros((0, n_fft // 2 + 1))  # complete columns, and frames of the next column
-        together = 1  # frames per column; doubles if there are too many columns, so the length need not be known
         blocks = sound.blocks() if broken is None else until_broken(sound.blocks(), broken)
-        for power, fresh in _frames(blocks, n_fft, hop):
-            samples += fresh
-            rest = np.concatenate([rest, power])
-            whole = len(rest) // together * together
-            done = np.concatenate([done, rest[:whole].reshape(-1, together, rest.shape[1]).mean(axis=1)])
-            rest = rest[whole:]
-            while len(done) > columns:
-                if len(done) % 2:  # an odd column becomes frames again; copies of a mean keep the mean
-                    done, rest = done[:-1], np.concatenate([np.repeat(done[-1:], together, axis=0), rest])
-                done, together = (done[0::2] + done[1::2]) / 2, 2 * together
+        return _of_blocks(blocks, sound.info.sample_rate, columns)
+
+
+def spectrogram_of(x: Array, rate: int, columns: int = COLUMNS) -> Spectrogram:
+    """The spectrogram of a signal (n,)."""
+    return _of_blocks(iter([x[None]]), rate, columns)
+
+
+def _of_blocks(blocks: Iterator[Array], rate: int, columns: int) -> Spectrogram:
+    samples, n_fft, hop = 0, max(2, round(WINDOW * rate)), max(1, round(HOP * rate))
+    done = rest = np.zeros((0, n_fft // 2 + 1))  # complete columns, and frames of the next column
+    together = 1  # frames per column; doubles if there are too many columns, so the length need not be known
+    for power, fresh in _frames(blocks, n_fft, hop):
+        samples += fresh
+        rest = np.concatenate([rest, power])
+        whole = len(rest) // together * together
+        done = np.concatenate([done, rest[:whole].reshape(-1, together, rest.shape[1]).mean(axis=1)])
+        rest = rest[whole:]
+        while len(done) > columns:
+            if len(done) % 2:  # an odd column becomes frames again; copies of a mean keep the mean
+                done, rest = done[:-1], np.concatenate([np.repeat(done[-1:], together, axis=0), rest])
+            done, together = (done[0::2] + done[1::2]) / 2, 2 * together
     if len(rest):
         done = np.concatenate([done, rest.mean(axis=0, keepdims=True)])
     return Spectrogram(10 * np.log10(np.maximum(done.T, FLOOR)), samples / rate, rate)
@@ -116,28 +126,11 @@ def before_and_after(before: str | Path, after: str | Path, picture: str | Path)
 
 
 def _draw(pair: tuple[Spectrogram, Spectrogram], titles: tuple[str, str]) -> "Figure":
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        message = "drawing a spectrogram needs matplotlib, which is not installed: pip install 'clearstate[demo]'"
-        raise ImportError(message) from error
-
     brightest = np.ceil(max(np.percentile(one.level, 99.9) for one in pair) / 5) * 5
-    figure = Figure(figsize=(10, 6), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure((10, 6))
     axes = figure.subplots(2, 1, sharex=True, sharey=True)
     for axis, one, title in zip(axes, pair, titles, strict=True):
-        image = axis.imshow(
-            one.level,
-            origin="lower",
-            aspect="auto",
-            interpolation="nearest",
-            extent=(0, one.seconds, 0, one.rate / 2000),
-            cmap="magma",
-            vmin=brightest - RANGE,
-            vmax=brightest,
-        )
+        image = show(axis, one, brightest, RANGE)
         axis.set_title(title, loc="left", fontsize=11, parse_math=False)
         axis.set_ylabel("frequency (kHz)")
     axes[0].set_xlim(0, max(one.seconds for one in pair))
@@ -145,3 +138,28 @@ def _draw(pair: tuple[Spectrogram, Spectrogram], titles: tuple[str, str]) -> "Fi
     axes[1].set_xlabel("time (s)")
     figure.colorbar(image, ax=axes, label="level (dB re full scale)", pad=0.02, extend="both")
     return figure
+
+
+def new_figure(inches: tuple[float, float]) -> "Figure":
+    """A figure that needs no screen.
+
+    Raises:
+        ImportError: if matplotlib is missing.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        message = "drawing needs matplotlib, which is not installed: pip install 'clearstate[demo]'"
+        raise ImportError(message) from error
+    figure = Figure(figsize=inches, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def show(axis: "Axes", spectrogram: Spectrogram, brightest: float, range_db: float) -> "AxesImage":
+    """Draw a spectrogram over seconds and kHz. The colours cover `range_db` below `brightest` dB."""
+    return axis.imshow(
+        spectrogram.level, origin="lower", aspect="auto", interpolation="nearest", cmap="magma",
+        extent=(0, spectrogram.seconds, 0, spectrogram.rate / 2000), vmin=brightest - range_db, vmax=brightest,
+    )  # fmt: skip

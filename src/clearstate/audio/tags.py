@@ -23,7 +23,7 @@ from clearstate.audio.chunks import Chunk
 from clearstate.audio.vorbis import Comment, Picture
 
 if TYPE_CHECKING:
-    from clearstate.audio.io import AudioInfo
+    from clearstate.audio.info import AudioInfo
 
 INFO = {  # Vorbis comment: chunk of a WAV's LIST/INFO
     "TITLE": b"INAM",

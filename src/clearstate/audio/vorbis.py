@@ -32,16 +32,16 @@ class Picture(NamedTuple):
 
 
 def pack_picture(picture: Picture) -> bytes:
-    """A picture as the body of FLAC's block."""
+    """Encode a picture as the body of a FLAC block."""
     mime, text = picture.mime.encode(), picture.description.encode()
     return b"".join(
         (struct.pack(">II", picture.kind, len(mime)), mime, struct.pack(">I", len(text)), text)
-        + (bytes(16), struct.pack(">I", len(picture.data)), picture.data)  # size and colours: not known
+        + (bytes(16), struct.pack(">I", len(picture.data)), picture.data)  # size and colours: unknown
     )
 
 
 def unpack_picture(body: bytes) -> Picture | None:
-    """The inverse; None where the block is broken."""
+    """The inverse of `pack_picture`; None for a damaged block."""
     try:
         kind, size = struct.unpack_from(">II", body)
         mime, at = body[8 : 8 + size].decode("latin-1"), 8 + size
@@ -55,14 +55,14 @@ def unpack_picture(body: bytes) -> Picture | None:
 
 
 def pack_comments(vendor: bytes, comments: list[Comment]) -> bytes:
-    """Comments in Vorbis' form, without the prefix and the last bit that depend on the codec."""
+    """Encode Vorbis comments, without the prefix and the framing bit, which depend on the codec."""
     fields = [f"{key}={text}".encode("utf-8", "surrogateescape") for key, text in comments]
     counted = [struct.pack("<I", len(one)) + one for one in (vendor, *fields)]
     return counted[0] + struct.pack("<I", len(fields)) + b"".join(counted[1:])
 
 
 def unpack_comments(body: bytes) -> tuple[bytes, list[Comment]]:
-    """The vendor and the comments; as many as there are where the rest is broken."""
+    """The vendor and the comments, up to the first damaged one."""
     found: list[Comment] = []
     vendor = b""
     try:
@@ -80,7 +80,7 @@ def unpack_comments(body: bytes) -> tuple[bytes, list[Comment]]:
 
 
 def pictures_in(comments: list[Comment]) -> tuple[list[Comment], list[Picture]]:
-    """The comments without their pictures, and these."""
+    """Split comments into those without pictures, and the pictures."""
     rest, pictures = [], []
     for key, text in comments:
         picture = None
@@ -97,12 +97,12 @@ def pictures_in(comments: list[Comment]) -> tuple[list[Comment], list[Picture]]:
 
 
 def picture_comment(picture: Picture) -> Comment:
-    """A picture as the comment that Ogg files have it in."""
+    """Encode a picture as a comment, as in Ogg files."""
     return PICTURE_KEY, base64.b64encode(pack_picture(picture)).decode()
 
 
 def scaled_comments(comments: list[Comment], ratio: Fraction) -> list[Comment]:
-    """Comments after a change of the sample rate: loop points of games count samples."""
+    """Adapt comments to another sample rate: loop points of game music count samples."""
     return [
         (key, str(round(int(text) * ratio)) if key.upper() in COUNTING and text.isdecimal() else text)
         for key, text in comments
@@ -113,7 +113,7 @@ def scaled_comments(comments: list[Comment], ratio: Fraction) -> list[Comment]:
 
 
 def flac_blocks(file: BinaryIO) -> list[tuple[int, bytes]]:
-    """Type and body of the metadata blocks of a FLAC stream that begins here."""
+    """Type and body of the metadata blocks of a FLAC stream that starts at the file position."""
     blocks: list[tuple[int, bytes]] = []
     if file.read(4) != b"fLaC":
         return blocks
@@ -125,12 +125,12 @@ def flac_blocks(file: BinaryIO) -> list[tuple[int, bytes]]:
 
 
 def pack_block(kind: int, body: bytes) -> bytes:
-    """A metadata block of FLAC that is not the last one."""
+    """Encode a FLAC metadata block that is not the last one."""
     return bytes([kind]) + len(body).to_bytes(3, "big") + body
 
 
 def scaled_block(kind: int, body: bytes, ratio: Fraction) -> bytes | None:
-    """A cue sheet at another rate; None for an application's block, which may count samples as well."""
+    """Adapt a cue sheet to another rate; None for an application block, which may count samples, too."""
     if ratio == 1:
         return body
     if kind != CUESHEET or len(body) < 396:
@@ -141,7 +141,7 @@ def scaled_block(kind: int, body: bytes, ratio: Fraction) -> bytes | None:
         struct.pack_into(">Q", out, at, round(struct.unpack_from(">Q", out, at)[0] * ratio))
 
     scale(128)  # lead-in
-    out[136] &= 0x7F  # no longer that of a CD
+    out[136] &= 0x7F  # not a CD any more
     at = 396
     try:
         for _ in range(out[395]):
@@ -162,7 +162,7 @@ PREFIXES = {b"\x01vorbis": 7, b"OpusHead": 8, b"Speex   ": 0, b"\x7fFLAC": 4}  #
 
 
 def ogg_comments(file: BinaryIO) -> list[Comment]:
-    """The comments of the first stream of an Ogg file that begins here."""
+    """The comments of the first stream of an Ogg file that starts at the file position."""
     packets: list[bytes] = []
     open_packet, read, serial = b"", 0, b""
     for head, lacing, body in _pages(file):
@@ -191,7 +191,7 @@ def _pages(file: BinaryIO) -> Iterator[tuple[bytes, bytes, bytes]]:
 
 
 def _packets(lacing: bytes, body: bytes) -> Iterator[tuple[bytes, bool]]:
-    """Parts of packets in a page, and whether they end there."""
+    """Parts of packets in a page, and whether they end in it."""
     start = size = 0
     for value in lacing:
         size += value
@@ -203,40 +203,40 @@ def _packets(lacing: bytes, body: bytes) -> Iterator[tuple[bytes, bool]]:
 
 
 def _page(head: bytes, number: int, lacing: bytes, body: bytes) -> bytes:
-    """A page with a new number, and its checksum."""
+    """Encode a page with a new number and checksum."""
     page = head[:18] + struct.pack("<I", number) + bytes(4) + bytes([len(lacing)]) + lacing + body
-    # Ogg's CRC takes the bits of a byte the other way round than zlib's, and inverts nothing.
+    # Ogg's CRC uses the opposite bit order of zlib's, and no inversion.
     crc = zlib.crc32(page.translate(REVERSED), 0xFFFFFFFF) ^ 0xFFFFFFFF
     crc = int(f"{crc:032b}"[::-1], 2)
     return page[:22] + struct.pack("<I", crc) + page[26:]
 
 
 class OggCommenter(io.RawIOBase):
-    """A file for an Ogg writer: passes everything on, with these comments in place of the writer's own.
+    """A file for an Ogg writer. It forwards everything, but replaces the comments by its own.
 
-    The pages of the headers are made anew; those that follow only get other numbers.
+    The header pages are encoded again; later pages only receive new numbers.
     """
 
     def __init__(self, file: Any, comments: list[Comment]) -> None:
         self._file, self._comments = file, comments
-        self._held = b""  # less than a page
+        self._held = b""  # an incomplete page
         self._received = 0
         self._headers: list[bytes] = []  # packets
         self._open = b""
-        self._wanted = 0  # packets of headers behind the first; 0 while the codec is not known
-        self._shift = 0  # pages more than the writer made
+        self._wanted = 0  # header packets after the first; 0 until the codec is known
+        self._shift = 0  # additional pages
         self._done = False
 
     def seek(self, position: int, whence: int = io.SEEK_SET) -> int:
         """Stay at the end of what was written."""
-        return self._received  # Ogg is written from its beginning to its end
+        return self._received  # Ogg is written sequentially
 
     def tell(self) -> int:
         """Bytes received so far."""
         return self._received
 
     def write(self, data: Any) -> int:
-        """Pass on every page that is complete."""
+        """Forward all complete pages."""
         data = bytes(data)
         self._received += len(data)
         self._held += data
@@ -244,7 +244,7 @@ class OggCommenter(io.RawIOBase):
         at = 0
         for head, lacing, body in _pages(stream):
             if len(lacing) < head[26] or len(body) < sum(lacing):
-                break  # the rest of the page is to come
+                break  # the page is incomplete
             at = stream.tell()
             self._file.write(self._rewritten(head, lacing, body))
         self._held = self._held[at:]
@@ -255,7 +255,7 @@ class OggCommenter(io.RawIOBase):
         if self._done:
             return _page(head, number + self._shift, lacing, body)
         if not self._wanted:
-            self._wanted = 1 if body.startswith(b"OpusHead") else 2  # Vorbis has its code books behind the comments
+            self._wanted = 1 if body.startswith(b"OpusHead") else 2  # in Vorbis, the code books follow the comments
             return _page(head, number, lacing, body)
         for packet, whole in _packets(lacing, body):
             self._open += packet
@@ -278,8 +278,8 @@ class OggCommenter(io.RawIOBase):
         body = b"".join(packets)
         for start in range(0, len(lacing), 255):
             part = lacing[start : start + 255]
-            begun = start > 0 and lacing[start - 1] == 255  # the page goes on with a packet
-            whole = any(value < 255 for value in part)  # a page in which no packet ends has no time
+            begun = start > 0 and lacing[start - 1] == 255  # the page continues a packet
+            whole = any(value < 255 for value in part)  # a page in which no packet ends has no time stamp
             flags = bytes([head[4], 1 if begun else 0]) + (bytes(8) if whole else b"\xff" * 8)
             yield _page(b"OggS" + flags + head[14:], 1 + start // 255, part, body[: sum(part)])
             body = body[sum(part) :]

@@ -14,7 +14,7 @@ import os
 import shutil
 import struct
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, BinaryIO
 
@@ -22,17 +22,7 @@ import numpy as np
 
 from clearstate.audio import chunks, tags
 from clearstate.audio.atomic import explained
-from clearstate.audio.io import (
-    BLOCK_SECONDS,
-    BYTES,
-    AudioError,
-    AudioInfo,
-    Block,
-    Reader,
-    checked,
-    in_words,
-    open_reader,
-)
+from clearstate.audio.info import BLOCK_SECONDS, BYTES, AudioError, AudioInfo, Block, Reader, checked, in_words
 from clearstate.audio.quiet import tell
 from clearstate.audio.streams import STDIO, close_stream, open_stream
 
@@ -50,8 +40,8 @@ CODES = {subtype: code for code, subtype in SUBTYPES.items()}
 GUID_TAIL = b"\0\0\0\0\x10\0\x80\0\0\xaa\0\x38\x9b\x71"  # of an extensible format, after its code
 
 
-def open_pipe(name: str) -> Reader:
-    """Open a stream for reading: WAV directly, other formats from a temporary file.
+def open_pipe(name: str, open_file: Callable[[str], Reader]) -> Reader:
+    """Open a stream for reading: WAV directly, other formats with `open_file` from a temporary file.
 
     Raises:
         AudioError: if the stream is closed, empty, or not audio.
@@ -61,7 +51,7 @@ def open_pipe(name: str) -> Reader:
     try:
         return PipeReader(stream, label)
     except OtherCodingError as error:
-        return StoredReader(stream, label, error.begun, str(error))
+        return StoredReader(stream, label, error.begun, str(error), open_file)
     except BaseException:
         close_stream(stream)
         raise
@@ -196,7 +186,9 @@ class PipeReader:
 class StoredReader:
     """A stream of another format, stored in a temporary file and read from there."""
 
-    def __init__(self, stream: BinaryIO, label: str, begun: bytes, reason: str) -> None:
+    def __init__(
+        self, stream: BinaryIO, label: str, begun: bytes, reason: str, open_file: Callable[[str], Reader]
+    ) -> None:
         with tempfile.NamedTemporaryFile(prefix="clearstate-", delete=False) as file:
             self._path = file.name
             try:
@@ -204,7 +196,7 @@ class StoredReader:
                 shutil.copyfileobj(stream, file)
                 size = file.tell()
                 file.flush()
-                self._reader = open_reader(self._path)
+                self._reader = open_file(self._path)
             except BaseException as error:
                 os.unlink(self._path)
                 if isinstance(error, OSError):

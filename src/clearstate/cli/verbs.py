@@ -96,7 +96,7 @@ def lengths(jobs: list[Job]) -> dict[str, float]:
     """Seconds of audio by file, as far as headers tell. Unreadable files fail later, with a message."""
     import soundfile
 
-    from clearstate.audio.io import MOST_SECONDS
+    from clearstate.audio.info import MOST_SECONDS
     from clearstate.audio.quiet import quiet
 
     seconds = {}

@@ -19,21 +19,7 @@ from clearstate.data.separation import MixtureFolder, SeparationConfig, Separati
 from clearstate.data.sources import Sources, SourceSpec, open_sources
 
 __all__ = [
-    "ExtensionConfig",
-    "ExtensionDataset",
-    "MixtureConfig",
-    "MixtureDataset",
-    "MixtureFolder",
-    "NarrowedFolder",
-    "PairedCrops",
-    "PairedFolder",
-    "SeparationConfig",
-    "SeparationDataset",
-    "SourceSpec",
-    "Sources",
-    "collate",
-    "mixtures_of",
-    "open_sources",
-    "preview",
-    "recognise",
-]
+    "ExtensionConfig", "ExtensionDataset", "MixtureConfig", "MixtureDataset", "MixtureFolder", "NarrowedFolder",
+    "PairedCrops", "PairedFolder", "SeparationConfig", "SeparationDataset", "SourceSpec", "Sources", "collate",
+    "mixtures_of", "open_sources", "preview", "recognise",
+]  # fmt: skip

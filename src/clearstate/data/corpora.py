@@ -25,6 +25,7 @@ TEST_SPEAKERS = ("p232", "p257")
 VALID_SPEAKERS = ("p226", "p287")
 
 _WSJ0 = {"tr": "train", "cv": "valid", "tt": "test"}  # folders of the splits
+_DNS_TEST, _DNS_ROOMS = "datasets/test_set/synthetic", ("no_reverb", "with_reverb")
 _LIBRIMIX = {"train-100": "train", "train-360": "train", "dev": "valid", "test": "test"}
 
 
@@ -87,18 +88,7 @@ LAYOUTS = (
             Part("noise", "datasets_fullband/noise_fullband"),
             Part("rooms", "datasets/impulse_responses", keep=_response),
             Part("rooms", "datasets_fullband/impulse_responses", keep=_response),
-            Part(
-                "noisy",
-                "datasets/test_set/synthetic/no_reverb/noisy",
-                "test",
-                "datasets/test_set/synthetic/no_reverb/clean",
-            ),
-            Part(
-                "noisy",
-                "datasets/test_set/synthetic/with_reverb/noisy",
-                "test",
-                "datasets/test_set/synthetic/with_reverb/clean",
-            ),
+            *(Part("noisy", f"{_DNS_TEST}/{room}/noisy", "test", f"{_DNS_TEST}/{room}/clean") for room in _DNS_ROOMS),
         ),
     ),
     Layout(

@@ -37,12 +37,12 @@ def highpass_sections(cutoff: int, rate: int) -> np.ndarray:
 
 @lru_cache(maxsize=512)
 def gentle_lowpass_sections(cutoff: int, order: int, rate: int) -> np.ndarray:
-    """A low-pass that is 3 dB down at `cutoff` Hz and slopes from there, as analogue stages have it."""
+    """A gentle low-pass, -3 dB at `cutoff` Hz, as in analogue circuits."""
     return signal.butter(order, cutoff, fs=rate, output="sos").astype(np.float32)
 
 
 def resampled(x: np.ndarray, rate: int, through: int, quality: str) -> np.ndarray:
-    """Signals (n, k) to another sampling rate and back, through two filters of a converter: what such a trip leaves.
+    """Resample signals (n, k) to another sampling rate and back.
 
     `quality` is that of soxr: "LQ", "MQ", "HQ" or "VHQ".
     """
@@ -51,7 +51,7 @@ def resampled(x: np.ndarray, rate: int, through: int, quality: str) -> np.ndarra
 
 
 def shelf_sections(frequency: float, gain_db: float, rate: int) -> np.ndarray:
-    """A high shelf of slope 1/2: `gain_db` above `frequency` Hz, nothing below.
+    """A high shelf of slope 1/2: `gain_db` above `frequency` Hz, 0 dB below.
 
     R. Bristow-Johnson, "Cookbook formulae for audio EQ biquad filter coefficients".
     """
@@ -70,7 +70,7 @@ def shelf_sections(frequency: float, gain_db: float, rate: int) -> np.ndarray:
 
 
 def peak_sections(frequency: float, gain_db: float, quality: float, rate: int) -> np.ndarray:
-    """A bell of `gain_db` at `frequency` Hz (same source as the shelf)."""
+    """A peak of `gain_db` at `frequency` Hz (same source as the shelf)."""
     a = 10 ** (gain_db / 40)
     w = 2 * np.pi * frequency / rate
     alpha, cos = np.sin(w) / (2 * quality), np.cos(w)
@@ -81,7 +81,7 @@ def peak_sections(frequency: float, gain_db: float, quality: float, rate: int) -
 
 
 def random_equaliser(rng: np.random.Generator, rate: int, tilt_db: float) -> np.ndarray:
-    """Sections of a tilt about 1 kHz of up to +-`tilt_db` and a bell of up to half that."""
+    """Sections of a tilt around 1 kHz of at most +-`tilt_db`, and a peak of at most half of it."""
     tilt, bell = rng.uniform(-tilt_db, tilt_db), rng.uniform(-tilt_db / 2, tilt_db / 2)
     centre = np.exp(rng.uniform(np.log(150), np.log(0.4 * rate)))
     return np.concatenate(
@@ -96,18 +96,18 @@ def apply_sections(sections: np.ndarray, x: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Room:
-    """A room response from `lead` samples before its direct path on, cut into an early and a late part that overlap."""
+    """A room response from `lead` samples before the direct path on, split into overlapping early and late parts."""
 
     name: str
-    early: np.ndarray  # (m,) float32: direct path and the reflections of the next 50 ms
-    late: np.ndarray  # (k,) float32: what follows, from the same origin
+    early: np.ndarray  # (m,) float32: direct path and reflections of the next 50 ms
+    late: np.ndarray  # (k,) float32: later reflections, same time origin
     lead: int  # samples
 
     def apply(self, speech: np.ndarray, closeness_db: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
-        """(reverberant, early-reflection target), each (n,), the direct path where it was in `speech`.
+        """Return (reverberant, early-reflection target), both (n,), with the direct path aligned with `speech`.
 
-        `closeness_db` raises the early part over the late one, as a talker nearer to the microphone would. Both
-        outputs carry one gain, which keeps the energy of white noise at the energy of `speech`.
+        `closeness_db` raises the early part relative to the late one, like a talker closer to the microphone. Both
+        outputs have the same gain, with which white noise keeps its energy.
         """
         n = len(speech)
         direct = signal.fftconvolve(speech, self.early)[self.lead : self.lead + n]
@@ -121,9 +121,9 @@ class Room:
 def make_room(name: str, response: np.ndarray, rate: int, early_ms: float = 50.0) -> Room:
     """Cut a measured response into a Room.
 
-    The direct path is the first sample that reaches 60 % of the peak; a millisecond before it is kept, for
-    band-limited responses ring before their peak, and the rest thrown away. The early part fades into the late one
-    over 8 ms, so that the target has no spectral ripple of its own.
+    The direct path is the first sample that reaches 60 % of the peak. The response starts one millisecond before it,
+    because band-limited responses ring before their peak. The early part fades into the late one over 8 ms, which
+    avoids spectral ripple in the target.
     """
     direct = int(np.argmax(np.abs(response) >= 0.6 * np.abs(response).max()))
     lead = min(direct, rate // 1000)
@@ -135,16 +135,16 @@ def make_room(name: str, response: np.ndarray, rate: int, early_ms: float = 50.0
 
 
 def synthetic_room(rng: np.random.Generator, rate: int) -> Room:
-    """A made-up room: a box of 2.2 to 10 m a side, RT60 0.15-1 s, by image sources and a decaying tail.
+    """A synthetic room: a box with sides of 2.2 to 10 m, RT60 0.15 to 1 s, from image sources and a decaying tail.
 
-    Images are exact where they are few (Allen & Berkley 1979, J. Acoust. Soc. Am. 65, 943), up to 80 ms; after that
-    noise that decays, faster at high frequencies, takes up their level.
+    Image sources cover the first 80 ms (Allen & Berkley 1979, J. Acoust. Soc. Am. 65, 943). Then follows decaying noise
+    of their level, which decays faster at high frequencies.
     """
     size = rng.uniform([2.5, 2.5, 2.2], [10.0, 8.0, 4.5])  # m
     rt60 = float(np.exp(rng.uniform(np.log(0.15), np.log(1.0))))  # s
     surface = 2 * (size[0] * size[1] + size[0] * size[2] + size[1] * size[2])
     absorbed = 1 - np.exp(-0.161 * size.prod() / (surface * rt60))  # Eyring 1930, the mean of the six walls
-    walls = np.sqrt(1 - np.clip(absorbed * rng.uniform(0.5, 1.5, (3, 2)), 0.02, 0.98))  # reflection of each
+    walls = np.sqrt(1 - np.clip(absorbed * rng.uniform(0.5, 1.5, (3, 2)), 0.02, 0.98))  # reflection coefficients
     ear = rng.uniform(0.4, size - 0.4)
     away = rng.standard_normal(3)
     talker = ear + away / np.linalg.norm(away) * np.exp(rng.uniform(np.log(0.2), np.log(4.0)))
@@ -154,7 +154,7 @@ def synthetic_room(rng: np.random.Generator, rate: int) -> Room:
     tail = rng.standard_normal(n, dtype=np.float32)
     dull = signal.lfilter([1.0], [1.0, -0.6], tail).astype(np.float32) * np.float32(0.6)
     tail = dull * np.exp(-6.9 * time / rt60) + 0.3 * tail * np.exp(-13.8 * time / rt60)
-    both = slice(joint, len(response))  # where the tail fades in while the images fade out
+    both = slice(joint, len(response))  # the images fade into the tail here
     tail *= np.sqrt(np.dot(response[both], response[both]) / (np.dot(tail[both], tail[both]) + 1e-20))
     fade = np.clip((np.arange(n) - joint) / (len(response) - joint), 0, 1).astype(np.float32)
     tail *= np.sqrt(fade)
@@ -165,7 +165,7 @@ def synthetic_room(rng: np.random.Generator, rate: int) -> Room:
 def _images(
     talker: np.ndarray, ear: np.ndarray, size: np.ndarray, walls: np.ndarray, seconds: float, rate: int
 ) -> np.ndarray:
-    """Response of a box for so many seconds from the arrival of the direct path less 2 ms; walls (3, 2): reflection."""
+    """Response of a box, starting 2 ms before the direct path; walls (3, 2) are reflection coefficients."""
     speed = 343.0  # m/s
     reach = float(np.linalg.norm(talker - ear)) + speed * seconds
     offsets, gains = [], []
@@ -177,7 +177,7 @@ def _images(
     x, y, z = offsets
     distance = np.sqrt(x[:, None, None] ** 2 + y[:, None] ** 2 + z**2).ravel()
     gain = (gains[0][:, None, None] * gains[1][:, None] * gains[2]).ravel() / distance
-    fine = 4 * rate  # arrivals fall between samples
+    fine = 4 * rate  # arrivals are between samples
     arrival = np.round((distance - distance.min()) / speed * fine).astype(np.int64) + fine // 500
     heard = arrival < seconds * fine
     impulses = np.bincount(arrival[heard], gain[heard], int(seconds * fine))
@@ -185,15 +185,15 @@ def _images(
 
 
 def clip(x: np.ndarray, drive_db: float) -> np.ndarray:
-    """Overload: everything within `drive_db` of the peak is cut flat."""
+    """Hard clipping: cut the top `drive_db` of the signal."""
     limit = float(np.abs(x).max()) * db_to_gain(-drive_db)
     return np.clip(x, -limit, limit)
 
 
 def saturate(x: np.ndarray, drive_db: float, lopsided: float) -> np.ndarray:
-    """A microphone or amplifier that gives way softly: `drive_db` into a tanh, `lopsided` 0..0.5 of it an offset.
+    """Soft clipping by a tanh: `drive_db` of overload, `lopsided` (0..0.5) makes it asymmetric.
 
-    The slope at zero is one, so what is quiet stays as it is.
+    The slope at zero is one, so quiet parts do not change.
     """
     limit = float(np.abs(x).max()) * db_to_gain(-drive_db) + 1e-9
     bias = np.float32(lopsided)
@@ -201,37 +201,36 @@ def saturate(x: np.ndarray, drive_db: float, lopsided: float) -> np.ndarray:
 
 
 def gain_control(x: np.ndarray, rate: int, strength: float, release: float) -> np.ndarray:
-    """The gain (n,) of an automatic level control: `strength` 0..1 of the distance to the mean level, in dB.
+    """The gain (n,) of an automatic level control: `strength` (0..1) of the distance to the mean level in dB.
 
-    It follows within 50 ms where the level rises and in `release` seconds where it falls, by -20...20 dB.
+    It reacts to rising levels within 50 ms and to falling levels within `release` seconds; -20 to 20 dB.
     """
     hop = rate // 100
     power = np.pad(x, (0, -len(x) % hop)).reshape(-1, hop)
     db = 10 * np.log10(np.einsum("tn,tn->t", power, power) / hop + 1e-9)
-    db = np.maximum(db, db.max() - 40)  # pauses of silence are no reason to go up without end
+    db = np.maximum(db, db.max() - 40)  # limits the gain in silent pauses
     fast, slow = (signal.lfilter([a], [1, a - 1], db, zi=[(1 - a) * db[0]])[0] for a in (0.2, 0.01 / release))
     gain = np.clip(strength * (db.mean() - np.maximum(fast, slow)), -20, 20)
     return (10 ** (np.interp(np.arange(len(x)), np.arange(len(gain)) * hop, gain) / 20)).astype(np.float32)
 
 
 def mu_law(x: np.ndarray) -> np.ndarray:
-    """Eight-bit companding and back, ITU-T G.711's curve with mu = 255."""
+    """Compand to eight bits and back, with the curve of ITU-T G.711 (mu = 255)."""
     squeezed = np.sign(x) * np.log1p(255 * np.minimum(np.abs(x), 1)) / np.log(256)
     coarse = np.round(squeezed * 127) / 127
     return (np.sign(coarse) * np.expm1(np.abs(coarse) * np.log(256)) / 255).astype(np.float32)
 
 
 def quantise(x: np.ndarray, bits: int) -> np.ndarray:
-    """Uniform quantisation of the range -1..1 to `bits` bits."""
+    """Quantise the range -1..1 uniformly to `bits` bits."""
     step = np.float32(2.0 ** (1 - bits))
     return np.round(x / step) * step
 
 
 def codec(x: np.ndarray, rate: int, kind: str, level: float) -> np.ndarray:
-    """Encode and decode with libsndfile ("MP3" or "OPUS"); `level` 0..1 goes from the best to the smallest.
+    """Encode and decode with libsndfile ("MP3" or "OPUS"); `level` 0 is best quality, 1 smallest size.
 
-    Both come back without delay and at the old length (libsndfile trims the padding); what is missing is filled with
-    zeros.
+    The result has no delay and the same length; missing samples at the end are zeros.
     """
     form, subtype = {"MP3": ("MP3", "MPEG_LAYER_III"), "OPUS": ("OGG", "OPUS")}[kind]
     memory = io.BytesIO()
@@ -245,7 +244,7 @@ def codec(x: np.ndarray, rate: int, kind: str, level: float) -> np.ndarray:
 def lost_packets(rng: np.random.Generator, n: int, rate: int, loss: float) -> np.ndarray:
     """A gain (n,) of zeros and ones that drops 20 ms packets at rate `loss`, in bursts.
 
-    A lost packet takes the next with it one time in three, after Gilbert's model.
+    The packet after a lost one is lost with probability 1/3 (Gilbert's model).
     """
     packet = rate // 50
     count = -(-n // packet)
@@ -255,7 +254,7 @@ def lost_packets(rng: np.random.Generator, n: int, rate: int, loss: float) -> np
 
 
 def conceal(x: np.ndarray, keep: np.ndarray, rate: int) -> np.ndarray:
-    """Lost 20 ms packets (zeros of `keep`) replaced by the last that came, 6 dB down for each that is missing."""
+    """Replace lost 20 ms packets (zeros of `keep`) by the last received one, 6 dB quieter for each lost packet."""
     size = rate // 50
     packets = np.pad(x, (0, -len(x) % size)).reshape(-1, size)
     number = np.arange(len(packets))
@@ -265,9 +264,9 @@ def conceal(x: np.ndarray, keep: np.ndarray, rate: int) -> np.ndarray:
 
 
 def wandering_gain(rng: np.random.Generator, n: int, rate: int, range_db: float) -> np.ndarray:
-    """A gain (n,) that drifts between random levels of 0..-`range_db` dB, a new one every 0.3-1.5 s."""
+    """A gain (n,) that drifts between random levels of 0 to -`range_db` dB, with a new level every 0.3 to 1.5 s."""
     spacing = rng.uniform(0.3, 1.5) * rate
     knots = np.arange(0, n + spacing, spacing)
-    coarse = np.arange(0, n + 64, 64)  # the gain itself is interpolated linearly between every 64th sample
+    coarse = np.arange(0, n + 64, 64)  # computed for every 64th sample and interpolated
     db = np.interp(coarse, knots, rng.uniform(-range_db, 0, len(knots)))
     return np.interp(np.arange(n), coarse, 10 ** (db / 20)).astype(np.float32)

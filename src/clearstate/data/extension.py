@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from scipy import fft
 from clearstate.audio.io import read_audio
 from clearstate.audio.level import db_to_gain
 from clearstate.data.folders import audio_files
-from clearstate.data.mixing import MixtureConfig, redrawn, speech_crop
+from clearstate.data.mixing import Generated, MixtureConfig, speech_crop
 from clearstate.data.sources import Sources
 
 VALID_RATES = (8000, 16_000, 24_000)  # Hz, to which held-out files are narrowed
@@ -33,42 +32,25 @@ class ExtensionConfig:
     speed_range: tuple[float, float] = (1.0, 1.2)
 
 
-class ExtensionDataset:
+class ExtensionDataset(Generated):
     """Items are dicts: narrow and wide float32 (samples,), both at the rate of the sources and aligned, and info.
 
     `narrow` has been at `info["narrow_rate"]` and holds nothing above half of it; one gain is common to both. The
     filter's family is drawn too, for a network that has seen one filter learns to undo that filter. All have zero
-    phase, so that the low band of both signals agrees sample by sample. Indices are as in `MixtureDataset`.
+    phase, so that the low band of both signals agrees sample by sample. Indices are as in `Generated`.
     """
 
     def __init__(
         self, sources: Sources, config: ExtensionConfig | None = None, seed: int = 0, items_per_epoch: int = 10_000
     ):
         self.config = config if config is not None else ExtensionConfig()
-        self.sources, self.seed, self.items_per_epoch = sources, seed, items_per_epoch
-        self.rate = sources.rate
-        self.samples = round(self.config.seconds * self.rate)
+        super().__init__(sources, self.config.seconds, seed, items_per_epoch)
         self._rates = [rate for rate in self.config.rates if rate < self.rate]
         if not self._rates:
             raise ValueError(
                 f"no narrow rate of {self.config.rates} is below the sources' {self.rate} Hz: "
                 "open them with sample_rate=48000"
             )
-
-    def __len__(self) -> int:
-        return self.items_per_epoch
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        return (self[i] for i in range(len(self)))
-
-    def order(self, epoch: int, start_item: int = 0, rank: int = 0, world: int = 1) -> range:
-        """Indices of what is left of an epoch, see `MixtureDataset.order`."""
-        first = epoch * self.items_per_epoch
-        return range(first + start_item + rank, first + self.items_per_epoch, world)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        epoch, item = divmod(index, self.items_per_epoch)
-        return redrawn(self._draw, self.seed, epoch, item)
 
     def _draw(self, rng: np.random.Generator) -> dict[str, Any]:
         voice = MixtureConfig(speed=self.config.speed, speed_range=self.config.speed_range)

@@ -20,7 +20,8 @@ import soundfile
 import soxr
 
 from clearstate.audio.formats import READABLE
-from clearstate.audio.io import UNKNOWN_FRAMES, AudioError, open_reader, until_broken
+from clearstate.audio.info import UNKNOWN_FRAMES
+from clearstate.audio.io import AudioError, open_reader, until_broken
 from clearstate.audio.mono import to_mono
 from clearstate.audio.paths import Found, native_name, walk
 from clearstate.audio.quiet import quiet

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -85,27 +85,21 @@ class MixtureConfig:
     silence_seconds: tuple[float, float] = (0.1, 1.0)
 
 
-class MixtureDataset:
+class Generated:
     """A map-style dataset over all epochs: item i of epoch e is `dataset[e * items_per_epoch + i]`.
 
     Indices beyond the first epoch tell persistent workers the epoch, and let a run resume in the middle of an epoch:
     pass `order(epoch, start_item)` as the loader's sampler. For loaders that count from 0, `set_epoch` moves
-    `dataset[0]` to another epoch.
-
-    Each item is a dict: noisy and clean, float32 (samples,), and `info`, the drawn values, ready for JSON. It depends
-    only on (seed, epoch, item).
+    `dataset[0]` to another epoch. Each item depends only on (seed, epoch, item); see `redrawn`.
     """
 
-    def __init__(
-        self, sources: Sources, config: MixtureConfig | None = None, seed: int = 0, items_per_epoch: int = 10_000
-    ):
-        self.sources, self.config = sources, config if config is not None else MixtureConfig()
-        self.seed, self.items_per_epoch, self.epoch = seed, items_per_epoch, 0
+    def __init__(self, sources: Sources, seconds: float, seed: int, items_per_epoch: int):
+        self.sources, self.seed, self.items_per_epoch, self.epoch = sources, seed, items_per_epoch, 0
         self.rate = sources.rate
-        self.samples = round(self.config.seconds * self.rate)
-        self.rooms = [
-            effects.make_room(name, response, self.rate, self.config.early_ms) for name, response in sources.rooms
-        ]
+        self.samples = round(seconds * self.rate)
+
+    def _draw(self, rng: np.random.Generator) -> dict[str, Any]:
+        raise NotImplementedError
 
     def __len__(self) -> int:
         return self.items_per_epoch
@@ -127,6 +121,19 @@ class MixtureDataset:
             raise IndexError(f"item {index}: counted from 0, with items_per_epoch={self.items_per_epoch} to an epoch")
         epoch, item = divmod(index, self.items_per_epoch)
         return redrawn(self._draw, self.seed, epoch + self.epoch, item)
+
+
+class MixtureDataset(Generated):
+    """Items are dicts: noisy and clean, float32 (samples,), and `info`, the drawn values, ready for JSON."""
+
+    def __init__(
+        self, sources: Sources, config: MixtureConfig | None = None, seed: int = 0, items_per_epoch: int = 10_000
+    ):
+        self.config = config if config is not None else MixtureConfig()
+        super().__init__(sources, self.config.seconds, seed, items_per_epoch)
+        self.rooms = [
+            effects.make_room(name, response, self.rate, self.config.early_ms) for name, response in sources.rooms
+        ]
 
     def _draw(self, rng: np.random.Generator) -> dict[str, Any]:
         noisy, clean, info = mix(rng, self.samples, self.sources, self.rooms, self.config)
@@ -418,8 +425,3 @@ def _gaps(
         noisy, clean = noisy * quiet, clean * quiet
         info["silence"] = [start, start + length]
     return noisy, clean, info
-
-
-def describe(config: MixtureConfig) -> dict[str, Any]:
-    """The configuration as a dict fit for JSON, for run folders and model cards."""
-    return asdict(config)

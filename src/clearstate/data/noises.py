@@ -2,8 +2,8 @@
 
 Synthetic are tones, hums, fans, wind, clicks, typing and music.
 
-Each function returns (noise float32 (n,), what was drawn). Levels are arbitrary: the mixture scales by `level`, the
-RMS, or for sparse kinds (clicks, beeps) the RMS of their loud frames, because a mean over their pauses is too low.
+Levels are arbitrary: the mixture scales each noise by its `level`. This is the RMS or, for sparse kinds (clicks,
+beeps), the RMS of the loud frames, because the mean over pauses is too low.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Noise(NamedTuple):
 
 
 def recorded(rng: np.random.Generator, n: int, pool: Pool) -> Noise:
-    """A crop of a recorded noise, sometimes played faster or slower; what is too short is repeated with cross-fades."""
+    """A crop of a recorded noise, sometimes at another speed; short recordings are repeated with cross-fades."""
     number = pool.draw(rng)
     clip = pool.clips[number]
     speed = float(np.exp(rng.uniform(np.log(0.8), np.log(1.25)))) if rng.random() < 0.3 else 1.0
@@ -44,14 +44,14 @@ def recorded(rng: np.random.Generator, n: int, pool: Pool) -> Noise:
         x = repeat(x, need, fade=min(800, len(x) // 4))
         x = np.roll(x, int(rng.integers(need)))
     if speed != 1.0:
-        # Linear interpolation dulls the top octave a little, which does not matter to a noise.
+        # Linear interpolation attenuates the top octave slightly, which does not matter for noise.
         x = np.interp(np.arange(n) * speed, np.arange(len(x)), x).astype(np.float32)
     info = {"kind": "recorded", "file": clip.key, "group": clip.owner, "start": start, "speed": round(speed, 3)}
     return Noise(x[:n], info)
 
 
 def repeat(x: np.ndarray, n: int, fade: int) -> np.ndarray:
-    """`x` again and again, its end cross-faded over `fade` samples into its beginning, cut to n samples."""
+    """Repeat `x` to n samples, with its end cross-faded into its start over `fade` samples."""
     if fade:
         up = np.sin(np.linspace(0, np.pi / 2, fade, dtype=np.float32))  # equal power: the two ends are unrelated
         x = np.concatenate([x[:fade] * up + x[-fade:] * up[::-1], x[fade:-fade]])
@@ -59,9 +59,9 @@ def repeat(x: np.ndarray, n: int, fade: int) -> np.ndarray:
 
 
 def babble(rng: np.random.Generator, n: int, speech: Pool, avoid: str, talkers: tuple[int, int] = (3, 24)) -> Noise:
-    """Several voices at once, few more often than many; `avoid` is not among them, unless it is alone.
+    """Several voices at once, a few more often than many; not the voice `avoid`, unless it is the only one.
 
-    A clip that is too short is repeated.
+    Short clips are repeated.
     """
     count = int(np.exp(rng.uniform(np.log(talkers[0]), np.log(talkers[1] + 1))))
     total = np.zeros(n, np.float32)
@@ -83,7 +83,7 @@ def babble(rng: np.random.Generator, n: int, speech: Pool, avoid: str, talkers: 
 
 
 def speech_shaped(rng: np.random.Generator, n: int, speech: Pool, rate: int) -> Noise:
-    """Stationary noise with the long-term spectrum of a random stretch of speech."""
+    """Stationary noise with the long-term spectrum of a random part of a speech recording."""
     number = speech.draw(rng)
     clip = speech.clips[number]
     x = speech.read(number, int(rng.integers(max(1, clip.samples - 4 * rate + 1))), 4 * rate)
@@ -98,7 +98,7 @@ def speech_shaped(rng: np.random.Generator, n: int, speech: Pool, rate: int) -> 
 
 
 def coloured(rng: np.random.Generator, n: int, rate: int) -> Noise:
-    """Noise whose power falls as f^-beta, from white (0) over pink (1) to brown (2), flat below 40 Hz."""
+    """Noise with power proportional to f^-beta, white (0), pink (1) to brown (2), flat below 40 Hz."""
     beta = float(rng.choice([0.0, 1.0, 2.0])) if rng.random() < 0.3 else float(rng.uniform(-0.5, 2.0))
     frequency = np.linspace(0, 1, 513)
     magnitude = np.maximum(frequency, 80 / rate) ** (-beta / 2)
@@ -131,7 +131,7 @@ def _hum(rng: np.random.Generator, n: int, rate: int) -> np.ndarray:
     decay = rng.uniform(0.3, 1.5)
     total, power = np.zeros(n, np.float32), np.ones(n, np.complex64)
     for h in range(1, harmonics + 1):
-        power = power * turn  # the h-th harmonic, for a multiplication instead of a cosine
+        power = power * turn  # the h-th harmonic by a multiplication, without a cosine
         amplitude = h**-decay * rng.uniform(0.1, 1) * (0.3 if h % 2 == 0 else 1)  # rectifiers favour odd harmonics
         total += np.real(power * np.complex64(amplitude * np.exp(2j * np.pi * rng.random())))
     return total + np.float32(0.02) * rng.standard_normal(n, dtype=np.float32)
@@ -176,7 +176,7 @@ def _machine(rng: np.random.Generator, n: int, rate: int) -> np.ndarray:
 
 
 def _fan(rng: np.random.Generator, n: int, rate: int) -> np.ndarray:
-    """Harmonics of a speed that drifts, and the air that is moved."""
+    """Harmonics of a drifting speed, and air noise."""
     knots = rng.standard_normal(4 + n // rate) * rng.uniform(0, 0.03)
     speed = rng.uniform(40, 400) * (1 + np.interp(np.arange(n), np.linspace(0, n, len(knots)), knots))
     turn = np.exp(2j * np.pi * np.cumsum(speed) / rate).astype(np.complex64)
@@ -188,7 +188,7 @@ def _fan(rng: np.random.Generator, n: int, rate: int) -> np.ndarray:
 
 
 def _wind(rng: np.random.Generator, n: int, rate: int) -> np.ndarray:
-    """Rumble that falls steeply from some 100 Hz on, in gusts."""
+    """Rumble in gusts that falls steeply above about 100 Hz."""
     frequency = np.linspace(0, 1, 513) * rate / 2
     corner, slope = rng.uniform(60, 400), rng.uniform(1.0, 2.5)
     air = shaped(rng, n, frequency * 2 / rate, (1 + (frequency / corner) ** 2) ** (-slope / 2))
@@ -197,7 +197,7 @@ def _wind(rng: np.random.Generator, n: int, rate: int) -> np.ndarray:
 
 
 def _typing(rng: np.random.Generator, n: int, rate: int) -> np.ndarray:
-    """Keys going down and, a little softer, up again, each a knock of the case and a click; with pauses to think."""
+    """Key presses and softer releases, each a knock and a click, with pauses."""
     length = rate // 20
     time = np.arange(length) / rate
     hits, total = [], np.zeros(n + length, np.float32)
@@ -218,7 +218,7 @@ def _typing(rng: np.random.Generator, n: int, rate: int) -> np.ndarray:
 
 
 def _music(rng: np.random.Generator, n: int, rate: int) -> np.ndarray:
-    """Chords of a major or minor scale, struck or held, with or without a beat."""
+    """Chords of a major or minor scale, struck or held, with or without drums."""
     beat = int(rng.uniform(0.25, 0.8) * rate)
     scale = np.array([0, 2, 4, 5, 7, 9, 11]) if rng.random() < 0.5 else np.array([0, 2, 3, 5, 7, 8, 10])
     key, held, bright = rng.uniform(90, 250), rng.random() < 0.4, rng.uniform(0.8, 2.5)

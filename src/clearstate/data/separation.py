@@ -16,7 +16,7 @@ from clearstate.audio.paths import why_no_file
 from clearstate.data.corpora import Mixture
 from clearstate.data.effects import apply_sections, random_equaliser
 from clearstate.data.folders import audio_files, read_crop, scan
-from clearstate.data.mixing import MixtureConfig, at_snr, noise_crop, redrawn, speech_crop
+from clearstate.data.mixing import Generated, MixtureConfig, at_snr, noise_crop, redrawn, speech_crop
 from clearstate.data.pitch import median_pitch
 from clearstate.data.sources import Pool, Sources, vctk_speaker
 
@@ -42,13 +42,13 @@ class SeparationConfig:
     snr_db: tuple[float, float] = (0.0, 20.0)  # all voices over the noise
 
 
-class SeparationDataset:
+class SeparationDataset(Generated):
     """Items are dicts: mixture float32 (samples,), sources float32 (speakers, samples), info fit for JSON.
 
     The mixture is the sum of the sources, plus optional noise. The voices of an item are always different speakers. So
     at most one of them is from a corpus without speaker labels (`config.unlabelled`; such a corpus must share no
     speaker with the labelled ones). Empty sources (`config.alone`) are zeros and come last. Indices are as in
-    `MixtureDataset`: item i of epoch e is `dataset[e * items_per_epoch + i]`.
+    `Generated`.
 
     Raises:
         ValueError: if the speech has fewer labelled speakers than a mixture needs.
@@ -62,9 +62,7 @@ class SeparationDataset:
         items_per_epoch: int = 10_000,
     ):
         self.config = config if config is not None else SeparationConfig()
-        self.sources, self.seed, self.items_per_epoch = sources, seed, items_per_epoch
-        self.rate = sources.rate
-        self.samples = round(self.config.seconds * self.rate)
+        super().__init__(sources, self.config.seconds, seed, items_per_epoch)
         self.speech = having(sources.speech, labels=True)
         self.unlabelled = having(sources.speech, labels=False)
         if len(self.speech.by_voice) < self.config.speakers:
@@ -72,21 +70,6 @@ class SeparationDataset:
                 f"mixtures of {self.config.speakers} voices need as many labelled speakers, and the speech has "
                 f"{len(self.speech.by_voice)}: add a corpus with one folder a speaker"
             )
-
-    def __len__(self) -> int:
-        return self.items_per_epoch
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        return (self[i] for i in range(len(self)))
-
-    def order(self, epoch: int, start_item: int = 0, rank: int = 0, world: int = 1) -> range:
-        """Indices of what is left of an epoch, see `MixtureDataset.order`."""
-        first = epoch * self.items_per_epoch
-        return range(first + start_item + rank, first + self.items_per_epoch, world)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        epoch, item = divmod(index, self.items_per_epoch)
-        return redrawn(self._draw, self.seed, epoch, item)
 
     def _draw(self, rng: np.random.Generator) -> dict[str, Any]:
         config = self.config
@@ -158,7 +141,7 @@ class MixtureFolder:
     Args:
         mixtures: from `Corpus.mixtures(split)` or `mixtures_of(folders)`.
         sample_rate: Hz.
-        seconds: crops of this length, drawn anew each epoch (indices as in `MixtureDataset`); None for whole files.
+        seconds: crops of this length, drawn anew each epoch (indices as in `Generated`); None for whole files.
     """
 
     def __init__(self, mixtures: Sequence[Mixture], sample_rate: int, seconds: float | None = None, seed: int = 0):

@@ -5,12 +5,12 @@ A shard set is `<name>.jsonl` next to `<name>-00.tar`, `<name>-01.tar`, ... Each
 Opus takes about 3 ms per second of audio, too long for every crop, so a set is decoded once, in parallel, into a cache
 folder:
 
-    <cache>/<name>-<rate>-<digest>/audio.i16     every clip end to end, int16, each scaled to its own peak
-    <cache>/<name>-<rate>-<digest>/index.json    where each begins, its scale, its levels, its labels
+    <cache>/<name>-<rate>-<digest>/audio.i16     all clips, int16, each scaled to its peak
+    <cache>/<name>-<rate>-<digest>/index.json    start, scale, levels and labels of each clip
 
-Crops are then slices of a memory map, shared by all workers. The folder appears under its name only when it is
-complete. A folder that is damaged is decoded again; without a cache that can be written to, a set is decoded into a
-temporary folder that goes when the process ends.
+Crops are then slices of a memory map, shared by all workers. The folder receives its name when it is complete. A
+damaged folder is decoded again. If the cache is not writable, the set is decoded into a temporary folder, which is
+removed when the process ends.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Clip:
 
     key: str  # the file inside its corpus
     owner: str  # "" if the corpus has no labels
-    source: str  # the corpus it came from
+    source: str  # name of its corpus
     samples: int  # at the rate of its set
     level_db: float | None = None  # RMS of the active parts in dBFS; None before decoding
     floor_db: float | None = None  # RMS of the quietest tenth in dBFS
@@ -74,7 +74,7 @@ class Clip:
 
     @property
     def voice(self) -> str:
-        """The finest label that holds one voice only: the owner, or without one the recording the clip was cut from."""
+        """The label of one voice: the owner or, without labels, the recording that contains the clip."""
         return self.owner if self.labelled else f"{self.source}/{re.sub(r'-[0-9]+$', '', Path(self.key).stem)}"
 
 
@@ -94,14 +94,14 @@ class ShardSet:
         self._check()
 
     def _check(self) -> None:
-        """ValueError unless the index fits itself and the audio beside it."""
+        """Raise ValueError if the index contradicts itself or its audio file."""
         samples = np.array([clip.samples for clip in self.clips], np.int64)
         ends = samples.cumsum()
         size = (self.folder / "audio.i16").stat().st_size
         if len(self._scales) != len(samples) or not np.array_equal(self._starts, ends - samples):
             raise ValueError("index.json contradicts itself")
         if not len(samples) or samples.min() < 1 or not (np.isfinite(self._scales) & (self._scales > 0)).all():
-            raise ValueError("index.json holds clips without audio")
+            raise ValueError("index.json lists clips without audio")
         if size != 2 * ends[-1]:
             raise ValueError(f"audio.i16 holds {size} bytes, index.json says {2 * ends[-1]}")
 
@@ -115,11 +115,11 @@ class ShardSet:
         return self._audio[first + start : first + stop] * self._scales[index]
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_audio": None}  # a worker that is spawned maps the file itself
+        return self.__dict__ | {"_audio": None}  # a spawned worker maps the file itself
 
 
 def default_cache() -> Path:
-    """$CLEARSTATE_CACHE, or ~/.cache/clearstate; without a home, a folder among the temporary files."""
+    """$CLEARSTATE_CACHE, or ~/.cache/clearstate, or (without a home folder) a folder for temporary files."""
     try:
         return Path(os.environ.get("CLEARSTATE_CACHE") or "~/.cache/clearstate").expanduser()
     except RuntimeError:
@@ -129,13 +129,13 @@ def default_cache() -> Path:
 def open_shards(
     index: str | Path, rate: int, cache: str | Path | None = None, progress: Progress | None = None
 ) -> ShardSet:
-    """Open the shard set of `index` (`<name>.jsonl`) at `rate` Hz, decoding it into the cache the first time.
+    """Open the shard set of `index` (`<name>.jsonl`) at `rate` Hz. The first time, decode it into the cache.
 
     Args:
-        index: the JSON-lines file; its tar shards lie beside it.
-        rate: Hz; clips of another rate are resampled while they are decoded.
-        cache: folder for decoded audio, `default_cache()` if None: 115 MB an hour at 16 kHz.
-        progress: called with (set name, clips done, clips in all).
+        index: the JSON-lines file, next to its tar shards.
+        rate: Hz; clips of other rates are resampled.
+        cache: folder for decoded audio (115 MB per hour at 16 kHz); None is `default_cache()`.
+        progress: called with (set name, clips done, total clips).
     Raises:
         FileNotFoundError: if the index or one of its shards is missing.
         ValueError: if nothing in the set could be decoded.
@@ -150,7 +150,7 @@ def open_shards(
         decode = partial(_decode_all, name, index.parent, rows, rate, progress=progress)
         try:
             opened = ShardSet(_decode_into(folder, decode))
-        except OSError as error:  # read-only, full, a file in the place of a folder
+        except OSError as error:  # read-only, full, or a file instead of a folder
             why = error.strerror or error
             logger.warning(f"decoded audio cannot be kept in {cache} ({why}): it is decoded for this run only")
             temporary = Path(tempfile.mkdtemp(prefix=f"clearstate-{name}-"))
@@ -166,18 +166,18 @@ def open_shards(
 
 
 def _open_decoded(folder: Path) -> ShardSet | None:
-    """The decoded set in a folder of the cache; None if there is none, or none that is whole."""
+    """The decoded set in a folder of the cache; None if it is missing or damaged."""
     try:
         return ShardSet(folder)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # what a damaged index can raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # errors of a damaged index
         logger.warning(f"{folder} is damaged ({type(error).__name__}: {error}); it is decoded again")
         return None
 
 
 def _decode_into(folder: Path, decode: Callable[[Path], None]) -> Path:
-    """Decode beside a folder of the cache, and give it its name when it is complete; the folder that holds the set."""
+    """Decode into a temporary folder next to `folder`, then rename it."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     making = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
@@ -185,7 +185,7 @@ def _decode_into(folder: Path, decode: Callable[[Path], None]) -> Path:
         making.chmod(0o755)
         try:
             making.rename(folder)
-        except OSError:  # another process finished the same set first, which is as good, or what is there is damaged
+        except OSError:  # another process was faster, or the existing folder is damaged
             if _open_decoded(folder) is None:
                 if folder.is_dir() and not folder.is_symlink():
                     shutil.rmtree(folder)
@@ -206,7 +206,7 @@ def read_index(index: Path) -> list[dict[str, Any]]:
     """The rows of a shard index.
 
     Raises:
-        FileNotFoundError: if it or a shard it names is missing.   ValueError: for a line that is no row.
+        FileNotFoundError: if the index or one of its shards is missing.   ValueError: for an invalid line.
     """
     if not index.is_file():
         raise FileNotFoundError(f"{index} is not there: a shard set is <name>.jsonl with <name>-00.tar, ... beside it")
@@ -234,7 +234,7 @@ def _row(index: Path, number: int, line: bytes) -> dict[str, Any]:
 def read_tar_audio(
     folder: Path, rows: list[dict[str, Any]], rate: int
 ) -> Iterator[tuple[dict[str, Any], np.ndarray | Exception]]:
-    """Decode the files of `rows` in order, in parallel: (row, mono float32 at `rate`) or (row, what went wrong)."""
+    """Decode the files of `rows` in parallel; yield in order (row, mono float32 at `rate`) or (row, error)."""
     members = {shard: _members(folder / shard) for shard in {row["shard"] for row in rows}}
 
     def decode(row: dict[str, Any]) -> tuple[dict[str, Any], np.ndarray | Exception]:
@@ -254,16 +254,16 @@ def read_tar_audio(
     with ThreadPoolExecutor(
         max_workers=max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2)
     ) as pool:
-        while block := list(islice(pending, 64)):  # in blocks, so that memory stays bounded
+        while block := list(islice(pending, 64)):  # in blocks, to limit the memory
             yield from pool.map(decode, block)
 
 
 def _decoded(data: bytes) -> tuple[np.ndarray, int]:
-    """An audio file in memory: (samples, channels) float32, and its rate."""
+    """Decode an audio file in memory: (samples, channels) float32, and its rate."""
     if inspect_bytes(data).plain:
         with quiet():
             return soundfile.read(io.BytesIO(data), dtype="float32", always_2d=True)
-    with tempfile.NamedTemporaryFile() as file:  # joined, or with a wrong length in its header
+    with tempfile.NamedTemporaryFile() as file:  # joined files, or a wrong length in the header
         file.write(data)
         file.flush()
         audio, rate = read_audio(file.name)
@@ -298,7 +298,7 @@ def _decode_all(
 
 
 def describe(row: dict[str, Any], audio: np.ndarray, rate: int) -> Clip:
-    """The Clip of an index row, with its levels measured."""
+    """The Clip of an index row, with measured levels."""
     power = np.sort(frame_power(audio, rate))
     floor = float(power[: max(1, len(power) // 10)].mean())
     return Clip(
@@ -314,7 +314,7 @@ def describe(row: dict[str, Any], audio: np.ndarray, rate: int) -> Clip:
 
 
 def _members(shard: Path) -> dict[str, tuple[int, int]]:
-    """Offset and size in bytes of every file of an uncompressed tar; ValueError if it is none."""
+    """Offset and size in bytes of every file of an uncompressed tar; ValueError for other files."""
     import tarfile
 
     try:
@@ -325,7 +325,7 @@ def _members(shard: Path) -> dict[str, tuple[int, int]]:
 
 
 def _digest(index: Path, rows: list[dict[str, Any]], rate: int) -> str:
-    """Changes when the index, a shard's size, the rate or the format of the cache does."""
+    """A digest of the index, the sizes of the shards, the rate and the cache format."""
     shards = sorted({row["shard"] for row in rows})
     sizes = [(shard, (index.parent / shard).stat().st_size) for shard in shards]
     content = repr((FORMAT, rate, sizes)).encode() + index.read_bytes()

@@ -24,14 +24,7 @@ from clearstate.audio.level import active_level
 from clearstate.audio.rates import whole_rate
 from clearstate.data.corpora import TEST_SPEAKERS, VALID_SPEAKERS, expected_layouts, recognise
 from clearstate.data.folders import AudioFile, FileSet, plain_files
-from clearstate.data.shards import (
-    BrokenClipError,
-    Clip,
-    Progress,
-    open_shards,
-    read_index,
-    read_tar_audio,
-)
+from clearstate.data.shards import BrokenClipError, Clip, Progress, open_shards, read_index, read_tar_audio
 from clearstate.nearest import nearest
 
 MAX_ROOMS = 500  # responses of one folder that are kept in memory

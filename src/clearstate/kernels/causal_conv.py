@@ -7,8 +7,35 @@ of channels. The last `taps - 1` inputs stay in scratch rows, so the input is re
 import numpy as np
 
 from clearstate.kernels.cache import njit
-from clearstate.kernels.scan import CHUNK, FAST, GROUPS, _copy
-from clearstate.kernels.scan_loops import BLOCK, TAP_ROWS, convolve, convolve_back
+from clearstate.kernels.scan import BLOCK, CHUNK, GROUPS, _copy, get, put, slope_of_silu
+from clearstate.kernels.simd import FAST, LANES, inner_njit, silu
+
+TAP_ROWS = 1  # row 0 of the scratch array has the bias, the next rows one tap each
+
+
+@inner_njit
+def _convolve(s, x_row, pre_row, out_row, w, taps):
+    """One output of the convolution: pre = bias + sum_j w[j] x[j], out = SiLU(pre).
+
+    `x_row` is the row of the oldest input of the output; the `taps` inputs are in consecutive rows.
+    """
+    for i in range(0, w, LANES):
+        pre = get(s, 0, i)
+        for j in range(taps):
+            pre = get(s, TAP_ROWS + j, i) * get(s, x_row + j, i) + pre
+        put(s, pre_row, i, pre)
+        put(s, out_row, i, silu(pre))
+
+
+@inner_njit
+def _convolve_back(s, x_row, pre_row, dy_row, dx_row, dw_row, w, taps):
+    """Gradient of `_convolve`: dx[j] += w[j] dpre, dw[j] += dpre x[j], and the bias's at dw_row + taps."""
+    for i in range(0, w, LANES):
+        dpre = get(s, dy_row, i) * slope_of_silu(get(s, pre_row, i))
+        for j in range(taps):
+            put(s, dx_row + j, i, get(s, TAP_ROWS + j, i) * dpre + get(s, dx_row + j, i))
+            put(s, dw_row + j, i, dpre * get(s, x_row + j, i) + get(s, dw_row + j, i))
+        put(s, dw_row + taps, i, get(s, dw_row + taps, i) + dpre)
 
 
 @njit(fastmath=FAST, inline="always")
@@ -41,7 +68,7 @@ def _forward_task(task, size, strides, x, weight, bias, past, reverse, y, last):
             k = step - start
             px = seq * strides[0, 0] + t * strides[0, 1] + d0
             _copy(x[px : px + w], s[x_row + taps - 1 + k])
-            convolve(rows, x_row + k, pre_row, pre_row + 1, w, taps)
+            _convolve(rows, x_row + k, pre_row, pre_row + 1, w, taps)
             _copy(s[pre_row + 1, :w], y[seq, t, d0 : d0 + w])
         for j in range(taps - 1):
             _copy(s[x_row + stop - start + j], s[x_row + j])
@@ -93,9 +120,9 @@ def _backward_task(task, size, strides, x, weight, bias, past, reverse, dy, dlas
                     s[row] = 0.0
             for k in range(count - 1, -1, -1):
                 t = length - 1 - (start + k) if reverse else start + k
-                convolve(rows, x_row + k, pre_row, pre_row + 1, w, taps)
+                _convolve(rows, x_row + k, pre_row, pre_row + 1, w, taps)
                 _copy(dy[seq, t, d0 : d0 + w], s[dy_row])
-                convolve_back(rows, x_row + k, pre_row, dy_row, dx_row + k, dw_row, w, taps)
+                _convolve_back(rows, x_row + k, pre_row, dy_row, dx_row + k, dw_row, w, taps)
             for k in range(count):
                 t = length - 1 - (start + k) if reverse else start + k
                 _copy(s[dx_row + keep + k, :w], dx[seq, t, d0 : d0 + w])

@@ -1,13 +1,13 @@
-"""Powers of two for inner loops of compiled code, and SiLU and softplus made of them; to 3e-6 of their value.
+"""Fast powers of two for inner loops of compiled code, and SiLU and softplus from them, with a relative error of 3e-6.
 
-The recurrence of a Mamba asks for one power a channel, state and step, which is most of its work. On AVX-512 the
-exponent is cut to sixteenths, whose powers are one register that an instruction looks numbers up in, so that for the
-rest, |r| <= 1/32, a square does:
+The recurrence of Mamba needs one power per channel, state and step, which is most of its work. With AVX-512, the
+exponent is rounded to sixteenths, whose powers are a lookup table in one register. The rest, |r| <= 1/32, needs only a
+square:
 
-    2^r = c (r + s)^2 + c e,   c in the register, s within the cut: two multiplications and a square in all
+    2^r = c (r + s)^2 + c e,   c from the table, s part of the rounding: two multiplications and a square in total
 
-where a polynomial over |r| <= 1/2 takes four. 19 % of the time of the recurrence (Zen 4, 1.9 for 2.35 ns a vector).
-Elsewhere it is that polynomial.
+A polynomial over |r| <= 1/2 needs four multiplications. The table makes the recurrence 19 % faster (Zen 4, 1.9 instead
+of 2.35 ns per vector). Other machines use the polynomial.
 """
 
 from typing import Any
@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 
-from clearstate.kernels.scan_loops import LOG2E
 from clearstate.kernels.simd import (
     _INTEGERS,
     _VECTOR,
     LANES,
+    LOG2E,
+    WHOLE,
     _call,
     _fma,
     _integer,
@@ -34,24 +35,23 @@ from clearstate.kernels.simd import (
     wide_registers_of,
 )
 
-LARGEST = 5e5  # of what `decay` takes, size x rate
-WITHIN = 120.0  # of what `power` takes, and what `decay` cuts at
+LARGEST = 5e5  # largest size x rate of `decay`
+WITHIN = 120.0  # range of `power`, and limit of `decay`
 # 2^r on [-1/2, 1/2] with the constant term held at 1; largest relative error 2.8e-6.
 POLYNOMIAL = (0.69312419, 0.24024099, 0.05590643, 0.00958285)
-# 2^r = 1 + b r + c r^2 on [-1/32, 1/32], least in error / r, so that what hardly decays does so at its rate; in the
-# last digits so that 2^0 is 1 when all is rounded.
+# 2^r = 1 + b r + c r^2 on [-1/32, 1/32] with the smallest error / r, so that slow decays are exact; the last digits are
+# chosen so that 2^0 is 1 after rounding.
 LINEAR, SQUARE = 0.69317428, 0.2402331768
 # log(1 + v) / v on [0, 1] in powers of v, interpolated at Chebyshev nodes; largest relative error 2.5e-7.
 LOG1P = (0.999999781, -0.499971745, 0.332719284, -0.244747742, 0.176874767, -0.106850029, 0.0434938998, -0.00837115255)
-WHOLE = 1.5 * 2**23  # added to a number, it leaves the nearest whole number in its last bits ...
-SIXTEENTHS = 1.5 * 2**19  # ... and this one sixteenths
-SHIFT = 23 / 16  # next to b / 2 c, in sixteenths
-REST = float(np.float32(LINEAR / (2 * SQUARE) - SHIFT))  # and what that lacks
+SIXTEENTHS = 1.5 * 2**19  # as WHOLE, for sixteenths
+SHIFT = 23 / 16  # b / 2 c in sixteenths, rounded
+REST = float(np.float32(LINEAR / (2 * SQUARE) - SHIFT))  # the rounding error
 MORE = float(np.float32(1 / SQUARE - (SHIFT + REST) ** 2))
 
 
 def by_table(b: Any, size: Any, rate: Any, cut: bool) -> Any:
-    """2^(size rate), with AVX-512; see the module's text. (r + s) is exact, so that near 2^0 only the square rounds."""
+    """2^(size rate) with AVX-512, see above. (r + s) is exact, so near 2^0 only the square is rounded."""
     x = _fma(b, size, rate, _number(REST))
     shifted = b.fadd(x, _number(SIXTEENTHS))
     r = b.fsub(x, b.fsub(shifted, _number(SIXTEENTHS + SHIFT)))  # with s
@@ -79,7 +79,7 @@ def by_polynomial(b: Any, size: Any, rate: Any, cut: bool) -> Any:
 
 
 def _not_below(b: Any, bits: Any, zero: float, one: int) -> Any:
-    """Exponents cut at -WITHIN as integers; unsigned, so that the bits of a NaN are larger than any."""
+    """Limit exponents to -WITHIN as integers; unsigned, so that a NaN is larger than any number."""
     least = _integer(int(np.float32(zero).view(np.int32)) - int(WITHIN) * one)
     return b.select(b.icmp_unsigned("<", bits, least), least, bits)
 
@@ -90,7 +90,7 @@ def _emit(context: Any, b: Any, size: Any, rate: Any, cut: bool) -> Any:
 
 @intrinsic
 def decay(typingctx, size, rate):
-    """2^(size rate) for products from -5e5 to 0; less than 1e-35 where that is less."""
+    """2^(size rate) for products from -5e5 to 0; below 1e-35, some number below 1e-35."""
 
     def codegen(context, builder, sig, args):
         size, rate = args
@@ -101,7 +101,7 @@ def decay(typingctx, size, rate):
 
 @intrinsic
 def power(typingctx, size, rate):
-    """2^(size rate) for products from -120 to 120; anything beyond."""
+    """2^(size rate) for products from -120 to 120; undefined beyond."""
 
     def codegen(context, builder, sig, args):
         size, rate = args
@@ -123,13 +123,11 @@ def _log1p_part(typingctx, v):
 @inner_njit
 def quick_silu(x):
     """x / (1 + exp(-x))."""
-    cut = smaller(larger(x, splat(np.float32(-80))), np.float32(80))
-    return x / (power(cut, splat(np.float32(-LOG2E))) + np.float32(1))
+    return x / (power(smaller(larger(x, -80.0), 80.0), splat(-LOG2E)) + 1.0)
 
 
 @inner_njit
 def quick_softplus(x):
     """log(1 + exp(x)) = max(x, 0) + log1p(exp(-|x|))."""
-    zero = np.float32(0)
-    v = power(smaller(larger(x, zero - x), np.float32(80)), splat(np.float32(-LOG2E)))
-    return v * _log1p_part(v) + larger(x, splat(zero))
+    v = power(smaller(larger(x, 0.0 - x), 80.0), splat(-LOG2E))
+    return v * _log1p_part(v) + larger(x, 0.0)

@@ -1,21 +1,18 @@
 """Two Mamba mixers over the same rows, one along each row and one against it, as one kernel for inference on the CPU.
 
-What PyTorch would hand from layer to layer through memory, eight times as wide as the rows themselves, stays in a
-core's second-level cache here: a task takes one row, and of it `STEPS` steps at a time through all layers of a mixer,
-carrying the recurrence and the last inputs of the convolution along. The mixer that runs against the row is the same
-code on rows read from their end.
+PyTorch passes intermediate results, eight times as wide as the rows, through memory. Here they stay in the second-level
+cache: a task takes one row and sends `STEPS` steps at a time through all layers of a mixer, carrying the state of the
+recurrence and the last inputs of the convolution along. The mixer against the row is the same code on reversed rows.
 
     rows (l, c) -- RMS norm -- enter -- u: convolution, SiLU -- thin: step sizes, B, C -- scan -- gate with z -- leave
 
-`tf_mamba.BiMix` says what is computed, and is the slow twin. Everything linear is multiplied out: the gains of the
-norms into the projections behind them, the residuals and the layer that joins the mixers into what leaves them.
-Between the layers a matrix lies in panels (see `matmul.py`), so that the recurrence of sixteen channels reads
-its memory in order and keeps eight states at a time in registers.
+`dual_path.BiMix` is the slow twin. Linear parts are multiplied in advance: the gains of the norms into the next
+projections, the residuals and the joining layer into the output projections. Matrices are stored in panels (see
+`matmul.py`), so the recurrence of sixteen channels reads memory in order and keeps eight states in registers.
 
 r rows, l steps of a row, c channels, d inner channels of a mixer, n states.
 """
 
-import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,6 +26,7 @@ from clearstate.kernels.matmul import Panels, as_fours, as_panels, filled, multi
 from clearstate.kernels.simd import (
     FAST,
     LANES,
+    LOG2E,
     apart,
     highest,
     inner_njit,
@@ -44,9 +42,8 @@ from clearstate.kernels.simd import (
 )
 from clearstate.kernels.threads import in_parts, threads_for
 
-STEPS = 64  # of a row that go through a mixer at a time
-GROUP = 8  # states whose recurrences are in registers together
-LOG2E = math.log2(math.e)
+STEPS = 64  # steps of a row per pass through a mixer
+GROUP = 8  # states in registers at a time
 
 
 class Side(NamedTuple):
@@ -65,21 +62,21 @@ class Side(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """Where rows lie in flat memory, in numbers: their channels are always side by side."""
+    """The layout of rows in flat memory, counted in numbers; channels are contiguous."""
 
     number: int
     length: int  # steps of each
-    row: int  # from one row to the next
-    step: int  # and from one step to the next
+    row: int  # distance between rows
+    step: int  # distance between steps
 
 
 class Shape(NamedTuple):
-    """Of a mixer, in the numbers that the kernel counts in."""
+    """The sizes of a mixer."""
 
-    channels: int  # the norm's mean is over these
-    width: int  # channels, filled to whole panels
-    inner: int  # channels of a mixer, likewise
-    states: int  # filled to whole groups
+    channels: int  # channels of the norm
+    width: int  # channels, padded to whole panels
+    inner: int  # channels of a mixer, padded to whole panels
+    states: int  # padded to whole groups
     rank: int  # of the step sizes, at most 16
     taps: int
     reverse: bool
@@ -94,9 +91,9 @@ def mix(x: Tensor, ahead: Any, back: Any, merge: torch.nn.Linear) -> Tensor:
     sides = [side(ahead, to_ahead), side(back, to_back)]
     shapes = [shape(ahead.mixer), shape(back.mixer)]
     filled = F.pad(x, (0, fill)) if fill else x
-    if not filled.transpose(0, 1).is_contiguous():  # which the frames of each band are, seen as rows
+    if not filled.transpose(0, 1).is_contiguous():  # True for the frames of each band as rows
         filled = filled.contiguous()
-    y = torch.empty_like(filled)  # and lies likewise
+    y = torch.empty_like(filled)  # has the same layout
     rows = Rows(*filled.shape[:2], *filled.stride()[:2])
     threads = threads_for(r, x.numel() * shapes[0].states)
     memory = torch.empty(threads, scratch_size(shapes[0]))
@@ -108,7 +105,7 @@ def mix(x: Tensor, ahead: Any, back: Any, merge: torch.nn.Linear) -> Tensor:
 
 
 def _in_memory(x: Tensor) -> Any:
-    """All numbers of a tensor without gaps, in the order of memory."""
+    """The numbers of a dense tensor, in memory order."""
     return torch.as_strided(x, (x.numel(),), (1,)).numpy()
 
 
@@ -174,7 +171,7 @@ def _normalise(x, first, step, count, out, at, size, eps):
     share = np.float32(1) / np.float32(size.channels)
     for s in range(count):
         p, o = first + s * step, at + s * size.width
-        squares = splat(np.float32(0))
+        squares = splat(0.0)
         for j in range(0, size.width, LANES):
             squares = load(x, p + j) * load(x, p + j) + squares
         scale = np.float32(1) / np.sqrt(total(squares) * share + np.float32(eps))
@@ -200,7 +197,7 @@ def _enter_scan(m, u, dt, ranks, count, weight, step_at, fours, skip, near, limi
 
     Returns whether all step sizes are near enough for `power`.
     """
-    drive, beyond = dt + STEPS * LANES, splat(np.float32(0))
+    drive, beyond = dt + STEPS * LANES, splat(0.0)
     for s in range(count):
         raw, p, q = load(weight, step_at), ranks + s * LANES, step_at + LANES
         for _ in range(fours):
@@ -228,7 +225,7 @@ def _scan_by(to_the):
         h0, h1, h2, h3 = load(m, h), load(m, h + 16), load(m, h + 32), load(m, h + 48)
         h4, h5, h6, h7 = load(m, h + 64), load(m, h + 80), load(m, h + 96), load(m, h + 112)
         for _ in range(count):
-            size, x, sum0, sum1 = load(m, dt), load(m, drive), load(m, y), splat(np.float32(0))
+            size, x, sum0, sum1 = load(m, dt), load(m, drive), load(m, y), splat(0.0)
             h0 = to_the(size, a0) * h0 + x * spread(m, b)
             h1 = to_the(size, a1) * h1 + x * spread(m, b + 1)
             h2 = to_the(size, a2) * h2 + x * spread(m, b + 2)
@@ -285,10 +282,10 @@ def _mix_side(x, y, row, step, length, m, weights, size, eps):
     thin = ranks + fours * panel
     h = thin + state_panels * panel
     for i in range(panels * states):
-        store(m, h + i * LANES, splat(np.float32(0)))
+        store(m, h + i * LANES, splat(0.0))
     for p in range(panels):
         for j in range(taps - 1):
-            store(m, raw + p * raw_panel + j * LANES, splat(np.float32(0)))
+            store(m, raw + p * raw_panel + j * LANES, splat(0.0))
     ahead = -step if size.reverse else step
     for start in range(0, length, STEPS):
         count = min(STEPS, length - start)

@@ -10,7 +10,6 @@ against the order of its rows (-w, 16).
 
 from typing import NamedTuple
 
-import numpy as np
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -83,7 +82,7 @@ def multiply(x, a, inner, weight, at, out, c, panels, rows, add):
 @inner_njit
 def _eight_rows(x, p, row, panel, inner, weight, q, out, o, step, add):
     half, u = 4 * row, o + 4 * step
-    s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = splat(np.float32(0))
+    s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = splat(0.0)
     if add:
         s0, s1, s2, s3 = load(out, o), load(out, o + step), load(out, o + 2 * step), load(out, o + 3 * step)
         s4, s5, s6, s7 = load(out, u), load(out, u + step), load(out, u + 2 * step), load(out, u + 3 * step)
@@ -112,7 +111,7 @@ def _eight_rows(x, p, row, panel, inner, weight, q, out, o, step, add):
 
 @inner_njit
 def _four_rows(x, p, row, panel, inner, weight, q, out, o, step, add):
-    s0 = s1 = s2 = s3 = splat(np.float32(0))
+    s0 = s1 = s2 = s3 = splat(0.0)
     if add:
         s0, s1, s2, s3 = load(out, o), load(out, o + step), load(out, o + 2 * step), load(out, o + 3 * step)
     for _ in range(inner):
@@ -133,7 +132,7 @@ def _four_rows(x, p, row, panel, inner, weight, q, out, o, step, add):
 @inner_njit
 def _one_row(x, p, panel, inner, weight, q, out, o, add):
     """The same for one row, in two sums, as each addition has to wait for the one before it."""
-    zero = splat(np.float32(0))
+    zero = splat(0.0)
     s0, s1 = load(out, o) if add else zero, zero
     for _ in range(inner):
         for k in range(0, LANES, 2):
@@ -161,7 +160,7 @@ def multiply_fours(x, a, inner, weight, out, c, groups, rows):
         row = 0
         while row + 4 <= rows:
             q, p = first, a.at + row * a.row
-            s0 = s1 = s2 = s3 = splat(np.float32(0))
+            s0 = s1 = s2 = s3 = splat(0.0)
             for _ in range(inner):
                 for k in range(p, p + LANES, 4):
                     v = load(weight, q)
@@ -177,7 +176,7 @@ def multiply_fours(x, a, inner, weight, out, c, groups, rows):
             store(out, o + (row + 3) * c.row, sum_fours(s3))
             row += 4
         while row < rows:
-            q, p, s0 = first, a.at + row * a.row, splat(np.float32(0))
+            q, p, s0 = first, a.at + row * a.row, splat(0.0)
             for _ in range(inner):
                 for k in range(p, p + LANES, 4):
                     s0 = spread_four(x, k) * load(weight, q) + s0

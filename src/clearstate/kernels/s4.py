@@ -9,7 +9,7 @@ back computes them again. `s4.recurrence` is the slow twin.
 import numpy as np
 
 from clearstate.kernels.cache import njit
-from clearstate.kernels.scan import FAST
+from clearstate.kernels.simd import FAST
 
 WIDTH = 16  # channels of a block: a cache line of float32
 

@@ -2,7 +2,8 @@
 
 The work is cut into tasks of one sequence (or, on the way back, a group of sequences) and one block of channels.
 Inside a task the channels of the block are vector lanes, its states stay in the first-level cache, and B and C
-are scalars; the recurrence walks the time axis once. The inner loops are in `scan_loops.py`.
+are scalars; the recurrence walks the time axis once. All rows of a task are in one scratch array and `BLOCK` numbers
+long, so no row has a ragged end. `ssm.scan.selective_scan_reference` is the slow twin.
 
 The forward pass can keep the state every `CHUNK` steps. The backward pass recomputes one chunk from there and
 walks it in reverse, so memory is O(length * channels), never O(length * channels * states).
@@ -14,34 +15,30 @@ are such slices) need no copy; the channel axis has stride 1. Optional inputs co
 import numpy as np
 
 from clearstate.kernels.cache import njit
-from clearstate.kernels.scan_loops import (
-    BIAS,
-    BLOCK,
-    DU,
+from clearstate.kernels.simd import (
+    FAST,
+    LANES,
     LOG2E,
-    RAW,
-    SKIP,
-    STEP_ROWS,
-    G,
-    U,
-    Y,
-    Z,
-    advance,
-    advance_keeping,
-    enter,
-    gate,
-    retreat,
-    sum_lanes,
-    ungate,
+    exp2,
+    inner_njit,
+    load,
+    sigmoid,
+    silu,
+    softplus,
+    spread,
+    store,
+    total,
 )
 
+BLOCK = 64  # channels of one task: four vectors a row; block x states fits the first-level cache
 CHUNK = 16  # steps between kept states
-GROUPS = (
-    16  # backward deals sequences to at most this many groups, whatever the thread count: so sums do not depend on it
-)
+GROUPS = 16  # the backward pass deals sequences to at most this many groups, so sums do not depend on the thread count
 
-# Fused multiply-add is allowed. Nothing that assumes the absence of NaN: one in the input stays visible.
-FAST = {"contract", "nsz", "arcp", "afn"}
+# Rows of the scratch array. Two belong to the block of channels, the next ones to one time step (a step's rows
+# start at `at`); the rest are blocks of one row per state whose first row the caller names.
+BIAS, SKIP = range(2)
+DT, X, Y, Z, RAW, U, G, DU = range(8)
+STEP_ROWS = 8
 
 
 def tasks_forward(batch, channels):
@@ -82,6 +79,115 @@ def _load_block(s, w, d0, a_row, a, d, bias):
             s[a_row + n, i] = a[d0 + i, n] * LOG2E
 
 
+@inner_njit
+def get(s, row, i):
+    """A vector of a row of the scratch array, from its column i on."""
+    return load(s, row * BLOCK + i)
+
+
+@inner_njit
+def put(s, row, i, value):
+    store(s, row * BLOCK + i, value)
+
+
+@inner_njit
+def slope_of_silu(x):
+    """d SiLU(x) / dx"""
+    s = sigmoid(x)
+    return s * (x * (1.0 - s) + 1.0)
+
+
+@inner_njit
+def _enter(s, at, w, use_softplus):
+    """Begin a step: RAW += BIAS, DT = softplus(RAW) (or RAW), X = DT U, Y = SKIP U."""
+    for i in range(0, w, LANES):
+        u, raw = get(s, at + U, i), get(s, at + RAW, i) + get(s, BIAS, i)
+        dt = softplus(raw) if use_softplus else raw
+        put(s, at + RAW, i, raw)
+        put(s, at + DT, i, dt)
+        put(s, at + X, i, dt * u)
+        put(s, at + Y, i, u * get(s, SKIP, i))
+
+
+@inner_njit
+def _advance(s, at, a_row, from_row, to_row, w, states, b, pb, c, pc, decay_row):
+    """The recurrence: h'[n] = exp2(DT A[n]) h[n] + X B[n] and Y += C[n] h'[n] for every state n.
+
+    A carries the factor log2(e); B[n] is b[pb + n]; h is read at `from_row` and written at `to_row`; the decays
+    exp2(DT A[n]) are written to `decay_row` unless it is None.
+    """
+    for i in range(0, w, LANES):
+        dt, x, y = get(s, at + DT, i), get(s, at + X, i), get(s, at + Y, i)
+        for n in range(states):
+            decay = exp2(dt * get(s, a_row + n, i))
+            h = decay * get(s, from_row + n, i) + x * spread(b, pb + n)
+            put(s, to_row + n, i, h)
+            if decay_row is not None:
+                put(s, decay_row + n, i, decay)
+            y = h * spread(c, pc + n) + y
+        put(s, at + Y, i, y)
+
+
+@inner_njit
+def _gate(s, at, w):
+    """End a step: Y = Y SiLU(Z)."""
+    for i in range(0, w, LANES):
+        put(s, at + Y, i, get(s, at + Y, i) * silu(get(s, at + Z, i)))
+
+
+@inner_njit
+def _ungate(s, at, w):
+    """Gradient of `_gate`, with Y before it and G the gradient of its result: Z = dZ, G = dY."""
+    for i in range(0, w, LANES):
+        z, g = get(s, at + Z, i), get(s, at + G, i)
+        put(s, at + Z, i, g * get(s, at + Y, i) * slope_of_silu(z))
+        put(s, at + G, i, g * silu(z))
+
+
+@inner_njit
+def _retreat(
+    s, at, a_row, before_row, after_row, decay_row, lam_row, da_row, db_row, dc_row, dskip_row,
+    w, states, use_softplus, b, pb, c, pc,
+):  # fmt: skip
+    """One step of the adjoint recurrence, backwards in time.
+
+    With lam[n] the gradient that later steps send to h'[n], and l = lam[n] + C[n] G:
+
+        dC[n] += G h'[n]        dB[n] += l X            dA[n] += l exp2(DT A[n]) h[n] DT
+        dDT    = sum_n l exp2(DT A[n]) h[n] A[n] + U sum_n l B[n]
+        DU     = DT sum_n l B[n] + SKIP G               lam[n] = l exp2(DT A[n])
+
+    RAW becomes the gradient of delta. The rows at `db_row` and `dc_row` are one vector wide: sums over the
+    block's vectors, whose lanes `_sum_lanes` adds up.
+    """
+    for i in range(0, w, LANES):
+        dt, x, g, u = get(s, at + DT, i), get(s, at + X, i), get(s, at + G, i), get(s, at + U, i)
+        through_a = through_b = dt * 0.0
+        for n in range(states):
+            ell = g * spread(c, pc + n) + get(s, lam_row + n, i)
+            passed = ell * get(s, decay_row + n, i)
+            put(s, lam_row + n, i, passed)
+            q = passed * get(s, before_row + n, i)
+            put(s, da_row + n, i, q * dt + get(s, da_row + n, i))
+            through_a = q * get(s, a_row + n, i) + through_a
+            through_b = ell * spread(b, pb + n) + through_b
+            put(s, db_row + n, 0, ell * x + get(s, db_row + n, 0))
+            put(s, dc_row + n, 0, g * get(s, after_row + n, i) + get(s, dc_row + n, 0))
+        put(s, at + DU, i, through_b * dt + get(s, SKIP, i) * g)
+        ddt = through_b * u + through_a * (1 / LOG2E)
+        put(s, at + RAW, i, ddt * sigmoid(get(s, at + RAW, i)) if use_softplus else ddt)
+        put(s, dskip_row, i, g * u + get(s, dskip_row, i))
+
+
+@inner_njit
+def _sum_lanes(s, row, states, out, position):
+    """out[position + n] = sum of the lanes of row + n, which is then cleared."""
+    for n in range(states):
+        x = get(s, row + n, 0)
+        out[position + n] = total(x)
+        put(s, row + n, 0, x * 0.0)
+
+
 @njit(fastmath=FAST, nogil=True)
 def _forward_task(task, size, strides, u, delta, a, b, c, d, z, bias, use_softplus, h0, reverse, y, h_last, kept):
     _, length, channels, states = size
@@ -106,10 +212,10 @@ def _forward_task(task, size, strides, u, delta, a, b, c, d, z, bias, use_softpl
             for n in range(states):
                 _copy(s[h_row + n, :w], kept[seq, step // CHUNK, n, d0 : d0 + w])
         _load_step(s, at, w, seq, t, d0, strides, u, delta, z)
-        enter(rows, at, w, use_softplus)
-        advance(rows, at, a_row, h_row, h_row, w, states, b, pb, c, pc)
+        _enter(rows, at, w, use_softplus)
+        _advance(rows, at, a_row, h_row, h_row, w, states, b, pb, c, pc, None)
         if z.size:
-            gate(rows, at, w)
+            _gate(rows, at, w)
         _copy(s[at + Y, :w], y[seq, t, d0 : d0 + w])
     for i in range(w):
         for n in range(states):
@@ -154,14 +260,14 @@ def _backward_task(
                 at = steps_at + k * STEP_ROWS
                 _load_step(s, at, w, seq, t, d0, strides, u, delta, z)
                 _copy(dy[seq, t, d0 : d0 + w], s[at + G])
-                enter(rows, at, w, use_softplus)
+                _enter(rows, at, w, use_softplus)
                 h = h_row + k * states
                 pb = seq * strides[2, 0] + t * strides[2, 1]
                 pc = seq * strides[3, 0] + t * strides[3, 1]
                 decay = decay_row + k * states
-                advance_keeping(rows, at, a_row, h, h + states, w, states, b, pb, c, pc, decay)
+                _advance(rows, at, a_row, h, h + states, w, states, b, pb, c, pc, decay)
                 if z.size:
-                    ungate(rows, at, w)
+                    _ungate(rows, at, w)
             for step in range(stop - 1, start - 1, -1):
                 t = length - 1 - step if reverse else step
                 k = step - start
@@ -169,13 +275,13 @@ def _backward_task(
                 h = h_row + k * states
                 pb = seq * strides[2, 0] + t * strides[2, 1]
                 pc = seq * strides[3, 0] + t * strides[3, 1]
-                retreat(
+                _retreat(
                     rows, at, a_row, h, h + states, decay_row + k * states, lam_row, da_row, db_row, dc_row, dskip_row,
                     w, states, use_softplus, b, pb, c, pc,
                 )  # fmt: skip
                 out = ((block * batch + seq) * length + t) * states
-                sum_lanes(rows, db_row, states, db, out)
-                sum_lanes(rows, dc_row, states, dc, out)
+                _sum_lanes(rows, db_row, states, db, out)
+                _sum_lanes(rows, dc_row, states, dc, out)
                 _copy(s[at + DU, :w], du[seq, t, d0 : d0 + w])
                 _copy(s[at + RAW, :w], ddelta[seq, t, d0 : d0 + w])
                 if z.size:

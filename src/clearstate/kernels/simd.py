@@ -1,10 +1,11 @@
-"""A vector of sixteen float32 numbers as a value of compiled code: `a * b + c`, `exp(a)`, `load`, `store`.
+"""A vector of sixteen numbers as a value of compiled code: `a * b + c`, `exp(a)`, `load`, `store`.
 
 LLVM vectorises a plain loop only if it can prove that no two arrays overlap, and keeps sums in memory where registers
 would do. With this type a kernel says itself what a register holds, in Python and not in LLVM's language. LLVM maps a
 vector to what the machine has: one AVX-512 register, two of AVX2, four of NEON.
 
-Arrays are flat, C-contiguous float32; positions count numbers, and nothing is checked. A NaN stays a NaN.
+Arrays are flat and C-contiguous; positions count numbers, and nothing is checked. A NaN stays a NaN. The type of an
+array decides the type of the vector: float32, or float64 for gradient checks, which only the scan uses.
 """
 
 import operator
@@ -18,16 +19,19 @@ from numba.core.typing.templates import ConcreteTemplate, infer_global, signatur
 from numba.extending import lower_builtin, models, register_model
 
 from clearstate.kernels.cache import njit
-from clearstate.kernels.scan_loops import EXP2, LOG2E
 
 LANES = 16
+LOG2E = 1.4426950408889634
+# 2**r on [-1/2, 1/2] with the constant term held at 1; largest relative error 9.1e-8.
+EXP2 = (0.69314698, 0.24022242, 0.05550734, 0.00967151, 0.00132647)
+WHOLE = 1.5 * 2**23  # added to a number, it leaves the nearest whole number in its last bits
 FAST = {"contract", "nsz", "arcp"}  # a * b + c is one instruction; sums stay in the order in which they are written
 # For what compiled code calls. Python may not call it: without the wrappers for that it compiles a sixth faster.
 inner_njit: Any = njit(fastmath=FAST, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 intrinsic: Any = numba.extending.intrinsic  # whose first parameter, the typing context, callers do not pass
 
-_SCALAR, _INTEGER = ir.FloatType(), ir.IntType(32)
-_VECTOR, _INTEGERS = ir.VectorType(_SCALAR, LANES), ir.VectorType(_INTEGER, LANES)
+_INTEGER = ir.IntType(32)
+_VECTOR, _INTEGERS = ir.VectorType(ir.FloatType(), LANES), ir.VectorType(_INTEGER, LANES)
 
 
 def rounded_up(count: int) -> int:
@@ -39,29 +43,32 @@ rounded = inner_njit(rounded_up)  # for compiled code
 
 
 class Lanes(types.Type):
-    def __init__(self) -> None:
-        super().__init__(name="float32x16")
+    def __init__(self, scalar) -> None:
+        super().__init__(name=f"{scalar}x{LANES}")
+        self.scalar = scalar
 
 
-lanes = Lanes()
+lanes = Lanes(types.float32)
+OF = {types.float32: lanes, types.float64: Lanes(types.float64)}
 
 
 @register_model(Lanes)
 class _LanesModel(models.PrimitiveModel):
     def __init__(self, manager, kind) -> None:
-        super().__init__(manager, kind, _VECTOR)
+        super().__init__(manager, kind, ir.VectorType(manager[kind.scalar].get_value_type(), LANES))
 
 
 # -- building blocks: functions of llvmlite's builder ----------------------------------------------------------------
 
 
 def _splat(b, value):
-    one = b.insert_element(ir.Constant(_VECTOR, ir.Undefined), value, ir.Constant(_INTEGER, 0))
-    return b.shuffle_vector(one, ir.Constant(_VECTOR, ir.Undefined), ir.Constant(_INTEGERS, [0] * LANES))
+    kind = ir.VectorType(value.type, LANES)
+    one = b.insert_element(ir.Constant(kind, ir.Undefined), value, ir.Constant(_INTEGER, 0))
+    return b.shuffle_vector(one, ir.Constant(kind, ir.Undefined), ir.Constant(_INTEGERS, [0] * LANES))
 
 
-def _number(value):
-    return ir.Constant(_VECTOR, [float(np.float32(value))] * LANES)
+def _number(value, kind=_VECTOR):
+    return ir.Constant(kind, [float(np.float32(value)) if kind == _VECTOR else value] * LANES)
 
 
 def _integer(value):
@@ -73,8 +80,12 @@ def _call(b, name, kind, *args, **options):
     return b.call(function, args, **options)
 
 
-def _unary(b, name, value):
-    return _call(b, f"llvm.{name}.v{LANES}f32", ir.FunctionType(_VECTOR, [_VECTOR]), value)
+def _suffix(kind):
+    return f"v{LANES}f{32 if kind == _VECTOR else 64}"
+
+
+def _unary(b, name, x):
+    return _call(b, f"llvm.{name}.{_suffix(x.type)}", ir.FunctionType(x.type, [x.type]), x)
 
 
 def _fma(b, x, y, z):
@@ -83,21 +94,27 @@ def _fma(b, x, y, z):
 
 def _polynomial(b, x, coefficients):
     """Highest power first."""
-    total = _number(coefficients[0])
+    total = _number(coefficients[0], x.type)
     for coefficient in coefficients[1:]:
-        total = _fma(b, total, x, _number(coefficient))
+        total = _fma(b, total, x, _number(coefficient, x.type))
     return total
 
 
-def _at(context, b, kind, array, position, pointed):
-    return b.bitcast(b.gep(context.make_array(kind)(context, b, array).data, [position]), pointed.as_pointer())
+def _at(context, b, kind, array, position, pointed=None):
+    """Pointer to a number of an array, or to something else there."""
+    pointer = b.gep(context.make_array(kind)(context, b, array).data, [position])
+    return b.bitcast(pointer, pointed.as_pointer()) if pointed else pointer
 
 
-def _two_to(b, whole, fraction):
-    """2**(whole + fraction): |fraction| <= 1/2, and a whole number that a normal float32 has as its exponent."""
+def _as_lanes(context, b, value, kind, wanted):
+    """A vector as it is, a number in every lane."""
+    return value if kind == wanted else _splat(b, context.cast(b, value, kind, wanted.scalar))
+
+
+def _two_to(b, bits, fraction):
+    """2**(k + fraction): |fraction| <= 1/2, and k in the last bits of `bits`."""
     p = _polynomial(b, fraction, (*reversed(EXP2), 1.0))
-    exponent = b.shl(b.fptosi(whole, _INTEGERS), _integer(23))
-    return b.bitcast(b.add(b.bitcast(p, _INTEGERS), exponent), _VECTOR)
+    return b.bitcast(b.add(b.bitcast(p, _INTEGERS), b.shl(bits, _integer(23))), _VECTOR)
 
 
 def _within(b, x, low, high):
@@ -107,23 +124,25 @@ def _within(b, x, low, high):
 
 
 def _exp2(b, x):
-    x = _within(b, x, -126.0, 127.0)
-    whole = _unary(b, "nearbyint", x)
-    return _two_to(b, whole, b.fsub(x, whole))
+    if x.type != _VECTOR:
+        return _unary(b, "exp2", x)
+    x = _within(b, x, -126.0, 128.0)  # 128 has the bits of infinity
+    shifted = b.fadd(x, _number(WHOLE))
+    return _two_to(b, b.bitcast(shifted, _INTEGERS), b.fsub(x, b.fsub(shifted, _number(WHOLE))))
 
 
 # -- arithmetic between vectors, and between a vector and a number ---------------------------------------------------
 
 
 def _define(symbol, method) -> None:
-    pairs = [(lanes, lanes), (lanes, types.float32), (types.float32, lanes)]
+    pairs = [pair for kind in OF.values() for number in OF for pair in ((kind, kind), (kind, number), (number, kind))]
 
     @infer_global(symbol)
     class _Typing(ConcreteTemplate):
-        cases = tuple(signature(lanes, *pair) for pair in pairs)
+        cases = tuple(signature(x if isinstance(x, Lanes) else y, x, y) for x, y in pairs)
 
     def lower(context, builder, sig, args):
-        x, y = (value if kind is lanes else _splat(builder, value) for kind, value in zip(sig.args, args, strict=True))
+        x, y = (_as_lanes(context, builder, *each, sig.return_type) for each in zip(args, sig.args, strict=True))
         return getattr(builder, method)(x, y)
 
     for pair in pairs:
@@ -144,9 +163,11 @@ def load(typingctx, array, position):
     """array[position : position + 16]"""
 
     def codegen(context, builder, sig, args):
-        return builder.load(_at(context, builder, sig.args[0], args[0], args[1], _VECTOR), align=4)
+        vector = context.get_value_type(sig.return_type)
+        align = sig.args[0].dtype.bitwidth // 8
+        return builder.load(_at(context, builder, sig.args[0], args[0], args[1], vector), align=align)
 
-    return lanes(array, types.intp), codegen
+    return OF[array.dtype](array, types.intp), codegen
 
 
 @intrinsic
@@ -155,10 +176,11 @@ def store(typingctx, array, position, value):
 
     def codegen(context, builder, sig, args):
         array, position, value = args
-        builder.store(value, _at(context, builder, sig.args[0], array, position, _VECTOR), align=4)
+        align = sig.args[0].dtype.bitwidth // 8
+        builder.store(value, _at(context, builder, sig.args[0], array, position, value.type), align=align)
         return context.get_dummy_value()
 
-    return types.void(array, types.intp, lanes), codegen
+    return types.void(array, types.intp, OF[array.dtype]), codegen
 
 
 @intrinsic
@@ -166,9 +188,9 @@ def spread(typingctx, array, position):
     """array[position] in every lane."""
 
     def codegen(context, builder, sig, args):
-        return _splat(builder, builder.load(_at(context, builder, sig.args[0], args[0], args[1], _SCALAR)))
+        return _splat(builder, builder.load(_at(context, builder, sig.args[0], args[0], args[1])))
 
-    return lanes(array, types.intp), codegen
+    return OF[array.dtype](array, types.intp), codegen
 
 
 @intrinsic
@@ -176,7 +198,7 @@ def spread_four(typingctx, array, position):
     """array[position : position + 4], four times."""
 
     def codegen(context, builder, sig, args):
-        kind = ir.VectorType(_SCALAR, 4)
+        kind = ir.VectorType(_VECTOR.element, 4)
         four = builder.load(_at(context, builder, sig.args[0], args[0], args[1], kind), align=4)
         lanes_of = ir.Constant(_INTEGERS, list(range(4)) * (LANES // 4))
         return builder.shuffle_vector(four, ir.Constant(kind, ir.Undefined), lanes_of)
@@ -224,9 +246,12 @@ def below(typingctx, count, x, other):
 
 def _reduction(name, start):
     def codegen(context, builder, sig, args):
-        first = [] if start is None else [ir.Constant(_SCALAR, start)]
-        kind = ir.FunctionType(_SCALAR, [*(x.type for x in first), _VECTOR])
-        return _call(builder, f"llvm.vector.reduce.{name}.v{LANES}f32", kind, *first, *args, fastmath=("reassoc",))
+        vector = args[0].type
+        first = [] if start is None else [ir.Constant(vector.element, start)]
+        kind = ir.FunctionType(vector.element, [*(x.type for x in first), vector])
+        return _call(
+            builder, f"llvm.vector.reduce.{name}.{_suffix(vector)}", kind, *first, *args, fastmath=("reassoc",)
+        )
 
     return codegen
 
@@ -234,74 +259,50 @@ def _reduction(name, start):
 @intrinsic
 def total(typingctx, x):
     """Sum of the lanes, in a fixed order."""
-    return types.float32(lanes), _reduction("fadd", 0.0)
+    return x.scalar(x), _reduction("fadd", 0.0)
 
 
 @intrinsic
 def highest(typingctx, x):
     """Largest of the lanes; NaN lanes are passed over."""
-    return types.float32(lanes), _reduction("fmax", None)
+    return x.scalar(x), _reduction("fmax", None)
+
+
+def _choice(order):
+    def codegen(context, builder, sig, args):
+        x, other = args[0], _as_lanes(context, builder, args[1], sig.args[1], sig.args[0])
+        return builder.select(builder.fcmp_ordered(order, other, x), other, x)
+
+    return codegen
 
 
 @intrinsic
-def larger(typingctx, x, y):
-    """The larger number, lane by lane; x where one is NaN."""
-
-    def codegen(context, builder, sig, args):
-        x, y = args
-        return builder.select(builder.fcmp_ordered("<", x, y), y, x)
-
-    return lanes(lanes, lanes), codegen
+def larger(typingctx, x, other):
+    """The larger number, lane by lane; x where one is NaN. `other` is a vector or a number."""
+    return x(x, other), _choice(">")
 
 
 @intrinsic
-def smaller(typingctx, x, limit):
-    """The smaller of x and a number, lane by lane; x where it is NaN."""
-
-    def codegen(context, builder, sig, args):
-        x, limit = args[0], _splat(builder, args[1])
-        return builder.select(builder.fcmp_ordered("<", limit, x), limit, x)
-
-    return lanes(lanes, types.float32), codegen
-
-
-@intrinsic
-def where_positive(typingctx, condition, x, other):
-    """x where condition > 0, lane by lane; the other where it is not, or NaN."""
-
-    def codegen(context, builder, sig, args):
-        condition, x, other = args
-        return builder.select(builder.fcmp_ordered(">", condition, _number(0.0)), x, other)
-
-    return lanes(lanes, lanes, lanes), codegen
+def smaller(typingctx, x, other):
+    """The smaller number, likewise."""
+    return x(x, other), _choice("<")
 
 
 @intrinsic
 def root(typingctx, x):
-    def codegen(context, builder, sig, args):
-        return _unary(builder, "sqrt", args[0])
-
-    return lanes(lanes), codegen
+    return x(x), lambda context, builder, sig, args: _unary(builder, "sqrt", args[0])
 
 
 @intrinsic
 def exp2(typingctx, x):
-    """2**x, cut to what a normal float32 holds."""
-
-    def codegen(context, builder, sig, args):
-        return _exp2(builder, args[0])
-
-    return lanes(lanes), codegen
+    """2**x; the least is that of a normal float32."""
+    return x(x), lambda context, builder, sig, args: _exp2(builder, args[0])
 
 
-@intrinsic
-def exp(typingctx, x):
+@inner_njit
+def exp(x):
     """e**x, likewise."""
-
-    def codegen(context, builder, sig, args):
-        return _exp2(builder, builder.fmul(args[0], _number(LOG2E)))
-
-    return lanes(lanes), codegen
+    return exp2(x * LOG2E)
 
 
 @intrinsic
@@ -327,7 +328,7 @@ def power(typingctx, x, exponent):
         whole = _unary(b, "nearbyint", large)
         fraction = b.fadd(b.fsub(large, whole), _fma(b, b.fmul(exponent, s), series, lost))
         more = _unary(b, "nearbyint", fraction)
-        raised = _two_to(b, b.fadd(whole, more), b.fsub(fraction, more))
+        raised = _two_to(b, b.fptosi(b.fadd(whole, more), _INTEGERS), b.fsub(fraction, more))
         return b.select(b.fcmp_unordered("uno", x, x), x, raised)
 
     return lanes(lanes, types.float32), codegen
@@ -364,22 +365,31 @@ def apart(typingctx):
 
 
 @inner_njit
+def sigmoid(x):
+    """1 / (1 + exp(-x))."""
+    return 1.0 / (exp2(x * -LOG2E) + 1.0)
+
+
+@inner_njit
 def silu(x):
     """x / (1 + exp(-x))."""
-    return x / (exp(np.float32(0.0) - x) + np.float32(1.0))
+    return x / (exp2(x * -LOG2E) + 1.0)
+
+
+@intrinsic
+def _artanh_part(typingctx, q):
+    """artanh(s) / s for q = s**2 <= 1/9, as a series whose terms fall by 9 each."""
+
+    def codegen(context, builder, sig, args):
+        terms = 7 if sig.args[0] == lanes else 17
+        return _polynomial(builder, args[0], [1 / (2 * k + 1) for k in reversed(range(terms))])
+
+    return q(q), codegen
 
 
 @inner_njit
 def softplus(x):
-    """log(1 + exp(x)) = max(x, 0) + log1p(exp(-|x|)), with log1p(v) = 2 artanh(v / (2 + v)) as an odd series."""
-    zero = np.float32(0.0)
-    v = exp(zero - larger(x, zero - x))
-    s = v / (v + np.float32(2.0))
-    q = s * s
-    series = q * np.float32(1 / 13) + np.float32(1 / 11)
-    series = q * series + np.float32(1 / 9)
-    series = q * series + np.float32(1 / 7)
-    series = q * series + np.float32(1 / 5)
-    series = q * series + np.float32(1 / 3)
-    series = q * series + np.float32(1.0)
-    return s * np.float32(2.0) * series + larger(x, splat(zero))
+    """log(1 + exp(x)) = max(x, 0) + log1p(exp(-|x|)), with log1p(v) = 2 artanh(v / (2 + v))."""
+    v = exp2(larger(x, 0.0 - x) * -LOG2E)
+    s = v / (v + 2.0)
+    return s * 2.0 * _artanh_part(s * s) + larger(x, 0.0)

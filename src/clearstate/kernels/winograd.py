@@ -11,17 +11,16 @@ along time, with frames `dilation` apart, so that 36 products do for 144:
             a^2 b^2 x_1 - (a^2 + b^2) x_3 + x_5
     P^T:    y_j = sum of (point)^j m, and at infinity of m for j = 3
 
-Of two taps in time, `dilation` frames ago and now, the same six points give a fifth frame: 36 products for 120, where
-with a third tap of zero they were a fifth slower. (It looks ahead by rounding, so it is not for causal models.)
+With two taps in time (`dilation` frames ago and now), the same six points give a fifth frame: 36 products for 120. (The
+result depends on later frames by rounding, so causal models cannot use it.)
 
-A map of the block is kept as B_f^T x only, from which all later layers start; what time adds to it is taken on the way
-into the product. `DenseLayer` in `models/parts/dense_codec.py` and `PastLayer` in `mp_senet.py` are the slow twins.
-What the sums lose of
-float32 is least with a = 5/8 and b = 5/4, whose powers are short: 4e-6 of the largest output, 8e-6 with two taps in
-time and 256 inputs; with a = 1 and b = 2 three times that.
+A dense block stores its maps as B_f^T x only, which all later layers share; the transform along time follows before the
+product. `DenseLayer` in `models/parts/dense_codec.py` and `PastLayer` in `mp_senet.py` are the slow twins. The rounding
+error is smallest with a = 5/8 and b = 5/4, whose powers are short: 4e-6 of the largest output, 8e-6 with two taps in
+time and 256 inputs; with a = 1 and b = 2 it is three times that.
 
-b batch, t frames, f bins, c channels, k = ceil(f / 4) tiles of bins; a run is the four or five
-frames, `dilation` apart, that are taken together.
+b batch, t frames, f bins, c channels, k = ceil(f / 4) tiles of bins; a run is the four or five frames, `dilation`
+apart, that are computed together.
 """
 
 import math
@@ -29,7 +28,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -125,19 +123,18 @@ _runs_of = inner_njit(runs_of)  # for compiled code
 @inner_njit
 def _activated(x, p, inside, scale, shift, slope):
     """PReLU of sixteen channels of one bin; zeros beyond the spectrum."""
-    zero = np.float32(0)
     if not inside:
-        return splat(zero)
+        return splat(0.0)
     y = load(x, p) * scale + shift
-    return larger(y, splat(zero)) + smaller(y, zero) * slope
+    return larger(y, 0.0) + smaller(y, 0.0) * slope
 
 
 @inner_njit
 def _at_points(x0, x1, x2, x3, x4, x5):
     """B^T x."""
-    near, far, both, product = np.float32(NEAR2), np.float32(FAR2), np.float32(NEAR2 + FAR2), np.float32(NEAR2 * FAR2)
-    even, odd = x4 - far * x2, (x3 - far * x1) * np.float32(NEAR)
-    even2, odd2 = x4 - near * x2, (x3 - near * x1) * np.float32(FAR)
+    near, far, both, product = NEAR2, FAR2, NEAR2 + FAR2, NEAR2 * FAR2
+    even, odd = x4 - far * x2, (x3 - far * x1) * NEAR
+    even2, odd2 = x4 - near * x2, (x3 - near * x1) * FAR
     first, last = product * x0 - both * x2 + x4, product * x1 - both * x3 + x5
     return first, even + odd, even - odd, even2 + odd2, even2 - odd2, last
 
@@ -148,10 +145,10 @@ def _from_points(m0, m1, m2, m3, m4):
     near, far, near_odd, far_odd = m1 + m2, m3 + m4, m1 - m2, m3 - m4
     return (
         m0 + near + far,
-        near_odd * np.float32(NEAR) + far_odd * np.float32(FAR),
-        near * np.float32(NEAR2) + far * np.float32(FAR2),
-        near_odd * np.float32(NEAR3) + far_odd * np.float32(FAR3),
-        near * np.float32(NEAR4) + far * np.float32(FAR4),
+        near_odd * NEAR + far_odd * FAR,
+        near * NEAR2 + far * FAR2,
+        near_odd * NEAR3 + far_odd * FAR3,
+        near * NEAR4 + far * FAR4,
     )
 
 
@@ -168,7 +165,7 @@ def _enter_frame(task, x, scale, shift, slope, out):
         a, b, s = load(scales, item * c + j), load(shifts, item * c + j), load(slope, j)
         p = task * bins * c + j
         q = (item * POINTS * places + t) * tiles * c + j
-        x0, x1 = splat(np.float32(0)), _activated(flat, p, True, a, b, s)
+        x0, x1 = splat(0.0), _activated(flat, p, True, a, b, s)
         for tile in range(tiles):
             k = 4 * tile
             x2 = _activated(flat, p + (k + 1) * c, k + 1 < bins, a, b, s)
@@ -191,7 +188,7 @@ def _gather(maps, item, point, first, runs, dilation, run, m, to):
     """What goes into the six products along time: sums over six frames of each tile, as panels."""
     apart()
     count, batch, _, frames, tiles, c = maps.shape
-    flat, cap, zero = maps.reshape(-1), (runs * tiles + 3) // 4 * 4, splat(np.float32(0))
+    flat, cap, zero = maps.reshape(-1), (runs * tiles + 3) // 4 * 4, splat(0.0)
     to_product, to_panel, step = count * c * cap, cap * LANES, dilation * tiles * c
     for i in range(runs):
         t = _begins(first + i, dilation, run)

@@ -1,8 +1,8 @@
-"""NISQA v2.0: one opinion and four dimensions of a speech signal, from weights that the user names.
+"""NISQA v2.0: predict speech quality and four of its dimensions, with weights that the user provides.
 
 Mittag, Naderi, Chehadi & Möller 2021, "NISQA: A Deep CNN-Self-Attention Model for Multidimensional Speech Quality
 Prediction with Crowdsourced Datasets" (arXiv:2104.09494). The released `nisqa.tar` (CC BY-NC-SA 4.0) holds `args` and
-`model_state_dict`; the modules below carry the names of that dictionary.
+`model_state_dict`; the modules below use the names of that dictionary.
 
 Letters: b batch, w windows (steps in time), m mel bands, k frames of a window, c channels.
 """
@@ -27,7 +27,7 @@ from clearstate.metrics.pairs import as_signal
 
 
 class NISQA(NamedTuple):
-    """Predicted opinions, about 1 to 5."""
+    """Predicted opinion scores, about 1 to 5."""
 
     mos: float
     noisiness: float
@@ -39,8 +39,8 @@ class NISQA(NamedTuple):
 def nisqa(signal: ArrayLike, sample_rate: int, weights: Path) -> NISQA:
     """Score a signal (samples,) in [-1, 1] at its own rate, up to 48 kHz.
 
-    All NaN for an all-zero signal, one shorter than a window (about 0.15 s), or one with more windows than the network
-    was made for (about 52 s).
+    All NaN for silence, for signals shorter than a window (about 0.15 s), and for more windows than the network
+    supports (about 52 s).
 
     Raises:
         ValueError: if the file is not a NISQA checkpoint.
@@ -56,7 +56,7 @@ def nisqa(signal: ArrayLike, sample_rate: int, weights: Path) -> NISQA:
 
 
 def _features(x: np.ndarray, sample_rate: int, args: dict[str, Any]) -> np.ndarray:
-    """Mel magnitudes in dB (frames, m), floored 80 dB under the loudest."""
+    """Mel magnitudes in dB (frames, m), limited to 80 dB below the peak."""
     mel = mel_spectrogram(
         x,
         sample_rate,
@@ -107,7 +107,7 @@ class _Network(nn.Module):
 
 
 class _Holder(nn.Module):
-    """The checkpoint nests every part once more, under `model`."""
+    """In the checkpoint, every part is nested under `model`."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -119,7 +119,7 @@ class _Holder(nn.Module):
 
 
 class _Convolutions(nn.Module):
-    """Six 2-D convolutions with adaptive max pooling after the first, the second and the fourth."""
+    """Six 2-D convolutions with adaptive max pooling after the first, second and fourth."""
 
     def __init__(self, args: dict[str, Any]) -> None:
         super().__init__()

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from clearstate.audio.pictures import new_figure, show, spectrogram_of
 from clearstate.metrics.extras import need
 from clearstate.metrics.files import Pair, load
 from clearstate.metrics.results import Results, group_table, lines_of_table, write
@@ -80,32 +81,19 @@ def _value(results: Results, name: str, key: str) -> str:
 def _picture(pair: Pair) -> bytes:
     """Spectrograms of clean, noisy (if there is one) and enhanced on one scale, as PNG."""
     need("matplotlib", "demo", "--report")
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     loaded = load(pair)
     rows = [("clean", loaded.clean), ("noisy", loaded.noisy), ("enhanced", loaded.enhanced)]
-    panels = [(title, _levels(x, loaded.rate)) for title, x in rows if x is not None]
-    top = max(level.max() for _, level in panels)
-    figure = Figure(figsize=(9, 2.1 * len(panels)), layout="constrained")
+    panels = [(title, spectrogram_of(x, loaded.rate)) for title, x in rows if x is not None]
+    top = max(float(one.level.max()) for _, one in panels)
+    figure = new_figure((9, 2.1 * len(panels)))
     axes = np.atleast_1d(figure.subplots(len(panels), 1, sharex=True))
-    extent = (0.0, len(loaded.clean) / loaded.rate, 0.0, loaded.rate / 2000)
-    for axis, (title, level) in zip(axes, panels, strict=True):
-        axis.imshow(level.T, origin="lower", aspect="auto", extent=extent, vmin=top - 80, vmax=top, cmap="magma")
+    for axis, (title, one) in zip(axes, panels, strict=True):
+        show(axis, one, top, 80)
         axis.set_ylabel(f"{title}\nkHz")
     axes[-1].set_xlabel("seconds")
-    FigureCanvasAgg(figure)
     out = io.BytesIO()
     figure.savefig(out, format="png", dpi=90)
     return out.getvalue()
-
-
-def _levels(x: np.ndarray, rate: int) -> np.ndarray:
-    """Power in dB (frames, bins): Hann windows of 32 ms, hop 8 ms."""
-    length, hop = max(2, round(0.032 * rate)), max(1, round(0.008 * rate))
-    x = np.pad(x, (0, max(0, length - len(x))))
-    frames = np.lib.stride_tricks.sliding_window_view(x, length)[::hop]
-    return 10 * np.log10(np.abs(np.fft.rfft(frames * np.hanning(length))) ** 2 + 1e-10)
 
 
 def _tables(results: Results) -> list[tuple[str, list[list[str]]]]:

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 
 Shape = tuple[int, ...]
+# What `torch.load` raises for a file that is something else.
+UNREADABLE = (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError)
 
 
 class Form(NamedTuple):
@@ -42,6 +44,7 @@ class Source(NamedTuple):
 
 
 Table = dict[str, Source]  # by our names
+SLOPE = Source("mask_decoder.lsigmoid.slope", COLUMN)
 
 
 class Outcome(NamedTuple):
@@ -82,82 +85,77 @@ def mamba(ours: str, theirs: str) -> Iterator[tuple[str, Source]]:
     yield from mixer(f"{ours}.mixer", f"{theirs}.mixer")
 
 
-def dense_codec(layers: int = 4) -> Iterator[tuple[str, Source]]:
-    """The encoder and decoders of MP-SENet that SEMamba kept, names included."""
+def both_ways(ours: str, theirs: str, merge: str) -> Iterator[tuple[str, Source]]:
+    """Mamba along an axis and against it, and the layer that joins them."""
+    for side, blocks in (("ahead", "forward_blocks"), ("back", "backward_blocks")):
+        yield from mamba(f"{ours}.{side}", f"{theirs}.{blocks}.0")
+    yield from layer(f"{ours}.merge", merge, TRANSPOSED)
 
-    def dense(ours: str, theirs: str) -> Iterator[tuple[str, Source]]:
-        for i in range(layers):
-            yield from layer(f"{ours}.dense.layers.{i}.conv", f"{theirs}.dense_block.dense_block.{i}.0")
-            there = f"{theirs}.dense_block.dense_block.{i}"
-            yield from norm_prelu(f"{ours}.dense.layers.{i}.norm", f"{there}.1", f"{there}.2")
 
-    yield from layer("encoder.enter", "dense_encoder.dense_conv_1.0", POINTWISE)
-    yield from norm_prelu("encoder.enter_norm", "dense_encoder.dense_conv_1.1", "dense_encoder.dense_conv_1.2")
-    yield from dense("encoder", "dense_encoder")
-    yield from layer("encoder.down", "dense_encoder.dense_conv_2.0")
-    yield from norm_prelu("encoder.down_norm", "dense_encoder.dense_conv_2.1", "dense_encoder.dense_conv_2.2")
+def dense(ours: str, theirs: str, layers: int, at: int, norm: str = "") -> Iterator[tuple[str, Source]]:
+    """A dense block: convolution `at` of each layer (1 behind a padding), its norm (whose tensors are in `norm`)."""
+    for i in range(layers):
+        here, there = f"{ours}.dense.layers.{i}", f"{theirs}.dense_block.dense_block.{i}"
+        yield from layer(f"{here}.conv", f"{there}.{at}")
+        yield from norm_prelu(f"{here}.norm", f"{there}.{at + 1}{norm}", f"{there}.{at + 2}")
 
-    yield from dense("mask", "mask_decoder")
-    yield from layer("mask.up", "mask_decoder.mask_conv.0")
-    yield from layer("mask.leave", "mask_decoder.mask_conv.1", POINTWISE)
-    yield from norm_prelu("mask.norm", "mask_decoder.mask_conv.2", "mask_decoder.mask_conv.3")
-    yield from layer("mask.scale", "mask_decoder.mask_conv.4", POINTWISE)
-    yield "mask.slope", Source("mask_decoder.lsigmoid.slope", COLUMN)
 
-    yield from dense("phase", "phase_decoder")
-    yield from layer("phase.up", "phase_decoder.phase_conv.0")
-    yield from norm_prelu("phase.norm", "phase_decoder.phase_conv.1", "phase_decoder.phase_conv.2")
-    yield from layer("phase.real", "phase_decoder.phase_conv_r", POINTWISE)
-    yield from layer("phase.imaginary", "phase_decoder.phase_conv_i", POINTWISE)
+def encoder(layers: int, at: int, norm: str = "") -> Iterator[tuple[str, Source]]:
+    """The encoder of MP-SENet, which SEMamba kept; arguments as for `dense`."""
+    first, last = "dense_encoder.dense_conv_1", "dense_encoder.dense_conv_2"
+    yield from layer("encoder.enter", f"{first}.0", POINTWISE)
+    yield from norm_prelu("encoder.enter_norm", f"{first}.1{norm}", f"{first}.2")
+    yield from dense("encoder", "dense_encoder", layers, at, norm)
+    yield from layer("encoder.down", f"{last}.0")
+    yield from norm_prelu("encoder.down_norm", f"{last}.1{norm}", f"{last}.2")
+
+
+def past_codec(layers: int, norm: str = "") -> Iterator[tuple[str, Source]]:
+    """The encoder and decoders whose convolutions see the past only: MP-SENet of 2024 and RT-SEMamba."""
+    yield from encoder(layers, 1, norm)
+    for ours, theirs, heads in (
+        ("mask", "mask_decoder.mask_conv", ("mask_decoder.mask_conv.3",)),
+        ("phase", "phase_decoder.phase_conv", ("phase_decoder.phase_conv_r", "phase_decoder.phase_conv_i")),
+    ):
+        yield from dense(ours, theirs.partition(".")[0], layers, 1, norm)
+        yield from layer(f"{ours}.up", f"{theirs}.0.conv")
+        yield from norm_prelu(f"{ours}.norm", f"{theirs}.1{norm}", f"{theirs}.2")
+        for i, head in enumerate(heads):
+            yield from layer(f"{ours}.heads.{i}", head)
 
 
 def semamba_table(config: Any) -> Table:
     """SEMamba, advanced, both directions (265 tensors)."""
-    table = dict(dense_codec())
+    table = dict(encoder(4, 0))
     for i in range(config.blocks):
-        for ours, theirs, merge in (("time", "time_mamba", "tlinear"), ("frequency", "freq_mamba", "flinear")):
-            for side, blocks in (("ahead", "forward_blocks"), ("back", "backward_blocks")):
-                table.update(mamba(f"blocks.{i}.{ours}.{side}", f"TSMamba.{i}.{theirs}.{blocks}.0"))
-            table.update(layer(f"blocks.{i}.{ours}.merge", f"TSMamba.{i}.{merge}", TRANSPOSED))
+        table.update(both_ways(f"blocks.{i}.time", f"TSMamba.{i}.time_mamba", f"TSMamba.{i}.tlinear"))
+        table.update(both_ways(f"blocks.{i}.frequency", f"TSMamba.{i}.freq_mamba", f"TSMamba.{i}.flinear"))
+    table.update(dense("mask", "mask_decoder", 4, 0))
+    table.update(layer("mask.up", "mask_decoder.mask_conv.0"))
+    table.update(layer("mask.leave", "mask_decoder.mask_conv.1", POINTWISE))
+    table.update(norm_prelu("mask.norm", "mask_decoder.mask_conv.2", "mask_decoder.mask_conv.3"))
+    table.update(layer("mask.scale", "mask_decoder.mask_conv.4", POINTWISE))
+    table["mask.slope"] = SLOPE
+    table.update(dense("phase", "phase_decoder", 4, 0))
+    table.update(layer("phase.up", "phase_decoder.phase_conv.0"))
+    table.update(norm_prelu("phase.norm", "phase_decoder.phase_conv.1", "phase_decoder.phase_conv.2"))
+    table.update(layer("phase.real", "phase_decoder.phase_conv_r", POINTWISE))
+    table.update(layer("phase.imaginary", "phase_decoder.phase_conv_i", POINTWISE))
     return table
 
 
 def semamba_causal_table(config: Any) -> Table:
     """RT-SEMamba with any number of blocks."""
-    table: Table = {}
-
-    def dense(ours: str, theirs: str) -> None:
-        for i in range(config.depth):
-            there = f"{theirs}.dense_block.dense_block.{i}"  # index 0 is a padding
-            table.update(layer(f"{ours}.dense.layers.{i}.conv", f"{there}.1"))
-            table.update(norm_prelu(f"{ours}.dense.layers.{i}.norm", f"{there}.2.norm", f"{there}.3"))
-
-    def decoder(ours: str, theirs: str, heads: tuple[str, ...]) -> None:
-        dense(ours, theirs.partition(".")[0])
-        table.update(layer(f"{ours}.up", f"{theirs}.0.conv"))
-        table.update(norm_prelu(f"{ours}.norm", f"{theirs}.1.norm", f"{theirs}.2"))
-        for i, head in enumerate(heads):
-            table.update(layer(f"{ours}.heads.{i}", head))
-
-    first, last = "dense_encoder.dense_conv_1", "dense_encoder.dense_conv_2"
-    table.update(layer("encoder.enter", f"{first}.0", POINTWISE))
-    table.update(norm_prelu("encoder.enter_norm", f"{first}.1.norm", f"{first}.2"))
-    dense("encoder", "dense_encoder")
-    table.update(layer("encoder.down", f"{last}.0"))
-    table.update(norm_prelu("encoder.down_norm", f"{last}.1.norm", f"{last}.2"))
+    table = dict(past_codec(config.depth, norm=".norm"))
     for i in range(config.blocks):
-        there = f"TSMamba.{i}"
-        table.update(mamba(f"blocks.{i}.time", f"{there}.time_mamba.forward_blocks.0"))
-        table.update(layer(f"blocks.{i}.time_merge", f"{there}.tlinear", TRANSPOSED))
-        for side, blocks in (("ahead", "forward_blocks"), ("back", "backward_blocks")):
-            table.update(mamba(f"blocks.{i}.frequency.{side}", f"{there}.freq_mamba.{blocks}.0"))
-        table.update(layer(f"blocks.{i}.frequency.merge", f"{there}.flinear", TRANSPOSED))
+        here, there = f"blocks.{i}", f"TSMamba.{i}"
+        table.update(mamba(f"{here}.time", f"{there}.time_mamba.forward_blocks.0"))
+        table.update(layer(f"{here}.time_merge", f"{there}.tlinear", TRANSPOSED))
+        table.update(both_ways(f"{here}.frequency", f"{there}.freq_mamba", f"{there}.flinear"))
         for k in (0, 2):
-            table.update(layer(f"blocks.{i}.mlp.{k}", f"mlp_after_mamba.{i}.mlp.{k}"))
-        table.update(layer(f"blocks.{i}.mlp_norm", f"mlp_after_mamba.{i}.norm"))
-    decoder("mask", "mask_decoder.mask_conv", ("mask_decoder.mask_conv.3",))
-    table["mask_slope"] = Source("mask_decoder.lsigmoid.slope", COLUMN)
-    decoder("phase", "phase_decoder.phase_conv", ("phase_decoder.phase_conv_r", "phase_decoder.phase_conv_i"))
+            table.update(layer(f"{here}.mlp.{k}", f"mlp_after_mamba.{i}.mlp.{k}"))
+        table.update(layer(f"{here}.mlp_norm", f"mlp_after_mamba.{i}.norm"))
+    table["mask_slope"] = SLOPE
     return table
 
 
@@ -167,7 +165,8 @@ def mp_senet_table(config: Any) -> Table:
     What is called time there runs over frequency, and the other way round; but for Mamba, whose axes are right. See
     `AS_PUBLISHED`. Its `mag_ts_transformer` holds Mamba blocks.
     """
-    table = dict(past_codec())
+    table = dict(past_codec(4))
+    table["mask.slope"] = SLOPE
 
     def transformer(ours: str, theirs: str) -> None:
         for i in (1, 2, 3):
@@ -203,32 +202,6 @@ def mp_senet_table(config: Any) -> Table:
     transformer("branches.magnitude_hears", "cross_attention.phase_to_mag_attn")
     transformer("branches.phase_hears", "cross_attention.mag_to_phase_attn")
     return table
-
-
-def past_codec(layers: int = 4) -> Iterator[tuple[str, Source]]:
-    """The encoder and decoders of MP-SENet of 2024. Index 0 of a dense layer is a padding."""
-
-    def dense(ours: str, theirs: str) -> Iterator[tuple[str, Source]]:
-        for i in range(layers):
-            there = f"{theirs}.dense_block.dense_block.{i}"
-            yield from layer(f"{ours}.dense.layers.{i}.conv", f"{there}.1")
-            yield from norm_prelu(f"{ours}.dense.layers.{i}.norm", f"{there}.2", f"{there}.3")
-
-    yield from layer("encoder.enter", "dense_encoder.dense_conv_1.0", POINTWISE)
-    yield from norm_prelu("encoder.enter_norm", "dense_encoder.dense_conv_1.1", "dense_encoder.dense_conv_1.2")
-    yield from dense("encoder", "dense_encoder")
-    yield from layer("encoder.down", "dense_encoder.dense_conv_2.0")
-    yield from norm_prelu("encoder.down_norm", "dense_encoder.dense_conv_2.1", "dense_encoder.dense_conv_2.2")
-    for ours, theirs, heads in (
-        ("mask", "mask_decoder.mask_conv", ("mask_decoder.mask_conv.3",)),
-        ("phase", "phase_decoder.phase_conv", ("phase_decoder.phase_conv_r", "phase_decoder.phase_conv_i")),
-    ):
-        yield from dense(ours, theirs.partition(".")[0])
-        yield from layer(f"{ours}.up", f"{theirs}.0.conv")
-        yield from norm_prelu(f"{ours}.norm", f"{theirs}.1", f"{theirs}.2")
-        for i, head in enumerate(heads):
-            yield from layer(f"{ours}.heads.{i}", head)
-    yield "mask.slope", Source("mask_decoder.lsigmoid.slope", COLUMN)
 
 
 TABLES: dict[str, Callable[[Any], Table]] = {
@@ -296,19 +269,9 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        pickle.UnpicklingError,
-        RuntimeError,
-        EOFError,
-        LookupError,
-        ValueError,
-        TypeError,
-        AttributeError,
-    ) as error:
-        raise ValueError(
-            f"{path} is not a PyTorch checkpoint of plain tensors: "
-            f"{(str(error) or type(error).__name__).splitlines()[0]}"
-        ) from error
+    except UNREADABLE as error:
+        why = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{path} is not a PyTorch checkpoint of plain tensors: {why}") from error
     if isinstance(content, dict) and isinstance(content.get("generator"), dict):
         content = content["generator"]
     if not isinstance(content, dict) or not content or not all(isinstance(x, Tensor) for x in content.values()):

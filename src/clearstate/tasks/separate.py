@@ -21,13 +21,7 @@ from numpy.typing import NDArray
 
 from clearstate.audio.atomic import write_text
 from clearstate.audio.formats import WRITABLE
-from clearstate.audio.io import (
-    BrokenOffError,
-    check_target,
-    open_reader,
-    open_writer,
-    until_broken,
-)
+from clearstate.audio.io import BrokenOffError, check_target, open_reader, open_writer, until_broken
 from clearstate.audio.mono import MEAN, Mix, find_mix, mix_of
 from clearstate.audio.rates import whole_rate
 from clearstate.audio.streams import STDIO, is_stream
@@ -130,15 +124,8 @@ class Separator:
         that cannot be written, such as video, become WAV.
 
         Args:
-            in_path: an audio file, or "-" for a WAV stream on stdin.
             out_dir: created if it does not exist. Files are written under temporary names and renamed when complete.
-            track: sound track of a video, counted from 1; None selects the default track.
-            overwrite: replace existing outputs; never the input itself.
-            progress: called after every block with the seconds done and the total (0 if unknown). An exception from it
-                stops the work, and no output remains.
-        Raises:
-            ValueError, OSError: one line with what arrived, what was expected and the remedy. No output remains.
-            BrokenOffError: for a truncated or damaged file. The readable part has been written.
+            in_path, track, overwrite, progress: as for `Enhancer.enhance_file`, errors included.
         """
         started = time.perf_counter()
         in_name = os.fspath(in_path)

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
-from clearstate.metrics.extras import need
-from clearstate.train import losses
+from clearstate.audio.pictures import new_figure, show, spectrogram_of
 from clearstate.train.checkpoint import write_atomically
 from clearstate.train.scoring import EXTENSION_METRICS, METRICS
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 UNITS = {
     "pesq": "PESQ", "stoi": "STOI", "si_sdr": "SI-SDR, dB", "snr": "SNR, dB", "lsd": "LSD", "lsd_high": "LSD, high band"
 }  # fmt: skip
-RANGE_DB = 70.0  # of a spectrogram's colours
-SMOOTHED = 200  # points of a loss curve
+RANGE_DB = 70.0  # range of the colours of a spectrogram
+SMOOTHED = 200  # maximum number of points of a loss curve
 
 
 class Example(NamedTuple):
@@ -32,7 +32,7 @@ class Example(NamedTuple):
 
 
 def draw_curves(lines: Sequence[dict[str, Any]], path: Path) -> None:
-    """The loss over the steps and each score over the validations, from the lines of a run's log, as a PNG."""
+    """Draw the loss over the steps and each score over the validations, from the lines of a run's log, as a PNG."""
     train = [line for line in lines if line["kind"] == "train" and line.get("loss") is not None]
     valid = [line for line in lines if line["kind"] == "valid"]
     figure = new_figure((14, 3.2))
@@ -52,7 +52,7 @@ def draw_curves(lines: Sequence[dict[str, Any]], path: Path) -> None:
 
 
 def thinned(steps: Sequence[float], values: Sequence[float]) -> tuple[list[float], list[float]]:
-    """At most SMOOTHED points, each the mean of its stretch.
+    """At most SMOOTHED points, each the mean of consecutive values.
 
     >>> thinned(range(400), range(400))[1][:2]
     [0.5, 2.5]
@@ -64,18 +64,15 @@ def thinned(steps: Sequence[float], values: Sequence[float]) -> tuple[list[float
 
 
 def draw_examples(examples: Sequence[Example], sample_rate: int, path: Path) -> None:
-    """Spectrograms of noisy, enhanced and clean, one row an example, on one colour scale a row, as a PNG."""
+    """Draw spectrograms of noisy, enhanced and clean as a PNG: one row and one colour scale per example."""
     figure = new_figure((14, 2.6 * len(examples)))
     axes = figure.subplots(len(examples), 3, squeeze=False, sharey=True)
     for row, example in zip(axes, examples, strict=True):
-        levels = [level_db(signal) for signal in (example.noisy, example.enhanced, example.clean)]
-        top = max(float(level.max()) for level in levels)
-        seconds = len(example.noisy) / sample_rate
-        for axis, level, title in zip(row, levels, ("noisy", "enhanced", "clean"), strict=True):
-            axis.imshow(
-                level.numpy(), origin="lower", aspect="auto", cmap="magma", vmin=top - RANGE_DB, vmax=top,
-                extent=(0, seconds, 0, sample_rate / 2000),
-            )  # fmt: skip
+        signals = {"noisy": example.noisy, "enhanced": example.enhanced, "clean": example.clean}
+        drawn = [spectrogram_of(mixed(x), sample_rate) for x in signals.values()]
+        brightest = max(float(one.level.max()) for one in drawn)
+        for axis, one, title in zip(row, drawn, signals, strict=True):
+            show(axis, one, brightest, RANGE_DB)
             axis.set_title(f"{example.name}: {title}", loc="left", fontsize=9)
         row[0].set_ylabel("kHz")
     for axis in axes[-1]:
@@ -83,29 +80,12 @@ def draw_examples(examples: Sequence[Example], sample_rate: int, path: Path) -> 
     save(figure, path)
 
 
-def level_db(x: Tensor) -> Tensor:
-    """Levels (f, t) in dB of a waveform (n,); sources (k, n) are summed."""
-    whole = x.reshape(-1, x.shape[-1]).sum(0)
-    power = losses.spectrum(whole[None], 512, 128)[0].abs().square().T
-    return 10 * torch.log10(power + 1e-12)
-
-
-def new_figure(inches: tuple[float, float]) -> "Figure":
-    """A figure that needs no screen.
-
-    Raises:
-        MissingExtra: without matplotlib.
-    """
-    need("matplotlib.figure", "train", "drawing the course of a run")
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=inches, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
+def mixed(x: Tensor) -> NDArray[np.float64]:
+    """A waveform (n,); the sum of sources (k, n)."""
+    return x.reshape(-1, x.shape[-1]).sum(0).double().numpy()
 
 
 def save(figure: "Figure", path: Path) -> None:
-    """Write a figure as PNG, complete or not at all."""
+    """Write a figure as PNG, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=100))

@@ -75,7 +75,7 @@ def _one_row(x, a, weight, w, out, c, row):
         o = c.at + row * c.step + column
         p, q = a.at + row * a.step, w.at + column
         s0 = load(out, o)
-        s1, s2, s3 = splat(np.float32(0)), splat(np.float32(0)), splat(np.float32(0))
+        s1, s2, s3 = splat(0.0), splat(0.0), splat(0.0)
         left = a.width
         while left >= 4:
             s0 = spread(x, p) * load(weight, q) + s0
@@ -98,7 +98,7 @@ def clear(out, c):
     apart()
     for r in range(c.rows):
         for j in range(0, c.width, LANES):
-            store(out, c.at + r * c.step + j, splat(np.float32(0)))
+            store(out, c.at + r * c.step + j, splat(0.0))
 
 
 # Layers read their parameters from a tape: one array that holds those of all layers in the order of their use. Each
@@ -143,7 +143,7 @@ def normalise(tape, at, memory, a, c):
         for j in range(LANES, a.width, LANES):
             sums = sums + load(memory, p + j)
         mean = total(sums) * share
-        squares = splat(np.float32(0))
+        squares = splat(0.0)
         for j in range(0, a.width, LANES):
             off = load(memory, p + j) - mean
             squares = off * off + squares

@@ -10,8 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from clearstate.kernels.live.layers import Block, accumulate, add_dense, clear, dense, normalise, place
-from clearstate.kernels.scan_loops import LOG2E
-from clearstate.kernels.simd import LANES, apart, exp2, inner_njit, load, rounded, silu, softplus, spread, store
+from clearstate.kernels.simd import LANES, LOG2E, apart, exp2, inner_njit, load, rounded, silu, softplus, spread, store
 
 
 class MixerSizes(NamedTuple):

@@ -235,17 +235,17 @@ def _attend(tape, at, memory, free, x, heads):
 def _softmax(memory, scores, count):
     """Of the first `count` numbers of each row, in place; the others are left as they may be."""
     apart()
-    low = splat(np.float32(-3e38))
+    low = splat(-3e38)
     for r in range(scores.rows):
         p = scores.at + r * scores.step
         top = low
         for j in range(0, count, LANES):
             top = larger(below(count - j, load(memory, p + j), low), top)
         most = highest(top)
-        sums = splat(np.float32(0))
+        sums = splat(0.0)
         for j in range(0, count, LANES):
             value = exp(load(memory, p + j) - most)
-            sums = below(count - j, value, splat(np.float32(0))) + sums
+            sums = below(count - j, value, splat(0.0)) + sums
             store(memory, p + j, value)
         share = np.float32(1) / total(sums)
         for j in range(0, count, LANES):
@@ -274,10 +274,10 @@ def _whole_band(tape, at, memory, free, x, sizes, conv, conv_at, ssm, ssm_at):
 def _level(memory, re, im, bins, decay, level, at):
     """Root of the running mean power; the two sums at level[at] are moved on."""
     apart()
-    sums = splat(np.float32(0))
+    sums = splat(0.0)
     for f in range(0, bins, LANES):
         a, b = load(memory, re + f), load(memory, im + f)
-        sums = below(bins - f, a * a + b * b, splat(np.float32(0))) + sums
+        sums = below(bins - f, a * a + b * b, splat(0.0)) + sums
     mean = total(sums) / np.float32(bins)
     if not mean <= np.float32(3e-10):
         level[at] = decay * level[at] + mean
