@@ -6,7 +6,6 @@ from typing import Annotated, Any
 import typer
 
 from clearstate.cli.terminal import CommandError, UsageError, note
-from clearstate.metrics.extras import need
 
 
 def run(
@@ -46,6 +45,8 @@ def run(
 
     `clearstate export runs/mine -o mine.onnx --half`
     """
+    from clearstate.metrics.extras import need
+
     for library in ("torch", "onnx", "onnxscript", "onnxruntime"):
         need(library, "export", "clearstate export")
     target = output or Path(f"{Path(model).name}.onnx")

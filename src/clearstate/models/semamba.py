@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from clearstate.models.parts import dense_codec as codec
 from clearstate.models.parts.dense_codec import Moments, MomentsOf
 from clearstate.models.parts.dual_path import BiMix, UniMix, along_frequency, along_time
+from clearstate.models.parts.stft import phase
 
 
 @dataclass(frozen=True)
