@@ -5,13 +5,20 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WORKERS ?= 2
 
-.PHONY: demo test check bench build clean
+.PHONY: demo test test-core check bench build clean
 
-demo: $(STAMP)  ## enhance the shipped example; prints where the result, its picture and its scores are
-	$(BIN)/python examples/demo.py
+demo: .venv-demo/.installed  ## enhance the shipped example; prints where the result, its picture and its scores are
+	.venv-demo/bin/python examples/demo.py
 
 test: $(STAMP)  ## every test, on WORKERS processes
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+# The core alone: the wheel in a new environment without PyTorch, Numba or a compiler.
+test-core: build  ## build the wheel, install it in a new environment, and test what it can do there
+	rm -rf .venv-core
+	$(PYTHON) -m venv .venv-core
+	.venv-core/bin/python -m pip install --quiet dist/*.whl pytest
+	CLEARSTATE_CORE_ONLY=1 .venv-core/bin/python -m pytest tests/core --confcutdir=tests/core
 
 check: $(STAMP)  ## lint, format, types, import rules, doctests
 	$(BIN)/ruff check .
@@ -35,5 +42,10 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
+.venv-demo/.installed: pyproject.toml
+	test -x .venv-demo/bin/python || $(PYTHON) -m venv .venv-demo
+	.venv-demo/bin/python -m pip install --quiet --editable '.[demo]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) build dist demo
+	rm -rf $(VENV) .venv-core .venv-demo build dist demo

@@ -50,6 +50,10 @@ def test_the_core_environment_holds_no_torch():
     if "CLEARSTATE_CORE_ONLY" not in os.environ:
         pytest.skip("set by make test-core, which runs in an environment of the core alone")
     assert not any(find_spec(name) for name in ("torch", "numba", "llvmlite", "safetensors", "scipy"))
+    packages = Path(clearstate.__file__).parents[1]
+    megabytes = sum(path.stat().st_size for path in packages.rglob("*") if path.is_file()) / 1e6
+    print(f"site-packages: {megabytes:.0f} MB")  # with pip and pytest
+    assert megabytes < 260
 
 
 def test_enhance_removes_noise_and_keeps_the_length(tmp_path):
