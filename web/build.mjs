@@ -1,4 +1,5 @@
-// Builds the package into dist/ and the page into build/page/. `--serve` also serves the page on localhost.
+// Builds the package into dist/ and the page into build/page/. `--serve` also serves the page on localhost, `--tests` builds
+// what the tests run in Node.js.
 import { execFileSync } from "node:child_process";
 import { createHash } from "node:crypto";
 import { cpSync, mkdirSync, readFileSync, readdirSync, rmSync } from "node:fs";
@@ -28,6 +29,7 @@ await esbuild.build({
 execFileSync("node_modules/.bin/tsc", ["--project", "tsconfig.json"], { stdio: "inherit" });
 cpSync(`${RUNTIME}/dist/ort-wasm-simd-threaded.wasm`, `${PACKAGE}/ort-wasm-simd-threaded.wasm`);
 cpSync(WEIGHTS, `${PACKAGE}/model.onnx`);
+cpSync("third_party.txt", `${PACKAGE}/third_party.txt`);
 
 // What the page needs of the package, and the page.
 for (const name of ["worker.js", "processor.js", "ort-wasm-simd-threaded.wasm", "model.onnx"]) {
@@ -57,6 +59,16 @@ await esbuild.build({
   },
 });
 
+if (process.argv.includes("--tests")) {
+  await esbuild.build({
+    ...common,
+    minify: false,
+    platform: "node",
+    entryPoints: ["tests/unit.test.ts", "tests/chain.ts"],
+    outdir: "build/tests",
+    packages: "external",
+  });
+}
 if (process.argv.includes("--serve")) {
   const context = await esbuild.context({});
   const { port } = await context.serve({ servedir: PAGE, host: "127.0.0.1", port: PORT });

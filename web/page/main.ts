@@ -3,7 +3,7 @@ import { Microphone } from "./microphone.js";
 import { Player } from "./player.js";
 import { appendSpectrogram, clearSpectrogram, drawSpectrogram } from "./spectrogram.js";
 
-const NO_LIMIT = 31; // rightmost position of the strength slider; the others are decibels
+const NO_LIMIT = 30; // rightmost position of the strength slider; the others are decibels
 const LONGEST_SECONDS = 1800; // of a microphone recording
 const COLUMNS = 3; // of the live picture, per block
 const MOST_REDRAWN = 600; // seconds of sound that are drawn again while the slider moves

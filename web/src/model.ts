@@ -1,6 +1,6 @@
 import * as ort from "onnxruntime-web/wasm";
 import { readMetadata } from "./metadata.js";
-import { join, part, type Signal } from "./signal.js";
+import type { Signal } from "./signal.js";
 
 /** The next samples, a multiple of the hop, to as many output samples, delayed by the model's latency. */
 export type Advance = (x: Signal) => Promise<Signal>;
@@ -67,7 +67,7 @@ export class Model {
       const size = shape.reduce((product, n) => product * n, rows);
       states.set(name, new ort.Tensor("float32", new Float32Array(size), [rows, ...shape]));
     }
-    const advance = async (x: Signal): Promise<Signal> => {
+    return async (x) => {
       const length = x[0]!.length;
       const samples = new Float32Array(rows * length);
       x.forEach((row, r) => samples.set(row, r * length));
@@ -78,18 +78,13 @@ export class Model {
       const output = results[OUTPUT]!.data as Float32Array;
       return Array.from({ length: rows }, (_, r) => output.slice(r * length, (r + 1) * length));
     };
-    return async (x) => { // TEMPORARY: one hop at a time
-      const parts: Signal[] = [];
-      for (let i = 0; i < x[0]!.length; i += 256) parts.push(await advance(part(x, i, i + 256)));
-      return join(...parts);
-    };
   }
 }
 
 function describe(metadata: Map<string, string>): ModelInfo {
   const name = metadata.get("name");
   if (!name) throw new Error("not a clearstate model: the file has no metadata; write one with `clearstate export`");
-  if (metadata.get("task") !== "enhance" || metadata.get("causal") !== "true") {
+  if (metadata.get("task") !== "enhance" || metadata.get("causal") !== "1") {
     throw new Error(`model ${name} is not a causal enhancement model; use live`);
   }
   const number = (key: string): number => {

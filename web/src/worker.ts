@@ -4,12 +4,13 @@ import { Chain } from "./chain.js";
 import { Live } from "./live.js";
 import type { EnhanceOptions, Reply, Request, Speed } from "./messages.js";
 import { Model } from "./model.js";
-import { join, lengthOf, part, type Signal } from "./signal.js";
+import { join, lengthOf, part, silence, type Signal } from "./signal.js";
 import { turn } from "./turn.js";
 
 const PIECE_SECONDS = 1; // between two reports of progress
 const READY = 0.5; // load at which a stream may start
 const READY_SECONDS = 4; // longest wait for it
+const WARM_UP_CHUNK_SECONDS = 0.016;
 
 let model: Model | null = null;
 let live: Live | null = null;
@@ -47,8 +48,8 @@ async function answer(request: Exclude<Request, { type: "cancel" | "strength" }>
   } else if (request.type === "measure") {
     reply({ id, type: "measured", speed: await measure(model, request.seconds) });
   } else {
-    await warmUp(model);
     const chain = (): Chain => new Chain(model!, request.sampleRate, request.channels, { strength: request.strength });
+    await warmUp(chain(), request.sampleRate, request.channels);
     live = new Live(chain, request.port, request.sampleRate, (load) => reply({ type: "load", load }));
     reply({ id, type: "streaming", latency: live.latency });
   }
@@ -81,34 +82,37 @@ async function enhance(
   return join(...parts);
 }
 
-/** Run the model until the browser has compiled it well: the first hops take up to ten times longer. */
-async function warmUp(model: Model): Promise<void> {
-  const { hop, sampleRate } = model.info;
-  const advance = model.openStream(1);
+/** Run until the browser has compiled everything well: the first hops take up to ten times longer. */
+async function warmUp(chain: Chain, sampleRate: number, channels: number): Promise<void> {
+  const chunk = silence(channels, Math.round(WARM_UP_CHUNK_SECONDS * sampleRate)).map((row) => row.map(noise));
   const started = performance.now();
   for (let load = 1; load > READY && performance.now() - started < 1000 * READY_SECONDS; ) {
     const before = performance.now();
-    for (let i = 0; i < 10; i++) await advance([new Float32Array(hop)]);
-    load = (performance.now() - before) / ((10_000 * hop) / sampleRate);
+    for (let i = 0; i < 10; i++) await chain.push(chunk);
+    load = (performance.now() - before) / (10_000 * WARM_UP_CHUNK_SECONDS);
     await turn();
   }
 }
 
+function noise(): number {
+  return 0.2 * (Math.random() - 0.5);
+}
+
 async function measure(model: Model, seconds: number): Promise<Speed> {
   const { hop, sampleRate } = model.info;
-  const noise = Float32Array.from({ length: Math.round(seconds * sampleRate) }, () => 0.2 * (Math.random() - 0.5));
-  await warmUp(model);
+  const sound = Float32Array.from({ length: Math.round(seconds * sampleRate) }, noise);
+  await warmUp(new Chain(model, sampleRate, 1), sampleRate, 1);
   const whole = new Chain(model, sampleRate, 1);
   const started = performance.now();
-  for (let at = 0; at < noise.length; at += sampleRate) await whole.push([noise.subarray(at, at + sampleRate)]);
+  for (let at = 0; at < sound.length; at += sampleRate) await whole.push([sound.subarray(at, at + sampleRate)]);
   await whole.finish();
   const realTimeFactor = (performance.now() - started) / 1000 / seconds;
 
   const live = new Chain(model, sampleRate, 1);
   const times: number[] = [];
-  for (let at = 0; at + hop <= noise.length; at += hop) {
+  for (let at = 0; at + hop <= sound.length; at += hop) {
     const before = performance.now();
-    await live.push([noise.subarray(at, at + hop)]);
+    await live.push([sound.subarray(at, at + hop)]);
     times.push(performance.now() - before);
   }
   times.sort((a, b) => a - b);
