@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -365,19 +365,39 @@ def test_a_microphone_through_the_worklet_equals_stream(page, address, live, rat
     np.testing.assert_allclose(y[late:], expected[: len(y) - late], atol=TOLERANCE)
 
 
+def idle_share() -> Callable[[], float]:
+    """Start to measure. The result returns the share of processor time since then that nobody used."""
+
+    def times() -> np.ndarray:
+        stat = Path("/proc/stat")  # Linux alone has it
+        first = stat.read_text().splitlines()[0].split()[1:9] if stat.exists() else ["0"] * 8
+        return np.array(first, dtype=float)
+
+    before = times()
+
+    def share() -> float:
+        spent = times() - before
+        return float((spent[3] + spent[4]) / max(1.0, spent.sum()))
+
+    return share
+
+
 @pytest.mark.slow
 @pytest.mark.browser
 def test_a_minute_of_live_audio_has_no_gaps(page, address):
     page.goto(f"{address}/build/page/")
     page.click("#microphone")
     page.wait_for_selector("#live:not([hidden])")
+    idle = idle_share()
     page.wait_for_timeout(60_000)
     seconds, underruns, load = page.evaluate(
         "() => { const m = clearstate.microphone(); return [m.seconds, m.node.underruns, m.node.load]; }"
     )
     assert seconds > 55
+    if idle() < 0.3 and (underruns or load >= 0.2):
+        pytest.skip("the machine is too busy to judge live audio")
     assert underruns == 0
-    assert load < 1
+    assert load < 0.2  # five times faster than real time
     page.click("#stop")
     page.wait_for_selector("#result:not([hidden])")
     assert np.abs(result(page, "enhanced")).max() > 0.05

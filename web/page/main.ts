@@ -85,6 +85,7 @@ function show(next: Result): void {
   element("result-title").textContent = next.name;
   element("result-facts").textContent = `${clock(seconds)} · ${next.rate / 1000} kHz · ${channels}`;
   element("duration").textContent = clock(seconds);
+  for (const range of document.querySelectorAll(".range")) range.textContent = `0 to ${next.rate / 2000} kHz`;
   ui.position.max = String(seconds);
   player ??= new Player();
   player.onchange = follow;

@@ -6,8 +6,8 @@ declare const VERSION: string; // changes with any of them
 const scope = self as unknown as ServiceWorkerScope;
 
 scope.addEventListener("install", (event) => {
-  // "reload": not from the browser's cache, which may hold files of another version.
-  const requests = FILES.map((name) => new Request(name, { cache: "reload" }));
+  // "no-cache": ask the server whether the files in the browser's cache are of this version.
+  const requests = FILES.map((name) => new Request(name, { cache: "no-cache" }));
   event.waitUntil(caches.open(VERSION).then((cache) => cache.addAll(requests)).then(() => scope.skipWaiting()));
 });
 

@@ -3,6 +3,7 @@ import { Remote, assetFolder, type AssetOptions } from "./remote.js";
 
 const QUANTUM = 128; // frames that Web Audio processes at a time
 const BLOCK_SECONDS = 0.005; // of a message to the worker
+const RESERVE_SECONDS = 0.03; // besides the bursts in which Web Audio works
 
 // Servers that render pages import this module, too, and have no Web Audio.
 const WorkletNode = (globalThis.AudioWorkletNode ?? class {}) as typeof AudioWorkletNode;
@@ -12,7 +13,7 @@ export interface NodeOptions extends AssetOptions {
   channels?: number;
   /** Maximum attenuation of the noise in dB; null, the default, sets no limit. */
   strength?: number | null;
-  /** Reserve for a busy device, in seconds. It adds to the latency. 0.03 by default. */
+  /** Reserve for a busy device, in seconds; a part of the latency. 0.03 plus `context.baseLatency` by default. */
   reserve?: number;
 }
 
@@ -104,7 +105,7 @@ export class EnhancerNode extends WorkletNode {
  */
 export async function createEnhancerNode(
   context: BaseAudioContext,
-  { channels = 1, strength = null, reserve = 0.03, ...assets }: NodeOptions = {},
+  { channels = 1, strength = null, reserve, ...assets }: NodeOptions = {},
 ): Promise<EnhancerNode> {
   if (!context.audioWorklet) throw new Error("live audio needs a secure page: https, or localhost");
   const rate = context.sampleRate;
@@ -117,7 +118,8 @@ export async function createEnhancerNode(
     const question = { type: "live", port: port1, channels, sampleRate: rate, strength } as const;
     const { latency } = await remote.ask(question, { transfer: [port1] });
     const block = QUANTUM * Math.max(1, Math.round((BLOCK_SECONDS * rate) / QUANTUM));
-    const delay = latency + block + Math.ceil(reserve * rate);
+    const burst = context instanceof AudioContext ? context.baseLatency : 0; // what Web Audio processes without a pause
+    const delay = latency + block + Math.ceil((reserve ?? RESERVE_SECONDS + burst) * rate);
     const node = new EnhancerNode(context, remote, { channels, block, delay }, strength);
     await node.connectWorker(port2);
     return node;
