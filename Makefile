@@ -5,13 +5,14 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WORKERS ?= 2
 
-.PHONY: demo test test-core check bench build clean
+.PHONY: demo test test-core check bench build web clean
 
 demo: .venv-demo/.installed  ## enhance the shipped example; prints where the result, its picture and its scores are
 	.venv-demo/bin/python examples/demo.py
 
-test: $(STAMP)  ## every test, on WORKERS processes
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+test: $(STAMP)  ## every test, on WORKERS processes; those with live audio have the machine to themselves
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not browser"
+	$(BIN)/python -m pytest -m browser
 
 # The core alone: the wheel in a new environment without PyTorch, Numba or a compiler.
 test-core: build  ## build the wheel, install it in a new environment, and test what it can do there
@@ -35,6 +36,9 @@ build: $(STAMP)  ## wheel and source archive in dist/, checked
 	$(BIN)/python -m build
 	$(BIN)/python -m twine check --strict dist/*
 
+web:  ## build the browser package and serve its page on http://127.0.0.1:8000/ (PORT=9000 for another)
+	cd web && npm ci --ignore-scripts && npm run serve
+
 # torch first: with the pinned version installed, nothing later asks for another build of it.
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -48,4 +52,4 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-core .venv-demo build dist demo
+	rm -rf $(VENV) .venv-core .venv-demo build dist demo web/build web/dist web/node_modules

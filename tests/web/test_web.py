@@ -1,0 +1,413 @@
+"""The browser package and its page, built once, against Python."""
+
+import base64
+import functools
+import http.server
+import json
+import os
+import shutil
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import soxr
+
+import clearstate
+
+ROOT = Path(__file__).resolve().parents[2]
+WEB = ROOT / "web"
+CLIP = ROOT / "examples" / "clips" / "helicopter_0db.noisy.flac"
+TOLERANCE = 1e-4  # full scale 1; the same model in another build of ONNX Runtime
+
+
+def model_file() -> Path:
+    return Path(os.environ.get("CLEARSTATE_MODEL", ROOT / "src" / "clearstate" / "weights" / "live" / "model.onnx"))
+
+
+@pytest.fixture(scope="module")
+def web() -> Path:
+    """The folder `web/` with everything built."""
+    if not (shutil.which("node") and shutil.which("npm")):
+        pytest.skip("needs Node.js: apt-get install nodejs npm")
+    if not model_file().exists():
+        pytest.skip(f"needs {model_file()}")
+    done = WEB / "node_modules" / ".package-lock.json"
+    if not done.exists() or done.stat().st_mtime < (WEB / "package-lock.json").stat().st_mtime:
+        subprocess.run(["npm", "ci", "--ignore-scripts"], cwd=WEB, check=True, capture_output=True)
+    subprocess.run(["node", "build.mjs", "--tests"], cwd=WEB, check=True)
+    return WEB
+
+
+@pytest.fixture(scope="module")
+def live() -> clearstate.Enhancer:
+    return clearstate.load("live")
+
+
+@pytest.fixture(scope="module")
+def noisy() -> np.ndarray:
+    return soundfile.read(CLIP, dtype="float32")[0]
+
+
+# ------------------------------------------------------------------------------------- the signal path, in Node.js
+
+
+class InNode:
+    """The signal path of the package, in one process for all tests."""
+
+    def __init__(self, web: Path) -> None:
+        command = ["node", "build/tests/chain.js", str(model_file())]
+        self.process = subprocess.Popen(command, cwd=web, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    def __call__(self, x: np.ndarray, rate: int, chunk: int, **options: object) -> tuple[np.ndarray, int]:
+        """x (channels, n): its output and its latency."""
+        request = {"rate": rate, "channels": len(x), "samples": x.shape[1], "chunk": chunk, **options}
+        self.process.stdin.write(json.dumps(request).encode() + b"\n")
+        self.process.stdin.write(np.ascontiguousarray(x, dtype=np.float32).tobytes())
+        self.process.stdin.flush()
+        answer = json.loads(self.process.stdout.readline())
+        body = self.process.stdout.read(4 * len(x) * answer["samples"])
+        return np.frombuffer(body, dtype=np.float32).reshape(len(x), -1), answer["latency"]
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.stdout.close()
+        self.process.wait(timeout=60)
+
+
+@pytest.fixture(scope="module")
+def in_node(web) -> Iterator[InNode]:
+    runner = InNode(web)
+    yield runner
+    runner.close()
+
+
+def sound(noisy: np.ndarray, rate: int, channels: int, seconds: float = 2.5) -> np.ndarray:
+    """The clip at another rate with noise above its band; the second channel is quieter, later and inverted."""
+    x = soxr.resample(noisy, 16_000, rate)[: int(seconds * rate)]
+    x = x + 0.01 * np.random.default_rng(0).standard_normal(len(x)).astype(np.float32)
+    return np.stack([x, -0.5 * np.roll(x, 20)])[:channels]
+
+
+@pytest.mark.parametrize(
+    ("rate", "channels", "options"),
+    [
+        (16_000, 1, {}),
+        (16_000, 1, {"strength": 12}),
+        (16_000, 2, {}),
+        (8_000, 1, {}),
+        (44_100, 1, {}),
+        (48_000, 2, {"strength": 6}),
+    ],
+)
+def test_a_recording_equals_python(in_node, live, noisy, rate, channels, options):
+    x = sound(noisy, rate, channels)
+    expected = live.enhance(x, rate, **options)
+    y, _ = in_node(x, rate, chunk=rate, warmUp=True, **options)
+    assert np.abs(expected - x).max() > 0.05
+    np.testing.assert_allclose(y, expected, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("offset", lambda x: x + 0.2),
+        ("silence, then sound", lambda x: np.concatenate([np.zeros_like(x[:, :20_000]), x], axis=1)),
+        ("silence", lambda x: np.zeros_like(x)),
+        ("shorter than the warm-up", lambda x: x[:, :5000]),
+        ("shorter than a hop", lambda x: x[:, :100]),
+        ("far too loud", lambda x: 1e4 * x),
+    ],
+)
+def test_an_odd_recording_equals_python(in_node, live, noisy, name, change):
+    x = change(sound(noisy, 16_000, 1)).astype(np.float32)
+    expected = live.enhance(x, 16_000)
+    y, _ = in_node(x, 16_000, chunk=16_000, warmUp=True)
+    np.testing.assert_allclose(y, expected, atol=TOLERANCE * max(1.0, float(np.abs(x).max())))
+
+
+@pytest.mark.parametrize(("rate", "channels", "chunk"), [(16_000, 1, 128), (44_100, 1, 256), (48_000, 2, 700)])
+def test_live_audio_equals_stream_with_the_same_latency(in_node, live, noisy, rate, channels, chunk):
+    x = sound(noisy, rate, channels, 1.0)
+    stream = clearstate.Stream(live.model, rate, channels)
+    expected = np.concatenate([stream.process(x), stream.flush()], axis=1)[:, stream.latency_samples :]
+    y, latency = in_node(x, rate, chunk=chunk)
+    assert latency == stream.latency_samples
+    np.testing.assert_allclose(y, expected, atol=TOLERANCE)
+
+
+def test_without_the_warm_up_a_recording_differs(in_node, live, noisy):
+    """The comparison above can fail."""
+    y, _ = in_node(sound(noisy, 16_000, 1), 16_000, chunk=16_000)
+    assert np.abs(y - live.enhance(sound(noisy, 16_000, 1), 16_000)).max() > 10 * TOLERANCE
+
+
+def test_the_units_of_the_package_pass_their_own_tests(web):
+    subprocess.run(["node", "--test", "--test-force-exit", "build/tests/unit.test.js"], cwd=web, check=True)
+
+
+def test_types_are_right(web):
+    for project in ("page", "tests"):
+        subprocess.run(["node_modules/.bin/tsc", "--project", project], cwd=web, check=True)
+
+
+def test_the_package_has_all_that_it_needs_and_no_more(web):
+    command = ["npm", "pack", "--dry-run", "--json"]
+    packed = json.loads(subprocess.run(command, cwd=web, check=True, capture_output=True).stdout)[0]
+    names = {file["path"] for file in packed["files"]}
+    needed = {"index.js", "index.d.ts", "worker.js", "processor.js", "model.onnx", "ort-wasm-simd-threaded.wasm"}
+    assert {f"dist/{name}" for name in needed} | {"package.json", "README.md", "LICENSE"} <= names
+    assert not [name for name in names if not name.startswith("dist/") and "/" in name]
+    assert packed["version"] == clearstate.__version__
+
+
+# ----------------------------------------------------------------------------------------------------- in a browser
+
+
+class Server(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args: object) -> None:
+        """Stay silent."""
+
+
+@pytest.fixture(scope="module")
+def address(web) -> Iterator[str]:
+    handler = functools.partial(Server, directory=web)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def chromium(noisy, tmp_path_factory):
+    """Chromium with a microphone that repeats the noisy clip."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install 'clearstate[dev]'")
+    path = shutil.which("chromium") or shutil.which("google-chrome")
+    if path is None:
+        pytest.skip("needs Chromium: apt-get install chromium")
+    microphone = tmp_path_factory.mktemp("microphone") / "noisy.wav"
+    soundfile.write(microphone, soxr.resample(noisy, 16_000, 48_000), 48_000, subtype="PCM_16")
+    arguments = [
+        "--autoplay-policy=no-user-gesture-required",
+        "--use-fake-ui-for-media-stream",
+        "--use-fake-device-for-media-stream",
+        f"--use-file-for-fake-audio-capture={microphone}",
+    ]
+    with playwright.sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=path, args=arguments)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(chromium):
+    """A page of its own; its errors fail the test."""
+    context = chromium.new_context()
+    page = context.new_page()
+    page.set_default_timeout(120_000)
+    complaints: list[str] = []
+    page.on("console", lambda message: message.type in ("error", "warning") and complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    yield page
+    context.close()
+    assert not complaints
+
+
+ENCODE = """
+    const encode = (samples) => {
+        const bytes = new Uint8Array(samples.buffer, samples.byteOffset, samples.byteLength);
+        let text = "";
+        for (let i = 0; i < bytes.length; i += 32768) text += String.fromCharCode(...bytes.subarray(i, i + 32768));
+        return btoa(text);
+    };
+"""
+
+
+def floats(text: str) -> np.ndarray:
+    return np.frombuffer(base64.b64decode(text), dtype=np.float32)
+
+
+def result(page, signal: str) -> np.ndarray:
+    """A signal of the page's result, its first channel."""
+    return floats(page.evaluate(f"() => {{ {ENCODE} return encode(clearstate.result().{signal}[0]); }}"))
+
+
+@pytest.mark.browser
+def test_a_clip_through_the_page_equals_python(page, address, live, noisy, tmp_path):
+    page.goto(f"{address}/build/page/")
+    page.set_input_files("#file", CLIP)
+    page.wait_for_selector("#result:not([hidden])")
+    np.testing.assert_allclose(result(page, "noisy"), noisy, atol=1 / 32768)  # Chromium divides by 32767
+    expected = live.enhance(noisy, 16_000)
+    np.testing.assert_allclose(result(page, "enhanced"), expected, atol=TOLERANCE)
+
+    page.locator("#strength").fill("12")  # without running the model again
+    page.locator("#strength").dispatch_event("change")
+    with page.expect_download() as download:
+        page.click("#download")
+    download.value.save_as(tmp_path / "result.wav")
+    y, rate = soundfile.read(tmp_path / "result.wav", dtype="float32")
+    assert rate == 16_000
+    assert download.value.suggested_filename == "helicopter_0db.noisy.clear.wav"
+    np.testing.assert_allclose(y, live.enhance(noisy, 16_000, 12.0), atol=TOLERANCE + 0.5 / 32768)
+
+
+@pytest.mark.browser
+def test_the_page_works_offline_once_loaded(page, address, tmp_path):
+    page.goto(f"{address}/build/page/")
+    page.wait_for_function("() => document.getElementById('offline').textContent")
+    page.context.set_offline(True)
+    page.reload()
+    page.click("#example")
+    page.wait_for_selector("#result:not([hidden])")
+
+
+@pytest.mark.browser
+def test_the_page_asks_no_other_server(page, address):
+    asked: list[str] = []
+    page.context.on("request", lambda request: asked.append(request.url))
+    page.goto(f"{address}/build/page/")
+    page.click("#example")
+    page.wait_for_selector("#result:not([hidden])")
+    assert asked and all(url.startswith((address, "blob:", "data:")) for url in asked)
+
+
+@pytest.mark.browser
+def test_a_file_that_is_no_sound_gets_one_line(page, address, tmp_path):
+    file = tmp_path / "letter.txt"
+    file.write_text("Dear reader")
+    page.goto(f"{address}/build/page/")
+    page.set_input_files("#file", file)
+    page.wait_for_selector("#error:not([hidden])")
+    assert page.inner_text("#error").startswith("letter.txt: not an audio file")
+    assert page.is_hidden("#result")
+
+
+@pytest.mark.browser
+def test_before_and_after_can_be_heard_with_the_keyboard_alone(page, address):
+    page.goto(f"{address}/build/page/")
+    page.focus("#example")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#result:not([hidden])")
+    assert page.evaluate("document.activeElement.id") == "result-title"
+    page.keyboard.press("Tab")
+    page.keyboard.press("Space")
+    page.wait_for_selector("#play[aria-label=Pause]")
+    page.keyboard.press("Tab")
+    page.keyboard.press("ArrowLeft")
+    assert page.is_checked("input[value=before]")
+    page.wait_for_function("() => Number(document.getElementById('position').value) > 0.2")
+
+
+@pytest.mark.browser
+def test_the_page_fits_a_phone_and_a_desktop(page, address):
+    page.goto(f"{address}/build/page/")
+    page.click("#example")
+    page.wait_for_selector("#result:not([hidden])")
+    for width in (320, 390, 1280):
+        page.set_viewport_size({"width": width, "height": 800})
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+# Streams the microphone through the node, and records both. Everything begins with the same block.
+STREAM = f"""
+async ([sampleRate, seconds, reserve]) => {{
+    {ENCODE}
+    const {{ createEnhancerNode }} = await import("/dist/index.js");
+    const context = new AudioContext({{ sampleRate }});
+    await context.suspend();
+    await context.audioWorklet.addModule("/build/page/recorder.js");
+    const node = await createEnhancerNode(context, {{ reserve }});
+    const recorder = new AudioWorkletNode(context, "recorder", {{
+        numberOfInputs: 2, numberOfOutputs: 0, channelCount: 1, channelCountMode: "explicit",
+    }});
+    await new Promise((resolve) => (recorder.port.onmessage = resolve));
+    const audio = {{ echoCancellation: false, noiseSuppression: false, autoGainControl: false }};
+    const source = context.createMediaStreamSource(await navigator.mediaDevices.getUserMedia({{ audio }}));
+    source.connect(recorder, 0, 0);
+    source.connect(node).connect(recorder, 0, 1);
+    const blocks = [];
+    const enough = new Promise((resolve) => {{
+        recorder.port.onmessage = ({{ data }}) => {{
+            if (blocks.push(data) * data[0].length >= seconds * sampleRate) resolve();
+        }};
+    }});
+    await context.resume();
+    await enough;
+    const [noisy, enhanced] = [0, 1].map((i) => encode(Float32Array.from(blocks.flatMap((pair) => [...pair[i]]))));
+    const state = {{ latency: node.latencySamples, underruns: node.underruns }};
+    node.close();
+    await context.close();
+    return {{ noisy, enhanced, ...state }};
+}}
+"""
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("rate", [16_000, 48_000])
+def test_a_microphone_through_the_worklet_equals_stream(page, address, live, rate):
+    page.route("**/favicon.ico", lambda route: route.fulfill(status=204))
+    page.goto(f"{address}/dist/")
+    seconds = 4.0
+    reserve = 1.5  # seconds: a busy machine must not fail this test
+    got = page.evaluate(STREAM, [rate, seconds, reserve])
+    x, y = floats(got["noisy"]), floats(got["enhanced"])
+    assert np.abs(x).max() > 0.1
+    assert got["underruns"] == 0
+    stream = clearstate.Stream(live.model, rate)
+    expected = np.concatenate([stream.process(x), stream.flush()])[stream.latency_samples :]
+    late = got["latency"]
+    assert late >= stream.latency_samples + reserve * rate
+    np.testing.assert_array_equal(y[:late], 0)
+    np.testing.assert_allclose(y[late:], expected[: len(y) - late], atol=TOLERANCE)
+
+
+def idle_share() -> Callable[[], float]:
+    """Start to measure. The result returns the share of processor time since then that nobody used."""
+
+    def times() -> np.ndarray:
+        stat = Path("/proc/stat")  # Linux alone has it
+        first = stat.read_text().splitlines()[0].split()[1:9] if stat.exists() else ["0"] * 8
+        return np.array(first, dtype=float)
+
+    before = times()
+
+    def share() -> float:
+        spent = times() - before
+        return float((spent[3] + spent[4]) / max(1.0, spent.sum()))
+
+    return share
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+def test_a_minute_of_live_audio_has_no_gaps(page, address):
+    page.goto(f"{address}/build/page/")
+    page.click("#microphone")
+    page.wait_for_selector("#live:not([hidden])")
+    idle = idle_share()
+    page.wait_for_timeout(60_000)
+    seconds, underruns, load = page.evaluate(
+        "() => { const m = clearstate.microphone(); return [m.seconds, m.node.underruns, m.node.load]; }"
+    )
+    assert seconds > 55
+    if idle() < 0.3 and (underruns or load >= 0.2):
+        pytest.skip("the machine is too busy to judge live audio")
+    assert underruns == 0
+    assert load < 0.2  # five times faster than real time
+    page.click("#stop")
+    page.wait_for_selector("#result:not([hidden])")
+    assert np.abs(result(page, "enhanced")).max() > 0.05
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+def test_the_benchmark_prints_the_real_time_factor(page, address):
+    page.goto(f"{address}/build/page/benchmark.html")
+    page.wait_for_selector("#factor")
+    page.wait_for_selector("#live-factor")
+    assert 0 < float(page.inner_text("#factor")) < 1
+    assert 0 < float(page.inner_text("#live-factor")) < 1
