@@ -172,9 +172,30 @@ def _program(module: nn.Module, example: tuple[Any, ...], free: Any, states: lis
     if states is not None:
         names["input_names"] = ["samples", *(f"state_{name}" for name in states)]
         names["output_names"] = ["output", *(f"next_{name}" for name in states)]
-    return torch.onnx.export(
-        traced, dynamo=True, opset_version=OPSET, custom_translation_table=TRANSLATIONS, verbose=False, **names
-    )
+    program = torch.onnx.export(
+        traced, dynamo=True, opset_version=OPSET, custom_translation_table=TRANSLATIONS, verbose=False,
+        optimize=False, **names,
+    )  # fmt: skip
+    assert program is not None
+    _protect_floors(program.model)
+    program.optimize()
+    return program
+
+
+def _protect_floors(model: Any) -> None:
+    """Give small constants one dimension.
+
+    The optimizer removes `x + c` for a scalar c below 1e-8, as if it were 0. Such a floor keeps silence from a division
+    by zero.
+    """
+    import onnx_ir as ir
+
+    for node in model.graph.all_nodes():
+        value = node.attributes.get("value") if node.op_type == "Constant" else None
+        if value is not None and value.value.dtype.is_floating_point() and value.value.shape.rank() == 0:
+            number = value.value.numpy()
+            if 0 < abs(number) < 1e-6:
+                node.attributes["value"] = ir.AttrTensor("value", ir.tensor(number[None]))
 
 
 def _part(key: Any) -> str:
