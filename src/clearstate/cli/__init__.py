@@ -33,6 +33,7 @@ from clearstate.cli import (
     plot,
     score,
     separate,
+    serve,
     stream,
     train,
 )
@@ -53,6 +54,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "separate": separate.run,
     "extend": extend.run,
     "stream": stream.run,
+    "serve": serve.run,
     "plot": plot.run,
     "train": train.run,
     "score": score.run,

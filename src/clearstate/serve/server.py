@@ -1,0 +1,160 @@
+"""Run the service with uvicorn: start, signals, and a shutdown that lets work finish."""
+
+import asyncio
+import contextlib
+import gc
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+
+from clearstate.runtime import open_model
+from clearstate.serve.admission import calibrate
+from clearstate.serve.app import create_app
+from clearstate.serve.settings import Settings
+from clearstate.serve.spool import Spool
+from clearstate.serve.streams import ABORT, MOST_SECONDS
+
+MOST_MESSAGE = int(MOST_SECONDS * 192_000 * 8 * 4)  # bytes: the largest message that a header can allow
+SWITCH_SECONDS = 0.001  # how long a thread of Python may keep others waiting
+
+
+class WebSockets(WebSocketsSansIOProtocol):
+    """Gives the application a way to end a connection whose client does not read."""
+
+    def handle_connect(self, event: Any) -> None:
+        """Also called for requests that are refused, which have no scope."""
+        super().handle_connect(event)
+        if hasattr(self, "scope"):
+            self.scope[ABORT] = self.transport.abort  # type: ignore[typeddict-unknown-key]
+
+
+def http_protocol(header_seconds: float) -> type:
+    """Uvicorn's HTTP protocol; a connection that sends no complete request head in time is closed."""
+
+    class Http(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+
+            def close_if_silent() -> None:
+                if self.cycle is None and self in self.connections:
+                    transport.abort()
+
+            asyncio.get_running_loop().call_later(header_seconds, close_if_silent)
+
+    return Http
+
+
+class Server(uvicorn.Server):
+    """A server whose shutdown first lets streams and jobs finish."""
+
+    def __init__(self, settings: Settings, app: Any, started: Callable[[str], None]) -> None:
+        self.settings, self.app, self.interrupted, self._started = settings, app, False, started
+        super().__init__(
+            uvicorn.Config(
+                app,
+                settings.host,
+                settings.port,
+                http=http_protocol(settings.header_seconds),
+                ws=WebSockets,
+                ws_max_size=MOST_MESSAGE,
+                ws_per_message_deflate=False,
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=2,
+                proxy_headers=False,
+            )  # fmt: skip
+        )
+
+    async def startup(self, sockets: Any = None) -> None:
+        """Tell the address, which matters for port 0."""
+        await super().startup(sockets)
+        if self.started and sockets:
+            host, port = sockets[0].getsockname()[:2]
+            self._started(f"http://{f'[{host}]' if ':' in host else host}:{port}")
+
+    async def shutdown(self, sockets: Any = None) -> None:
+        """Drain, then close."""
+        drain = asyncio.ensure_future(self.app.state.service.drain(self.settings.drain_seconds))
+        while not (drain.done() or self.force_exit):
+            await asyncio.sleep(0.05)
+        drain.cancel()
+        await super().shutdown(sockets)
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Drain on SIGTERM and Ctrl-C; a second Ctrl-C stops at once. The signals are not raised again."""
+        handlers = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        """Note which signal it was."""
+        self.interrupted |= sig == signal.SIGINT
+        super().handle_exit(sig, frame)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Open the socket of the service.
+
+    Raises:
+        OSError: in one line, if the address is unknown or in use.
+    """
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        return socket.create_server(address[:2], family=family, backlog=2048)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise OSError(f"cannot listen on {host} port {port} ({reason}); choose another --host or --port") from None
+
+
+def serve(settings: Settings, started: Callable[[str], None]) -> bool:
+    """Run the service until a signal ends it.
+
+    Args:
+        started: called with the address when the service accepts connections.
+    Returns:
+        Whether Ctrl-C ended it.
+    Raises:
+        ValueError, OSError: one line, if it cannot start.
+    """
+    for name in ("uvicorn", "uvicorn.error"):
+        logging.getLogger(name).setLevel(logging.ERROR)  # clients cause the warnings
+    model = open_model(settings.model, "enhance")
+    cost = calibrate(model)
+    sock = listen(settings.host, settings.port)
+    try:
+        spool = Spool(settings.spool)
+        try:
+            sys.setswitchinterval(SWITCH_SECONDS)
+            raise_open_files()
+            gc.collect()
+            gc.freeze()  # the collector does not look at the libraries again: shorter pauses
+            server = Server(settings, create_app(settings, model, cost, spool), started)
+            server.run([sock])
+        finally:
+            spool.close()
+    finally:
+        sock.close()
+    return server.interrupted
+
+
+def raise_open_files() -> None:
+    """Allow as many open files, and so connections, as the system permits."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return
+    with contextlib.suppress(OSError, ValueError):
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
