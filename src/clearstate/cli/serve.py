@@ -75,7 +75,7 @@ def run(
     except ImportError as error:
         raise UsageError(f"serve needs {error.name}: pip install 'clearstate[serve]'") from error
     from clearstate.serve.keys import read_keys
-    from clearstate.serve.server import serve
+    from clearstate.serve.server import prepared
     from clearstate.serve.settings import Settings, usable_cores
 
     try:
@@ -94,5 +94,7 @@ def run(
     def started(address: str) -> None:
         note(f"clearstate: serving on {address} with {model}; {address}/docs describes the interface")
 
-    if serve(settings, started):
+    with prepared(settings, started) as server:
+        server.run()
+    if server.interrupted:
         raise KeyboardInterrupt

@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from clearstate.serve.errors import RefusedError
 from clearstate.serve.metrics import Metrics
@@ -100,20 +100,15 @@ class Jobs:
     async def _receive(self, path: Path, body: AsyncIterator[bytes]) -> None:
         size, buffer = 0, bytearray()
         with open(path, "wb") as file:
-
-            def write(data: bytes) -> None:
-                file.write(data)
-                file.flush()
-
             while (chunk := await asyncio.wait_for(anext(body, None), self.settings.idle_seconds)) is not None:
                 size += len(chunk)
                 if size > self.settings.most_bytes:
                     raise too_large(self.settings.most_bytes)
                 buffer += chunk
                 if len(buffer) >= PIECE:
-                    await asyncio.to_thread(write, bytes(buffer))
+                    await asyncio.to_thread(write, file, bytes(buffer))
                     buffer.clear()
-            await asyncio.to_thread(write, bytes(buffer))
+            await asyncio.to_thread(write, file, bytes(buffer))
         if not size:
             raise RefusedError("bad_request", "the body is empty; send the file itself as the body of the request")
 
@@ -151,6 +146,14 @@ class Jobs:
         if job.state not in ("queued", "running"):  # otherwise `_finish` does it: a process may still write there
             await asyncio.to_thread(shutil.rmtree, job.folder, True)
 
+    def fail(self, job: Job, why: RefusedError) -> None:
+        """Stop a job that is not finished, and give whoever waits for it the reason."""
+        if job.assignment:
+            job.assignment.stop.set()
+        job.error = why
+        self._enter(job, "failed")
+        job.finished.set()
+
     @property
     def unfinished(self) -> list[Job]:
         """The jobs in progress."""
@@ -185,7 +188,9 @@ class Jobs:
 
     def _finish(self, job: Job, done: Done | None, code: str, message: str) -> None:
         self.metrics.job_seconds.labels(job.verb).observe(time.monotonic() - job.started)
-        if done:
+        if job.error:  # `fail` was faster
+            done = None
+        elif done:
             self.metrics.audio.labels(job.verb).inc(done.seconds)
             job.done_seconds = job.total_seconds = done.seconds
             job.note = done.note
@@ -206,6 +211,12 @@ class Jobs:
     def _count(self) -> None:
         for state in STATES:
             self.metrics.jobs.labels(state).set(sum(job.state == state for job in self.jobs.values()))
+
+
+def write(file: IO[bytes], data: bytes) -> None:
+    """Write to the disk, so that a full one is noticed now."""
+    file.write(data)
+    file.flush()
 
 
 def too_large(most: int) -> RefusedError:

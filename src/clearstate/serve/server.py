@@ -7,6 +7,7 @@ import logging
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -32,7 +33,8 @@ class WebSockets(WebSocketsSansIOProtocol):
         """Also called for requests that are refused, which have no scope."""
         super().handle_connect(event)
         if hasattr(self, "scope"):
-            self.scope[ABORT] = self.transport.abort  # type: ignore[typeddict-unknown-key]
+            scope: Any = self.scope
+            scope[ABORT] = self.transport.abort
 
 
 def http_protocol(header_seconds: float) -> type:
@@ -54,30 +56,26 @@ def http_protocol(header_seconds: float) -> type:
 class Server(uvicorn.Server):
     """A server whose shutdown first lets streams and jobs finish."""
 
-    def __init__(self, settings: Settings, app: Any, started: Callable[[str], None]) -> None:
-        self.settings, self.app, self.interrupted, self._started = settings, app, False, started
-        super().__init__(
-            uvicorn.Config(
-                app,
-                settings.host,
-                settings.port,
-                http=http_protocol(settings.header_seconds),
-                ws=WebSockets,
-                ws_max_size=MOST_MESSAGE,
-                ws_per_message_deflate=False,
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                timeout_graceful_shutdown=2,
-                proxy_headers=False,
-            )  # fmt: skip
-        )
+    def __init__(self, settings: Settings, app: Any, sock: socket.socket, started: Callable[[str], None]) -> None:
+        self.settings, self.app, self.interrupted = settings, app, False
+        self._socket, self._started = sock, started
+        config = uvicorn.Config(
+            app, settings.host, settings.port,
+            http=http_protocol(settings.header_seconds), ws=WebSockets, ws_max_size=MOST_MESSAGE,
+            ws_per_message_deflate=False, log_config=None, access_log=False, server_header=False,
+            timeout_graceful_shutdown=2, proxy_headers=False,
+        )  # fmt: skip
+        super().__init__(config)
+
+    def run(self, sockets: Any = None) -> None:
+        """Serve until a signal, or `should_exit`, ends it."""
+        super().run([self._socket])
 
     async def startup(self, sockets: Any = None) -> None:
         """Tell the address, which matters for port 0."""
         await super().startup(sockets)
-        if self.started and sockets:
-            host, port = sockets[0].getsockname()[:2]
+        if self.started:
+            host, port = self._socket.getsockname()[:2]
             self._started(f"http://{f'[{host}]' if ':' in host else host}:{port}")
 
     async def shutdown(self, sockets: Any = None) -> None:
@@ -91,6 +89,9 @@ class Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Drain on SIGTERM and Ctrl-C; a second Ctrl-C stops at once. The signals are not raised again."""
+        if threading.current_thread() is not threading.main_thread():  # which alone can receive signals
+            yield
+            return
         handlers = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
@@ -118,13 +119,12 @@ def listen(host: str, port: int) -> socket.socket:
         raise OSError(f"cannot listen on {host} port {port} ({reason}); choose another --host or --port") from None
 
 
-def serve(settings: Settings, started: Callable[[str], None]) -> bool:
-    """Run the service until a signal ends it.
+@contextlib.contextmanager
+def prepared(settings: Settings, started: Callable[[str], None]) -> Iterator[Server]:
+    """Load the model, open the socket, and yield a server whose `run` serves until a signal ends it.
 
     Args:
         started: called with the address when the service accepts connections.
-    Returns:
-        Whether Ctrl-C ended it.
     Raises:
         ValueError, OSError: one line, if it cannot start.
     """
@@ -132,21 +132,16 @@ def serve(settings: Settings, started: Callable[[str], None]) -> bool:
         logging.getLogger(name).setLevel(logging.ERROR)  # clients cause the warnings
     model = open_model(settings.model, "enhance")
     cost = calibrate(model)
-    sock = listen(settings.host, settings.port)
-    try:
+    with listen(settings.host, settings.port) as sock:
         spool = Spool(settings.spool)
         try:
             sys.setswitchinterval(SWITCH_SECONDS)
             raise_open_files()
             gc.collect()
             gc.freeze()  # the collector does not look at the libraries again: shorter pauses
-            server = Server(settings, create_app(settings, model, cost, spool), started)
-            server.run([sock])
+            yield Server(settings, create_app(settings, model, cost, spool), sock, started)
         finally:
             spool.close()
-    finally:
-        sock.close()
-    return server.interrupted
 
 
 def raise_open_files() -> None:

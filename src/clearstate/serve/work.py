@@ -3,6 +3,7 @@
 The input and the outputs are in the folder of the job, under names that the service chooses.
 """
 
+import json
 import os
 import zipfile
 from collections.abc import Callable
@@ -98,9 +99,16 @@ def _target(task: Task) -> str:
 
 
 def _zip(task: Task) -> None:
-    """Move the voices and the timeline into one ZIP file."""
+    """Move the voices and the timeline into one ZIP file, without the names of our files."""
+    folder = Path(task.folder)
+    timeline = folder / f"{UPLOAD}.timeline.json"
+    if timeline.exists():
+        found = json.loads(timeline.read_text(encoding="utf-8")) | {"input": UPLOAD}
+        for speaker in found["speakers"]:
+            speaker["file"] = speaker["file"].removeprefix(f"{UPLOAD}.")
+        timeline.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     with zipfile.ZipFile(_target(task), "w", zipfile.ZIP_STORED) as archive:
-        for part in sorted(Path(task.folder).glob(f"{UPLOAD}.*")):
+        for part in sorted(folder.glob(f"{UPLOAD}.*")):
             archive.write(part, part.name.removeprefix(f"{UPLOAD}."))
             part.unlink()
 

@@ -53,12 +53,15 @@ class Workers:
         self._queue.put(assignment)
 
     def close(self) -> None:
-        """Stop the work in progress and end the processes."""
+        """End the processes, whatever they are doing; the spool has their files."""
         self._closing.set()
         for _ in self._threads:
             self._queue.put(None)
+        for process in self.processes:
+            if process is not None:
+                process.kill()
         for thread in self._threads:
-            thread.join(KILL_SECONDS + 1)
+            thread.join(KILL_SECONDS)
 
     def _serve(self, index: int) -> None:
         pipe = self._start(index)
@@ -70,8 +73,8 @@ class Workers:
                 pipe = self._start(index)
             assignment.finish(*self._run(index, pipe, assignment))
         pipe.close()
-        self.processes[index].join(KILL_SECONDS)
         self.processes[index].kill()
+        self.processes[index].join()
 
     def _start(self, index: int) -> Any:
         ours, theirs = self._context.Pipe()
@@ -89,11 +92,11 @@ class Workers:
                 if pipe.poll(POLL_SECONDS):
                     kind, *news = pipe.recv()
                     if kind != "progress":
-                        return tuple(news)  # type: ignore[return-value]
+                        return tuple(news)
                     assignment.progress(*news)
                 now = time.monotonic()
                 overdue = now - started > assignment.most_seconds
-                if (overdue or assignment.stop.is_set() or self._closing.is_set()) and not asked:
+                if (overdue or assignment.stop.is_set()) and not asked:
                     asked = now
                     pipe.send(None)
                 if asked and now - asked > KILL_SECONDS:

@@ -1,5 +1,7 @@
 """Enhance live audio: `process` returns a chunk of the same size for every chunk, with a constant latency."""
 
+import asyncio
+from collections.abc import AsyncIterable, AsyncIterator, Callable
 from typing import Any
 
 import numpy as np
@@ -108,6 +110,24 @@ class Stream:
         self.reset()
         return out[0] if self._flat else out
 
+    async def aiter(self, source: AsyncIterable[Any]) -> AsyncIterator[NDArray[np.float32]]:
+        """Process an asynchronous source, and flush at its end.
+
+        A thread does the work, so the event loop stays free, and many streams can run at once. The next chunk is taken
+        when the output of the last one has been used, so a slow consumer holds back the source.
+
+        Args:
+            source: chunks, as for `process`.
+        Yields:
+            One output for every chunk, and the last `latency_samples`.
+
+        >>> async for chunk in stream.aiter(microphone):  # doctest: +SKIP
+        ...     await speaker.write(chunk)
+        """
+        async for chunk in source:
+            yield await _to_its_end(self.process, chunk)
+        yield await _to_its_end(self.flush)
+
     def _checked(self, chunk: NDArray[Any]) -> NDArray[np.float32]:
         x = chunk[None] if chunk.ndim == 1 and self.channels == 1 else chunk
         if x.ndim != 2 or x.shape[0] != self.channels:
@@ -130,6 +150,16 @@ class Stream:
         raise TypeError(
             "a Stream cannot be copied or pickled, because part of its state is in compiled code; create another one"
         )
+
+
+async def _to_its_end(call: Callable[..., NDArray[np.float32]], *arguments: Any) -> NDArray[np.float32]:
+    """Run a call in a thread. If this task is cancelled, wait for the thread: it must not change the stream later."""
+    work = asyncio.ensure_future(asyncio.to_thread(call, *arguments))
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        await asyncio.wait([work])
+        raise
 
 
 def causal_names() -> str:
