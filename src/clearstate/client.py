@@ -23,7 +23,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode, urlsplit
@@ -188,7 +188,10 @@ class LiveStream:
         port = f":{client.port}" if client.port else ""
         url = f"{'wss' if client.secure else 'ws'}://{address}{port}{client.base}/v1/stream"
         try:
-            self._socket = connect(url, additional_headers=client.headers, compression=None, max_size=None)
+            self._stack = ExitStack()
+            self._socket = self._stack.enter_context(
+                connect(url, additional_headers=client.headers, compression=None, max_size=None)
+            )
         except InvalidStatus as refusal:
             raise _error(refusal.response.status_code, bytes(refusal.response.body or b"")) from None
         self._closed = ConnectionClosed
@@ -210,7 +213,7 @@ class LiveStream:
 
     def close(self) -> None:
         """End the stream."""
-        self._socket.close()
+        self._stack.close()
 
     def __enter__(self) -> "LiveStream":
         return self

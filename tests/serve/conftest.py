@@ -113,20 +113,18 @@ def in_a_thread(model, spool, **settings):
 @contextmanager
 def in_a_process(model, spool, *options, env=None, **popen):
     command = [sys.executable, "-m", "clearstate", "serve", "--port", "0", "--model", str(model), "--spool", str(spool)]
-    process = subprocess.Popen(
-        [*command, *map(str, options)], stderr=subprocess.PIPE, text=True, env={**os.environ, **(env or {})}, **popen
-    )
+    log = Path(spool, "log.txt")
+    with open(log, "w") as stderr:
+        process = subprocess.Popen(
+            [*command, *map(str, options)], stderr=stderr, env={**os.environ, **(env or {})}, **popen
+        )
     try:
-        told = []
-        for line in process.stderr:
-            told.append(line)
-            if found := re.search(r"serving on (http://\S+)", line):
-                break
-        else:
-            raise AssertionError("".join(told))
+        deadline = time.monotonic() + 120
+        while not (found := re.search(r"serving on (http://\S+)", log.read_text())):
+            assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+            time.sleep(0.05)
         served = Served(found[1], process=process)
-        threading.Thread(target=lambda: told.extend(process.stderr), daemon=True).start()
-        served.told = told
+        served.told = log.read_text
         yield served
     finally:
         process.kill()

@@ -4,22 +4,29 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
 from conftest import in_a_process, in_a_thread
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from clearstate.cli import main
 from clearstate.serve import keys as keys_module
 from clearstate.serve.keys import read_keys
 
 KEY, OTHER = "a-key-of-32-characters-0123456789", "another-key-0123456789"
 
 
-def verb(*args, **options):
-    command = [sys.executable, "-m", "clearstate", "serve", "--port", "0", *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)
+@pytest.fixture
+def verb(capsys):
+    """The command line in this process: exit code and stderr."""
+
+    def run(*args):
+        with pytest.raises(SystemExit) as leave:
+            main(["serve", "--port", "0", *map(str, args)])
+        return leave.value.code, capsys.readouterr().err
+
+    return run
 
 
 def test_sigterm_lets_a_stream_finish_and_refuses_new_ones(tmp_path):
@@ -49,12 +56,17 @@ def test_streams_that_do_not_finish_are_closed_in_the_stated_time(tmp_path):
         assert time.monotonic() - started < 15
 
 
-def test_ctrl_c_leaves_with_130_and_without_a_traceback(tmp_path):
-    with in_a_process("live", tmp_path) as served:
+def test_ctrl_c_leaves_with_130_and_no_key_is_in_the_log(tmp_path):
+    with in_a_process("live", tmp_path, env={"CLEARSTATE_API_KEYS": KEY, "CLEARSTATE_VERBOSE": "1"}) as served:
+        assert served.ask("GET", "/v1/models", key=KEY)[0] == 200
+        assert served.ask("GET", "/v1/models", key=OTHER)[0] == 401
+        with served.stream(key=OTHER) as (_, refused):
+            assert refused["code"] == "unauthorized"
         served.process.send_signal(signal.SIGINT)
         assert served.process.wait(60) == 130
-        served.wait_until(lambda: len(served.told) > 1)
-        assert "Traceback" not in "".join(served.told)
+    told = served.told()
+    assert "Traceback" not in told
+    assert KEY not in told and OTHER not in told
 
 
 def test_what_a_killed_service_left_is_removed_by_the_next_one_and_nothing_else(tmp_path, clip):
@@ -77,36 +89,34 @@ def test_what_a_killed_service_left_is_removed_by_the_next_one_and_nothing_else(
     assert not os.path.exists(f"/proc/{worker}")  # it ends with its service
 
 
-def test_a_damaged_model_is_one_line_at_the_start(tiny, tmp_path):
+def test_a_damaged_model_is_one_line_at_the_start(tiny, tmp_path, verb):
     damaged = tmp_path / "model"
     damaged.mkdir()
     for file in tiny.iterdir():
         (damaged / file.name).write_bytes(file.read_bytes()[: 200 if file.suffix == ".safetensors" else None])
-    done = verb("--model", damaged, "--spool", tmp_path / "spool")
-    assert done.returncode == 1
-    assert done.stderr.count("\n") == 1 and "Traceback" not in done.stderr, done.stderr
+    code, said = verb("--model", damaged, "--spool", tmp_path / "spool")
+    assert (code, said.count("\n")) == (1, 1), said
 
 
 @pytest.mark.parametrize(
-    ("args", "code", "said"),
+    ("args", "code", "expected"),
     [
         (["--model", "lvie"], 1, "'live'"),
         (["--model", "saf"], 1, "needs the whole signal"),
         (["--model", "separate-fast"], 1, "enhancement model"),
         (["--host", "256.1.1.1"], 1, "--host"),
         (["--keys", "no-such-file"], 2, "no-such-file"),
-        (["--workers", "0"], 2, "--workers"),
     ],
 )
-def test_wrong_use_is_one_line(args, code, said, tmp_path):
-    done = verb(*args, "--spool", tmp_path)
-    assert done.returncode == code, done.stderr
-    assert said in done.stderr and "Traceback" not in done.stderr
+def test_wrong_use_is_one_line(args, code, expected, tmp_path, verb):
+    got, said = verb(*args, "--spool", tmp_path)
+    assert (got, said.count("\n")) == (code, 1), said
+    assert expected in said
 
 
-def test_a_port_in_use_is_one_line(served, tmp_path):
-    done = verb("--port", served.address[1], "--spool", tmp_path)
-    assert done.returncode == 1 and "--port" in done.stderr and done.stderr.count("\n") == 1, done.stderr
+def test_a_port_in_use_is_one_line(served, tmp_path, verb):
+    code, said = verb("--port", served.address[1], "--spool", tmp_path)
+    assert (code, said.count("\n")) == (1, 1) and "--port" in said, said
 
 
 @pytest.fixture(scope="module")
@@ -121,9 +131,9 @@ def test_a_wrong_key_gets_no_answer(guarded, key):
     header = {} if key is None else {"Authorization": f"Bearer {key}".encode(errors="surrogateescape")}
     for method, path in (("GET", "/v1/models"), ("GET", "/metrics"), ("POST", "/v1/enhance"), ("GET", "/v1/jobs/x")):
         assert guarded.error(method, path, b"x" if method == "POST" else None, **header) == (401, "unauthorized")
-    if key is not None:
+    if key is not None and key.isprintable() and len(key) < 1000:
         with pytest.raises(InvalidStatus) as refused:
-            guarded.socket(additional_headers={k: v.decode(errors="surrogateescape") for k, v in header.items()})
+            guarded.socket(additional_headers={"Authorization": f"Bearer {key}"})
         assert refused.value.response.status_code == 401
     if key is None or key.isprintable():
         with guarded.stream(**({} if key is None else {"key": key[:512]})) as (socket, answer):
@@ -152,19 +162,6 @@ def test_every_key_is_compared(monkeypatch):
     keys = keys_module.Keys((KEY, OTHER))
     assert (keys.owner(KEY, ""), keys.owner(OTHER, "")) == ("key 1", "key 2")
     assert len(compared) == 4
-
-
-def test_keys_are_not_written_to_the_log(tmp_path):
-    with in_a_process("live", tmp_path, env={"CLEARSTATE_API_KEYS": KEY, "CLEARSTATE_VERBOSE": "1"}) as served:
-        assert served.ask("GET", "/v1/models", key=KEY)[0] == 200
-        assert served.ask("GET", "/v1/models", key=OTHER)[0] == 401
-        with served.stream(key=OTHER):
-            pass
-        served.process.send_signal(signal.SIGTERM)
-        served.process.wait(60)
-    told = "".join(served.told)
-    assert KEY not in told and OTHER not in told
-    assert "without --keys" not in told
 
 
 @pytest.mark.parametrize(("text", "said"), [("", "no keys"), ("# only this\n", "no keys"), ("short\n", "5 characters")])

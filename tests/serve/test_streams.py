@@ -7,8 +7,8 @@ import time
 
 import numpy as np
 import pytest
-from conftest import frame, in_a_thread, noise
-from websockets.exceptions import ConnectionClosed, InvalidStatus
+from conftest import Served, frame, in_a_thread, noise
+from websockets.exceptions import ConnectionClosed, InvalidMessage, InvalidStatus
 
 import clearstate
 
@@ -191,7 +191,7 @@ def test_a_full_service_refuses_and_serves_the_others_on(tmp_path):
 
 
 def test_silent_and_long_connections_end(tmp_path):
-    limits = {"header_seconds": 0.5, "idle_seconds": 1.0, "stream_seconds": 3.0}
+    limits = {"header_seconds": 0.2, "idle_seconds": 0.5, "stream_seconds": 2.0}
     with in_a_thread("live", tmp_path, **limits) as served:
         with served.socket() as socket:
             assert closing(socket)[0]["code"] == "timeout"
@@ -200,12 +200,12 @@ def test_silent_and_long_connections_end(tmp_path):
             assert "nothing arrived" in error["message"] and code == 1008
         with served.stream() as (socket, _):
             started = time.monotonic()
-            with pytest.raises(ConnectionClosed):
+            with contextlib.suppress(ConnectionClosed):
                 while time.monotonic() < started + 20:
                     socket.send(bytes(640))
                     socket.recv(timeout=60)
                     time.sleep(0.1)
-            assert 2 < time.monotonic() - started < 10
+            assert 1 < time.monotonic() - started < 10
 
 
 def test_a_client_that_does_not_read_is_disconnected_and_memory_stays_bounded(tmp_path):
@@ -242,8 +242,9 @@ def test_a_failing_model_ends_its_stream_and_no_other(served, monkeypatch):
 def test_a_plain_request_to_the_stream_is_an_error(served):
     assert served.error("GET", "/v1/stream") == (404, "not_found")
     with pytest.raises(InvalidStatus):
-        served.url, old = served.url + "/nothing", served.url
-        try:
-            served.socket()
-        finally:
-            served.url = old
+        Served(served.url + "/nothing").socket()
+
+
+def test_a_request_head_that_is_too_long_closes_the_connection(served):
+    with pytest.raises((InvalidMessage, ConnectionClosed)):
+        served.socket(additional_headers={"X-Long": "x" * 10_000}).close()

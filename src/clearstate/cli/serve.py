@@ -88,11 +88,11 @@ def run(
         workers=workers, jobs_per_key=jobs_per_key, most_bytes=max_upload * 2**20, most_seconds=max_hours * 3600,
         keep_seconds=keep, drain_seconds=drain,
     )  # fmt: skip
-    if host not in LOOPBACK and not known:
-        note("clearstate: without --keys, everybody who can reach this address can use the service")
 
     def started(address: str) -> None:
         note(f"clearstate: serving on {address} with {model}; {address}/docs describes the interface")
+        if host not in LOOPBACK and not known:
+            note("clearstate: without --keys, everybody who can reach this address can use the service")
 
     with prepared(settings, started) as server:
         server.run()

@@ -23,6 +23,8 @@ FULL = 0.85  # share of the capacity; above it, queues grow at random
 TICK_SECONDS = 0.25  # between two measurements
 MEMORY_SECONDS = 2.0  # of the averages, and until the cost of a new stream is part of them
 LATE_SHARE = 0.01  # of the chunks
+HOPELESS_SHARE = 0.5  # of the chunks late
+GIVE_UP_SECONDS = 3.0
 AROUND = 1.5  # cost of a stream with the network, before anything is measured, relative to the model
 CHUNK_SECONDS = 0.02
 OTHER_RATE = 48_000  # Hz; stands for every rate that is not the model's
@@ -81,6 +83,7 @@ class Admission:
         self.factor = AROUND  # real cost of streams relative to `Cost`
         self.used = self.loop_used = 0.0  # cores of processor time in use; by the event loop alone
         self.chunks = self.late = 0.0  # recent chunks, and those that took longer than `lag_seconds`
+        self.in_time = time.monotonic()
         self._before = (time.monotonic(), time.process_time(), time.thread_time())
 
     def admit(self, owner: str, rate: int, channels: int) -> Seat:
@@ -127,6 +130,20 @@ class Admission:
     def load(self) -> float:
         """Share of the capacity in use. The event loop is one thread, so its limit is one core."""
         return max(self.used / self.cores, self.loop_used)
+
+    def to_give_up(self) -> list[Seat]:
+        """The newest streams, a tenth of all, if the service has been late for GIVE_UP_SECONDS; then it waits again.
+
+        Something else may have taken the processor. Without this, every stream would be late for as long as it lasts.
+        """
+        now = time.monotonic()
+        if self.late < HOPELESS_SHARE * self.chunks or not self.chunks:
+            self.in_time = now
+        if now - self.in_time < GIVE_UP_SECONDS or len(self.seats) < 2:
+            return []
+        self.in_time = now
+        newest = sorted(self.seats, key=lambda seat: seat.since, reverse=True)
+        return newest[: max(1, len(newest) // 10)]
 
     def tick(self) -> None:
         """Measure. Call it in the event loop every TICK_SECONDS."""

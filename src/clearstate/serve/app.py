@@ -50,8 +50,8 @@ def create_app(settings: Settings, model: EnhancementModel, cost: Cost, spool: S
             await service.close()
 
     app = FastAPI(
-        title="clearstate", version=__version__, description=openapi.ABOUT, lifespan=lifespan, redoc_url=None,
-        license_info={"name": "MIT"},
+        title="clearstate", version=__version__, description=openapi.ABOUT, license_info={"name": "MIT"},
+        lifespan=lifespan, redoc_url=None, redirect_slashes=False,
     )  # fmt: skip
     if settings.origins:
         app.add_middleware(

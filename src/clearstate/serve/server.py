@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import os
 import signal
 import socket
 import sys
@@ -27,7 +28,7 @@ SWITCH_SECONDS = 0.001  # how long a thread of Python may keep others waiting
 
 
 class WebSockets(WebSocketsSansIOProtocol):
-    """Gives the application a way to end a connection whose client does not read."""
+    """Uvicorn's WebSockets. The application can end a connection whose client does not read."""
 
     def handle_connect(self, event: Any) -> None:
         """Also called for requests that are refused, which have no scope."""
@@ -35,6 +36,12 @@ class WebSockets(WebSocketsSansIOProtocol):
         if hasattr(self, "scope"):
             scope: Any = self.scope
             scope[ABORT] = self.transport.abort
+
+    def data_received(self, data: bytes) -> None:
+        """Close the connection after a request head that cannot be read; uvicorn would leave it open."""
+        super().data_received(data)
+        if not self.handshake_initiated:  # the first data is the whole head
+            self.transport.abort()
 
 
 def http_protocol(header_seconds: float) -> type:
@@ -106,17 +113,21 @@ class Server(uvicorn.Server):
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Open the socket of the service.
+    """Reserve the address of the service; connections are accepted when the server starts.
 
     Raises:
         OSError: in one line, if the address is unknown or in use.
     """
     try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        return socket.create_server(address[:2], family=family, backlog=2048)
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        sock = socket.socket(family, kind)
+        if os.name == "posix":  # elsewhere it would allow a second service on the same port
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
         raise OSError(f"cannot listen on {host} port {port} ({reason}); choose another --host or --port") from None
+    return sock
 
 
 @contextlib.contextmanager
@@ -130,9 +141,9 @@ def prepared(settings: Settings, started: Callable[[str], None]) -> Iterator[Ser
     """
     for name in ("uvicorn", "uvicorn.error"):
         logging.getLogger(name).setLevel(logging.ERROR)  # clients cause the warnings
-    model = open_model(settings.model, "enhance")
-    cost = calibrate(model)
     with listen(settings.host, settings.port) as sock:
+        model = open_model(settings.model, "enhance")
+        cost = calibrate(model)
         spool = Spool(settings.spool)
         try:
             sys.setswitchinterval(SWITCH_SECONDS)

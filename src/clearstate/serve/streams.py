@@ -29,7 +29,7 @@ from starlette.responses import JSONResponse
 from starlette.types import Message, Receive, Scope, Send
 
 from clearstate.runtime.contract import EnhancementModel
-from clearstate.serve.admission import Admission
+from clearstate.serve.admission import Admission, Seat
 from clearstate.serve.errors import RefusedError
 from clearstate.serve.hops import Hops
 from clearstate.serve.keys import Keys, bearer
@@ -109,6 +109,7 @@ class Connection:
         self.started = self.heard = self.credited = time.monotonic()
         self.sending_since: float | None = None
         self.session: Session | None = None
+        self.seat: Seat | None = None
         self.credit = BURST_SECONDS
         self.task: asyncio.Task[Any] | None = asyncio.current_task()
         self.ending: RefusedError | None = None  # why the task was cancelled
@@ -130,7 +131,7 @@ class Connection:
         self.accepted = True
         header = parse((await self._message()).get("text"))
         owner = service.keys.owner(header.key or bearer(presented), host)
-        seat = service.admission.admit(owner, header.rate, header.channels)
+        self.seat = seat = service.admission.admit(owner, header.rate, header.channels)
         try:
             self.session = session = await service.hops.submit(lambda header: Session(service.model, header), header)
             await self._send(text=json.dumps(self._ready(session)))
@@ -278,11 +279,13 @@ class Streams:
             self.connections.discard(connection)
 
     def tick(self) -> None:
-        """End the connections that are overdue."""
-        now = time.monotonic()
+        """End the connections that are overdue, and some if the machine cannot serve all of them."""
+        now, given_up = time.monotonic(), self.admission.to_give_up()
         for connection in list(self.connections):
             if why := connection.overdue(now):
                 connection.end(why)
+            elif connection.seat in given_up:
+                connection.end(RefusedError("busy", "the service is too late with its streams; try again later"))
         self.metrics.audio.labels("stream").inc(self.audio_seconds)
         self.audio_seconds = 0.0
 
