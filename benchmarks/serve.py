@@ -4,7 +4,8 @@
 
 Every scenario starts its own service and runs beside it on the same cores.
 
-    load      real-time clients, 16 kHz, one message per 20 ms: the lag of every message, and what is refused
+    load      real-time clients, 16 kHz, one message per --message milliseconds: the lag of each, and what is refused
+    batch     one call of the model for several streams, against a call for each
     idle      1,000 connections that say nothing, and 1,000 open streams that send nothing
     churn     clients that connect, send garbage and vanish
     slow      a client that sends and never reads
@@ -42,7 +43,7 @@ from typing import Any
 
 import numpy as np
 
-RATE, MESSAGE = 16_000, 320  # Hz, samples: 20 ms
+RATE = 16_000  # Hz
 LIMIT = 0.020  # seconds of lag at the 99th percentile
 SETTLE = 2.0  # seconds after the start that are not counted
 STREAMS = [25, 50, 100, 150, 200]
@@ -142,11 +143,11 @@ def open_stream(served: "Served") -> socket.socket:
     return sock
 
 
-def speech_like(count: int = 50) -> list[bytes]:
+def speech_like(samples: int, count: int = 50) -> list[bytes]:
     """Frames of noise with a varying level."""
     rng = np.random.default_rng(0)
     levels = 3000 * np.abs(np.sin(np.arange(count)))
-    return [frame(2, (level * rng.standard_normal(MESSAGE)).astype("<i2").tobytes()) for level in levels]
+    return [frame(2, (level * rng.standard_normal(samples)).astype("<i2").tobytes()) for level in levels]
 
 
 class Client:
@@ -204,8 +205,9 @@ class Client:
 class Crowd:
     """Clients in real time, all in this thread."""
 
-    def __init__(self, served: Served, count: int) -> None:
-        self.frames, self.selector = speech_like(), selectors.DefaultSelector()
+    def __init__(self, served: Served, count: int, period: float = 0.02) -> None:
+        self.period, self.selector = period, selectors.DefaultSelector()
+        self.frames = speech_like(round(RATE * period))
         self.clients: list[Client] = []
         self.lags: list[float] = []
         self.slips: list[float] = []  # how late the load generator itself was
@@ -226,7 +228,7 @@ class Crowd:
 
     def run(self, seconds: float, until: Callable[[], bool] = lambda: False) -> None:
         """Send in real time; the clients' messages are spread over the period."""
-        period = MESSAGE / RATE
+        period = self.period
         start = time.monotonic() + 0.05
         due = deque((start + i * period / max(1, len(self.ready)), client) for i, client in enumerate(self.ready))
         counted = False
@@ -301,8 +303,8 @@ def load(args: argparse.Namespace) -> list[dict[str, Any]]:
           f" {'service':>9} {'clients':>9} {'slip p99':>9}")  # fmt: skip
     rows = []
     for count in args.streams:
-        with Served() as served:
-            crowd = Crowd(served, count)
+        with Served("--backend", args.backend) as served:
+            crowd = Crowd(served, count, args.message / 1000)
             cpu, own, started = served.cpu, time.process_time(), time.monotonic()
             crowd.run(args.seconds)
             wall = time.monotonic() - started
@@ -319,6 +321,32 @@ def load(args: argparse.Namespace) -> list[dict[str, Any]]:
               f"{row['client_cores']:3.2f} cores {row['slip_p99_ms']:6.1f} ms", flush=True)  # fmt: skip
     held = [row["served"] for row in rows if row["p99_ms"] < 1e3 * LIMIT and not row["dropped"]]
     print(f"{max(held, default=0)} streams hold a p99 lag below {1e3 * LIMIT:.0f} ms")
+    return rows
+
+
+def batch(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Whether one call of the model for the hops of several streams is faster than a call for each."""
+    from clearstate.runtime import open_model
+
+    rows = []
+    for backend in ("torch", "onnx"):
+        try:
+            model = open_model("live", "enhance", backend=backend)
+        except (ValueError, ImportError) as error:
+            print(f"  {backend}: {error}")
+            continue
+        alone = 0.0
+        for streams in (1, 4, 16):
+            advance = model.open_stream(streams, live=True)
+            hop = (0.1 * np.random.default_rng(0).standard_normal((streams, model.hop))).astype(np.float32)
+            spent = []
+            for _ in range(50 + 600 // streams):
+                started = time.thread_time()
+                advance(hop)
+                spent.append((time.thread_time() - started) / streams)
+            each = quantile(spent[20:], 0.5)
+            alone = alone or each
+            rows.append({"what": f"{backend}, {streams} at a time", "us_per_hop": 1e6 * each, "ratio": alone / each})
     return rows
 
 
@@ -494,7 +522,7 @@ def soak(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 SCENARIOS = {
-    "load": load, "idle": idle, "churn": churn, "slow": slow, "oversize": oversize, "endless": endless,
+    "load": load, "batch": batch, "idle": idle, "churn": churn, "slow": slow, "oversize": oversize, "endless": endless,
     "files": files, "soak": soak,
 }  # fmt: skip
 
@@ -503,14 +531,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help=f"default: all of {', '.join(SCENARIOS)}")
     parser.add_argument("--streams", type=int, nargs="+", default=STREAMS, help="for load")
+    parser.add_argument("--message", type=float, default=20.0, help="milliseconds of audio in a message, for load")
+    parser.add_argument("--backend", default="auto", help="auto, torch (compiled) or onnx, for load")
     parser.add_argument("--seconds", type=float, default=10.0, help="of one measurement")
     parser.add_argument("--minutes", type=float, default=1.0, help="of churn, soak and each file")
     parser.add_argument("--workers", type=int, default=1, help="processes for files")
     parser.add_argument("--json", metavar="FILE", help="also write the figures there")
     args = parser.parse_args()
-    from clearstate.kernels.backend import backend
-
-    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, backend {backend()}; "
+    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, backend {args.backend}; "
           f"load before the start {os.getloadavg()[0]:.1f}")  # fmt: skip
     results = {}
     for name in args.scenarios or SCENARIOS:

@@ -1,7 +1,9 @@
 """Live sound in chunks of any size, and proof that the contracts every model is held to can fail."""
 
+import asyncio
 import copy
 import pickle
+import time
 import tracemalloc
 
 import numpy as np
@@ -393,3 +395,75 @@ def test_forgetting_the_state_between_chunks_is_seen(live):
     any_chunking_gives_the_offline_output(live)
     with pytest.raises(AssertionError):
         any_chunking_gives_the_offline_output(live, carry=False)
+
+
+async def one_by_one(chunks, taken):
+    for chunk in chunks:
+        await asyncio.sleep(0)
+        taken.append(len(chunk))
+        yield chunk
+
+
+def test_an_asynchronous_source_gives_what_process_and_flush_give():
+    x, here = noise(1, 16_000), Stream(CausalDouble(0.5), 48_000)
+    chunks = np.split(x, [480, 480, 5_000])
+
+    async def work():
+        stream = Stream(CausalDouble(0.5), 48_000)
+        return [y async for y in stream.aiter(one_by_one(chunks, []))]
+
+    got = asyncio.run(work())
+    assert [len(y) for y in got] == [*map(len, chunks), here.latency_samples]
+    np.testing.assert_array_equal(np.concatenate(got), run(here, x, [16_000]))
+
+
+def test_a_slow_consumer_holds_back_an_asynchronous_source():
+    async def work():
+        taken, stream = [], Stream(CausalDouble())
+        outputs = stream.aiter(one_by_one([noise(1, 160)] * 100, taken))
+        for count in range(1, 5):
+            await anext(outputs)
+            await asyncio.sleep(0.01)
+            assert len(taken) == count
+        await outputs.aclose()
+
+    asyncio.run(work())
+
+
+def test_asynchronous_streams_run_at_the_same_time_and_do_not_mix():
+    signals = [noise(1, 8_000, seed=seed) for seed in range(20)]
+
+    async def one(x):
+        return np.concatenate([y async for y in Stream(CausalDouble()).aiter(one_by_one(np.split(x, 50), []))])
+
+    async def work():
+        return await asyncio.gather(*map(one, signals))
+
+    for x, got in zip(signals, asyncio.run(work()), strict=True):
+        np.testing.assert_array_equal(got, run(Stream(CausalDouble()), x, [160]))
+
+
+def test_a_cancelled_task_leaves_no_thread_that_changes_the_stream():
+    stream, running = Stream(CausalDouble()), []
+
+    class Slow:
+        """`process` that takes its time."""
+
+        def __call__(self, chunk):
+            running.append(True)
+            time.sleep(0.2)
+            running.pop()
+            return chunk
+
+    stream.process = Slow()
+
+    async def work():
+        task = asyncio.ensure_future(anext(stream.aiter(one_by_one([noise(1, 160)], []))))
+        while not running:
+            await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert not running
+
+    asyncio.run(work())

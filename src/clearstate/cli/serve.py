@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from clearstate.cli.terminal import UsageError, explain, note
+from clearstate.cli.verbs import Backend, Runtime
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -18,6 +19,7 @@ def run(
     model: Annotated[
         str, typer.Option("--model", "-m", help="Causal enhancement model of the streams, a name or a folder.")
     ] = "live",
+    backend: Runtime = Backend.auto,
     keys: Annotated[
         str | None,
         typer.Option(
@@ -83,7 +85,8 @@ def run(
     except (ValueError, OSError) as error:
         raise UsageError(f"--keys {explain(error)}") from error
     settings = Settings(
-        model=model, host=host, port=port, keys=known, origins=tuple(allow_origin or ()), spool=spool,
+        model=model, backend=backend.value, host=host, port=port, keys=known, origins=tuple(allow_origin or ()),
+        spool=spool,
         threads=threads or usable_cores(), most_streams=max_streams, streams_per_key=streams_per_key,
         workers=workers, jobs_per_key=jobs_per_key, most_bytes=max_upload * 2**20, most_seconds=max_hours * 3600,
         keep_seconds=keep, drain_seconds=drain,

@@ -18,6 +18,7 @@ from starlette.types import Receive, Scope, Send
 
 from clearstate import __version__
 from clearstate.models import PRESETS
+from clearstate.runtime import exported_file, has_torch
 from clearstate.runtime.contract import KINDS, EnhancementModel
 from clearstate.serve import openapi
 from clearstate.serve.admission import Cost
@@ -239,7 +240,11 @@ def result_of(job: Job, after: BackgroundTask | None = None) -> Response:
 
 def offered(task: str, settings: Settings) -> dict[str, str]:
     """The models for a task: the name in the interface, and what `open_model` takes."""
-    names = {name: name for name, preset in PRESETS.items() if preset.task == task and preset.weights}
+    names = {
+        name: name
+        for name, preset in PRESETS.items()
+        if preset.task == task and preset.weights and (has_torch() or exported_file(name))
+    }
     return names | ({settings.model_name: settings.model} if task == "enhance" else {})
 
 

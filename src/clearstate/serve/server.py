@@ -142,7 +142,7 @@ def prepared(settings: Settings, started: Callable[[str], None]) -> Iterator[Ser
     for name in ("uvicorn", "uvicorn.error"):
         logging.getLogger(name).setLevel(logging.ERROR)  # clients cause the warnings
     with listen(settings.host, settings.port) as sock:
-        model = open_model(settings.model, "enhance")
+        model = open_model(settings.model, "enhance", backend=settings.backend)
         cost = calibrate(model)
         spool = Spool(settings.spool)
         try:

@@ -16,6 +16,7 @@ class Settings:
     """What a service offers, and how much of it."""
 
     model: str = "live"  # enhancement model of the streams, and default of /v1/enhance
+    backend: str = "auto"  # see `runtime.choose`
     host: str = "127.0.0.1"
     port: int = 8000
     keys: tuple[str, ...] = field(default=(), repr=False)  # API keys; empty: everybody may use the service
