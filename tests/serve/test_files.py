@@ -193,6 +193,17 @@ def test_the_job_of_a_client_that_leaves_is_deleted(served):
     served.wait_until(lambda: not files_in(served.service.jobs.spool.folder))
 
 
+def test_the_result_of_a_client_that_leaves_while_it_is_sent_is_deleted(served):
+    body = io.BytesIO()
+    soundfile.write(body, noise(16_000 * 120), 16_000, format="WAV")  # more than the buffers of a connection hold
+    with socket.create_connection(served.address, timeout=60) as sock:
+        size = len(body.getvalue())
+        sock.sendall(b"POST /v1/enhance HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % size + body.getvalue())
+        assert b" 200 " in sock.recv(100)
+    served.wait_until(lambda: not served.service.jobs.jobs)
+    served.wait_until(lambda: not files_in(served.service.jobs.spool.folder))
+
+
 def test_a_full_disk_is_said_and_the_service_goes_on(served, clip, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")

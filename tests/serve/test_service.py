@@ -1,5 +1,6 @@
 """The process: start, signals, faults, keys, and what it says about itself."""
 
+import io
 import json
 import os
 import signal
@@ -7,7 +8,8 @@ import subprocess
 import time
 
 import pytest
-from conftest import in_a_process, in_a_thread
+import soundfile
+from conftest import in_a_process, in_a_thread, noise
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from clearstate.cli import main
@@ -67,6 +69,23 @@ def test_ctrl_c_leaves_with_130_and_no_key_is_in_the_log(tmp_path):
     told = served.told()
     assert "Traceback" not in told
     assert KEY not in told and OTHER not in told
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="needs limits of file sizes")
+def test_a_disk_that_fills_up_while_a_result_is_written_fails_that_file(tmp_path, clip):
+    import resource
+
+    def limited():  # files cannot grow further, as on a full disk; processes for files inherit it
+        resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, 150_000))
+
+    loud, quiet = io.BytesIO(), io.BytesIO()
+    soundfile.write(loud, noise(100_000), 16_000, format="OGG")  # a result of 200 kB
+    soundfile.write(quiet, noise(8_000), 16_000, format="OGG")
+    with in_a_process("live", tmp_path, preexec_fn=limited) as served:
+        assert served.error("POST", "/v1/enhance", loud.getvalue()) == (507, "storage")
+        assert served.error("POST", "/v1/enhance", bytes(200_000)) == (507, "storage")
+        assert served.ask("POST", "/v1/enhance", quiet.getvalue())[0] == 200
+        assert not list(tmp_path.rglob("upload"))
 
 
 def test_what_a_killed_service_left_is_removed_by_the_next_one_and_nothing_else(tmp_path, clip):

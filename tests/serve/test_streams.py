@@ -72,6 +72,15 @@ def test_the_output_is_that_of_a_stream_in_python(served, rate, channels, form, 
         )  # chunks fall otherwise: rounding only
 
 
+def test_onnx_runtime_serves_the_same_way(tmp_path):
+    data = noise(8_000).tobytes()
+    with in_a_thread("live", tmp_path, backend="onnx") as served, served.stream(format="f32le") as (socket, _):
+        got = np.frombuffer(through(socket, data, [1280]), "<f4")
+    here = clearstate.Stream("live", backend="onnx")
+    expected = np.concatenate([here.process(np.frombuffer(data, "<f4")), here.flush()])
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
 def test_after_a_flush_the_stream_is_new(served):
     data = pcm(noise(4000), "s16le")
     with served.stream(rate=16_000) as (socket, _):

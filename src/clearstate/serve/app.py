@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +10,6 @@ from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import FileResponse, JSONResponse, Response
-from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import WebSocketRoute
@@ -197,7 +196,7 @@ async def process(
         return JSONResponse(jobs.as_json(job), 202, headers={"Location": f"/v1/jobs/{job.id}"})
     try:
         await finished_or_gone(job, request)
-        return result_of(job, BackgroundTask(jobs.remove, job))
+        return result_of(job, jobs.settings, after=lambda: jobs.remove(job))
     except BaseException:
         await jobs.remove(job)
         raise
@@ -220,7 +219,31 @@ async def finished_or_gone(job: Job, request: Request) -> None:
         raise ClientDisconnect
 
 
-def result_of(job: Job, after: BackgroundTask | None = None) -> Response:
+class Result(FileResponse):
+    """A file, for a limited time.
+
+    Args:
+        after: called when it has been sent, or the client has left.
+    """
+
+    def __init__(
+        self, *args: Any, seconds: float, after: Callable[[], Awaitable[None]] | None = None, **options: Any
+    ) -> None:
+        super().__init__(*args, **options)
+        self.seconds, self.after = seconds, after
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it."""
+        try:
+            await asyncio.wait_for(super().__call__(scope, receive, send), self.seconds)
+        except (asyncio.TimeoutError, OSError) as error:
+            raise ClientDisconnect from error
+        finally:
+            if self.after:
+                await self.after()
+
+
+def result_of(job: Job, settings: Settings, after: Callable[[], Awaitable[None]] | None = None) -> Response:
     """The response with the result of a job.
 
     Raises:
@@ -232,9 +255,9 @@ def result_of(job: Job, after: BackgroundTask | None = None) -> Response:
         raise RefusedError("not_ready", f"the job is {job.state}; ask again later")
     suffix = Path(job.result).suffix
     headers = {"X-Clearstate-Note": job.note.encode("ascii", "replace").decode()} if job.note else {}
-    return FileResponse(
+    return Result(
         job.folder / job.result, media_type=MEDIA[suffix[1:]], filename=f"{job.verb}{suffix}", headers=headers,
-        background=after,
+        seconds=settings.transfer_seconds, after=after,
     )  # fmt: skip
 
 
@@ -283,7 +306,8 @@ def add_jobs(app: FastAPI) -> None:
     )  # fmt: skip
     async def result(request: Request, owner: Owner, job_id: str) -> Response:
         """The result of a finished job. It can be fetched until the job expires or is deleted."""
-        return result_of(service_of(request).jobs.find(job_id, owner))
+        jobs = service_of(request).jobs
+        return result_of(jobs.find(job_id, owner), jobs.settings)
 
     @app.delete("/v1/jobs/{job_id}", status_code=204, tags=["jobs"], responses=refusals(401, 404, 422))
     async def delete(request: Request, owner: Owner, job_id: str) -> Response:

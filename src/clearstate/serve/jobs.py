@@ -74,7 +74,7 @@ class Jobs:
         self.jobs[job.id] = job
         self._count()
         try:
-            await asyncio.wait_for(self._receive(folder / UPLOAD, body), self.settings.upload_seconds)
+            await asyncio.wait_for(self._receive(folder / UPLOAD, body), self.settings.transfer_seconds)
         except BaseException as error:
             await self.remove(job)
             if isinstance(error, asyncio.TimeoutError):

@@ -37,7 +37,7 @@ class Settings:
     most_jobs: int = 200  # the same, of all keys together
     most_bytes: int = 2**30  # of an upload
     most_seconds: float = 4 * 3600  # of audio in a file
-    upload_seconds: float = 900.0  # for a whole upload
+    transfer_seconds: float = 900.0  # for a whole upload, or download
     work_seconds: float = 3600.0  # for the processing of a file
     keep_seconds: float = 3600.0  # until a finished job is deleted
     drain_seconds: float = 30.0  # after SIGTERM, for streams and jobs to finish
