@@ -32,7 +32,7 @@ def client(guarded):
 
 def test_files_in_python(client, clip, tmp_path):
     assert client.enhance(clip, tmp_path / "clean.flac", strength=12, residual=False) == ""
-    clearstate.enhance(clip, tmp_path / "here.flac", strength=12)
+    clearstate.enhance(clip, tmp_path / "here.flac", strength=12, backend="onnx")
     assert np.array_equal(soundfile.read(tmp_path / "clean.flac")[0], soundfile.read(tmp_path / "here.flac")[0])
     (tmp_path / "cut.wav").write_bytes(clip.read_bytes()[:-40_000])
     assert "broken after" in client.enhance(tmp_path / "cut.wav", tmp_path / "rest.wav")
@@ -56,7 +56,7 @@ def test_a_stream_in_python(client):
     with client.stream(rate=48_000, format="f32le") as stream:
         chunks = [stream.process(samples[start : start + 960].tobytes()) for start in range(0, 16_000, 960)]
         got = np.frombuffer(b"".join([*chunks, stream.flush()]), "<f4")
-        here = clearstate.Stream(sample_rate=48_000)
+        here = clearstate.Stream(sample_rate=48_000, backend="onnx")
         assert stream.latency_samples == here.latency_samples
     np.testing.assert_allclose(got, np.concatenate([here.process(samples), here.flush()]), atol=1e-5)
 
@@ -139,7 +139,7 @@ def test_the_client_in_javascript(guarded, clip, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
-    here = clearstate.Stream(sample_rate=48_000)
+    here = clearstate.Stream(sample_rate=48_000, backend="onnx")
     tone = (0.3 * np.sin(np.arange(9600) / 10)).astype(np.float32)
     assert told["latency"] == here.latency_samples == len(told["rest"])
     np.testing.assert_allclose(told["samples"], here.process(tone), atol=1e-5)

@@ -114,13 +114,14 @@ class Jobs:
 
     def start(self, job: Job, model: str, options: dict[str, Any]) -> None:
         """Queue an uploaded file."""
-        task = Task(job.verb, str(job.folder), model, job.result, self.settings.most_seconds, options)
+        settings, where = self.settings, str(job.folder)
+        task = Task(job.verb, where, model, settings.backend, job.result, settings.most_seconds, options)
         call = self._loop.call_soon_threadsafe
         job.assignment = Assignment(
             task,
             progress=lambda done, total: call(self._progress, job, done, total),  # type: ignore[arg-type]
             finish=lambda done, code, message: call(self._finish, job, done, code, message),  # type: ignore[arg-type]
-            most_seconds=self.settings.work_seconds,
+            most_seconds=settings.work_seconds,
         )
         self._enter(job, "queued")
         self.workers.submit(job.assignment)

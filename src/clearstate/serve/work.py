@@ -23,6 +23,7 @@ class Task:
     verb: str  # enhance, separate or extend
     folder: str
     model: str
+    backend: str  # see `runtime.choose`
     result: str  # file name of the result; the extension selects the format
     most_seconds: float  # of audio
     options: dict[str, Any] = field(default_factory=dict)  # of the verb
@@ -79,18 +80,18 @@ def run(task: Task, progress: Progress) -> Done:
 
 
 def _enhance(task: Task, source: str, progress: Progress) -> Any:
-    enhancer = _model("enhance", task.model)
+    enhancer = _model("enhance", task.model, task.backend)
     return enhancer.enhance_file(source, _target(task), progress=progress, **task.options)
 
 
 def _extend(task: Task, source: str, progress: Progress) -> Any:
-    extender = _model("extend", task.model)
+    extender = _model("extend", task.model, task.backend)
     return extender.extend_file(source, _target(task), progress=progress, **task.options)
 
 
 def _separate(task: Task, source: str, progress: Progress) -> Any:
     options = dict(task.options)
-    separator = _model("separate", task.model, options.pop("enhance", None))
+    separator = _model("separate", task.model, task.backend, options.pop("enhance", None))
     return separator.separate_file(source, task.folder, progress=progress, **options)
 
 
@@ -119,16 +120,16 @@ def _shown(text: Any, folder: str) -> Any:
 
 
 @lru_cache(maxsize=4)
-def _model(verb: str, name: str, enhance: str | None = None) -> Any:
+def _model(verb: str, name: str, backend: str, enhance: str | None = None) -> Any:
     """A model, loaded once in this process."""
     if verb == "enhance":
         from clearstate.tasks.enhance import load
 
-        return load(name)
+        return load(name, backend)
     if verb == "extend":
         from clearstate.tasks.extend import load_extender
 
-        return load_extender(name)
+        return load_extender(name, backend=backend)
     from clearstate.tasks.separate import load_separator
 
-    return load_separator(name, enhance)
+    return load_separator(name, enhance, backend)
