@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from conftest import in_a_thread, noise
+from serving import in_a_thread, noise
 
 import clearstate
 from clearstate.client import Client, ServiceError

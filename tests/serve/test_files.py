@@ -13,7 +13,7 @@ import zipfile
 import numpy as np
 import pytest
 import soundfile
-from conftest import in_a_thread, noise
+from serving import in_a_thread, noise
 
 import clearstate
 from clearstate.serve import jobs as jobs_module

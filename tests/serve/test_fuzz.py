@@ -7,9 +7,9 @@ import struct
 import numpy as np
 import pytest
 import schemathesis
-from conftest import frame
 from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis.specs.openapi.checks import positive_data_acceptance
+from serving import frame, sound
 
 EXAMPLES = 15  # requests per operation in the short run
 
@@ -80,7 +80,7 @@ def check_health(served):
     assert served.metric("clearstate_errors_total") == 0
     with served.stream() as (sock, ready):
         assert ready["type"] == "ready"
-        sock.send(bytes(640))
+        sock.send(sound(320))
         assert len(sock.recv(timeout=60)) == 640
 
 

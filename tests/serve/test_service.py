@@ -9,7 +9,7 @@ import time
 
 import pytest
 import soundfile
-from conftest import in_a_process, in_a_thread, noise
+from serving import in_a_process, in_a_thread, noise, sound
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from clearstate.cli import main
@@ -40,7 +40,7 @@ def test_sigterm_lets_a_stream_finish_and_refuses_new_ones(tmp_path):
             with served.stream() as (_, refused):
                 assert refused["code"] == "draining"
             assert served.error("POST", "/v1/enhance", b"x") == (503, "draining")
-            socket.send(bytes(640))
+            socket.send(sound(320))
             assert len(socket.recv(timeout=60)) == 640
         assert served.process.wait(60) == 0
         assert not [path for path in tmp_path.iterdir() if path.is_dir()]
@@ -203,7 +203,7 @@ def test_the_metrics_count_what_happens(served):
     with served.stream() as (socket, _):
         assert served.metric("clearstate_streams") == 1
         for _ in range(10):
-            socket.send(bytes(3200))
+            socket.send(sound(1600))
             socket.recv(timeout=60)
         served.wait_until(lambda: served.metric("clearstate_audio_seconds_total") - before[0] >= 0.99)
     assert served.metric("clearstate_lag_seconds_count") - before[1] == 10
@@ -255,7 +255,7 @@ def test_a_jump_of_the_clock_changes_nothing(served, clip, monkeypatch):
         for jump in (86_400, -86_400):
             monkeypatch.setattr(time, "time", lambda jump=jump: real() + jump)
             time.sleep(1.2)  # a round of everything that looks at the time
-            socket.send(bytes(640))
+            socket.send(sound(320))
             assert len(socket.recv(timeout=60)) == 640
             job = json.loads(served.ask("POST", "/v1/enhance?background=true", clip.read_bytes())[2])
             time.sleep(1.2)

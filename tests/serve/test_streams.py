@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import Served, frame, in_a_thread, noise
+from serving import Served, frame, in_a_thread, noise, sound
 from websockets.exceptions import ConnectionClosed, InvalidMessage, InvalidStatus
 
 import clearstate
@@ -164,7 +164,8 @@ def test_an_empty_message_is_answered_by_one(served):
 
 
 def test_bad_samples_are_replaced_by_silence(served):
-    data = np.full(3200, np.nan, "<f4")
+    data = noise(3200)
+    data[100:200] = np.nan
     with served.stream(format="f32le") as (socket, _):
         assert np.isfinite(np.frombuffer(through(socket, data.tobytes(), [1280]), "<f4")).all()
 
@@ -173,7 +174,7 @@ def test_a_client_ahead_of_real_time_is_held_back(served):
     with served.stream() as (socket, _):
         started = time.monotonic()
         for _ in range(3):
-            socket.send(bytes(32_000))
+            socket.send(sound(16_000))
         for _ in range(3):
             socket.recv(timeout=60)
         assert time.monotonic() - started > 0.9  # of 3 s, 2 are a burst
@@ -191,7 +192,7 @@ def test_a_full_service_refuses_and_serves_the_others_on(tmp_path):
         with served.stream() as (socket, _):
             with served.stream() as (other, refused):
                 assert refused["code"] == "busy" and closing(other)[1] == 1013
-            socket.send(bytes(640))
+            socket.send(sound(320))
             assert len(socket.recv(timeout=60)) == 640
         served.wait_until(lambda: served.metric("clearstate_streams") == 0)
         with served.stream() as (_, ready):
@@ -210,7 +211,7 @@ def test_silent_and_long_connections_end(tmp_path):
             started = time.monotonic()
             with contextlib.suppress(ConnectionClosed):
                 while time.monotonic() < started + 20:
-                    socket.send(bytes(640))
+                    socket.send(sound(320))
                     socket.recv(timeout=60)
                     time.sleep(0.1)
             assert 1 < time.monotonic() - started < 10
@@ -238,7 +239,7 @@ def test_a_failing_model_ends_its_stream_and_no_other(served, monkeypatch):
         monkeypatch.setattr(broken.stream, "process", lambda x: 1 / 0)
         answers = []
         for socket in (good, bad):
-            socket.send(bytes(640))
+            socket.send(sound(320))
             try:
                 answers.append(len(socket.recv(timeout=60)))
             except ConnectionClosed as closed:

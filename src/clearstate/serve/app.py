@@ -16,8 +16,9 @@ from starlette.routing import WebSocketRoute
 from starlette.types import Receive, Scope, Send
 
 from clearstate import __version__
+from clearstate.installed import has_torch
 from clearstate.models import PRESETS
-from clearstate.runtime import exported_file, has_torch
+from clearstate.runtime import exported_file
 from clearstate.runtime.contract import KINDS, EnhancementModel
 from clearstate.serve import openapi
 from clearstate.serve.admission import Cost
