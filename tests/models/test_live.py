@@ -153,6 +153,15 @@ def test_a_stream_has_the_weights_of_its_beginning():
     assert np.abs(stream(x) - open_stream(model, 1)(x)).max() > 1e-3
 
 
+@torch.no_grad()
+def test_streams_with_the_same_weights_share_them():
+    model = build("live").eval()
+    first, second = open_stream(model, 1), open_stream(model, 2)
+    assert first.packed.tape is second.packed.tape
+    model.head.bias.mul_(0.5)
+    assert open_stream(model, 1).packed.tape is not first.packed.tape
+
+
 def test_a_copy_of_a_stream_goes_on_by_itself(model):
     x = noise(1, 3 * model.hop).numpy().reshape(3, 1, -1)
     stream = open_stream(model, 1)

@@ -1,5 +1,6 @@
 """POST /v1/enhance, /v1/separate and /v1/extend: files in, files out, and what goes wrong."""
 
+import asyncio
 import contextlib
 import errno
 import io
@@ -14,9 +15,11 @@ import numpy as np
 import pytest
 import soundfile
 from serving import in_a_thread, noise
+from starlette.requests import ClientDisconnect
 
 import clearstate
 from clearstate.serve import jobs as jobs_module
+from clearstate.serve.app import Result
 
 
 def files_in(folder):
@@ -193,15 +196,35 @@ def test_the_job_of_a_client_that_leaves_is_deleted(served):
     served.wait_until(lambda: not files_in(served.service.jobs.spool.folder))
 
 
-def test_the_result_of_a_client_that_leaves_while_it_is_sent_is_deleted(served):
-    body = io.BytesIO()
-    soundfile.write(body, noise(16_000 * 120), 16_000, format="WAV")  # more than the buffers of a connection hold
-    with socket.create_connection(served.address, timeout=60) as sock:
-        size = len(body.getvalue())
-        sock.sendall(b"POST /v1/enhance HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % size + body.getvalue())
-        assert b" 200 " in sock.recv(100)
-    served.wait_until(lambda: not served.service.jobs.jobs)
-    served.wait_until(lambda: not files_in(served.service.jobs.spool.folder))
+@pytest.mark.parametrize("how", ["sent", "left", "does not read"])
+def test_a_result_is_deleted_when_it_has_been_sent_or_cannot_be(tmp_path, how):
+    (tmp_path / "result.wav").write_bytes(bytes(200_000))
+    deleted, sent = [], []
+
+    async def send(message):
+        if how == "left" and sent:
+            raise OSError("connection lost")
+        if how == "does not read" and sent:
+            await asyncio.sleep(60)
+        sent.append(message)
+
+    async def receive():
+        return {"type": "http.disconnect"}
+
+    async def after():
+        deleted.append(True)
+
+    async def work():
+        result = Result(tmp_path / "result.wav", seconds=0.2, after=after)
+        await result({"type": "http", "method": "GET", "headers": []}, receive, send)
+
+    if how == "sent":
+        asyncio.run(work())
+        assert sum(len(message.get("body", b"")) for message in sent) == 200_000
+    else:
+        with pytest.raises(ClientDisconnect):
+            asyncio.run(work())
+    assert deleted == [True]
 
 
 def test_a_full_disk_is_said_and_the_service_goes_on(served, clip, monkeypatch):
