@@ -23,9 +23,10 @@ FULL = 0.85  # share of the capacity; above it, queues grow at random
 TICK_SECONDS = 0.25  # between two measurements
 MEMORY_SECONDS = 2.0  # of the averages, and until the cost of a new stream is part of them
 LATE_SHARE = 0.01  # of the chunks
+LEAST_FACTOR = 0.7  # however little the streams in progress seem to cost
 HOPELESS_SHARE = 0.5  # of the chunks late
 GIVE_UP_SECONDS = 3.0
-AROUND = 1.5  # cost of a stream with the network, before anything is measured, relative to the model
+NETWORK = 0.005  # processor seconds per second of a stream, for its 50 messages, before anything is measured
 CHUNK_SECONDS = 0.02
 OTHER_RATE = 48_000  # Hz; stands for every rate that is not the model's
 
@@ -39,8 +40,8 @@ class Cost:
     model_rate: int
 
     def of(self, rate: int, channels: int) -> float:
-        """The cost of a stream."""
-        return channels * (self.plain if rate == self.model_rate else self.resampled)
+        """The cost of a stream, with its messages."""
+        return channels * (self.plain if rate == self.model_rate else self.resampled) + NETWORK
 
 
 def calibrate(model: EnhancementModel, seconds: float = 1.0) -> Cost:
@@ -80,7 +81,7 @@ class Admission:
 
     def __post_init__(self) -> None:
         self.cores = min(usable_cores(), self.settings.threads + 1)  # the loop has a thread, too
-        self.factor = AROUND  # real cost of streams relative to `Cost`
+        self.factor = 1.0  # real cost of streams relative to `Cost`
         self.used = self.loop_used = 0.0  # cores of processor time in use; by the event loop alone
         self.chunks = self.late = 0.0  # recent chunks, and those that took longer than `lag_seconds`
         self.in_time = time.monotonic()
@@ -158,5 +159,5 @@ class Admission:
         settled = [seat.cost for seat in self.seats if now[0] - seat.since > 2 * MEMORY_SECONDS]
         if len(settled) >= 10 and len(settled) > 0.8 * len(self.seats):
             real = max(self.used, self.loop_used * self.cores) / sum(seat.cost for seat in self.seats)
-            self.factor += 0.1 * share * (max(1.0, real) - self.factor)
+            self.factor += 0.1 * share * (max(LEAST_FACTOR, real) - self.factor)
         self.metrics.load.set(self.load)
