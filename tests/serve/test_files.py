@@ -209,7 +209,7 @@ def test_a_result_is_deleted_when_it_has_been_sent_or_cannot_be(tmp_path, how):
         sent.append(message)
 
     async def receive():
-        return {"type": "http.disconnect"}
+        await asyncio.sleep(60)
 
     async def after():
         deleted.append(True)
