@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,6 +30,8 @@ from clearstate.serve.openapi import AUDIO, JOB_EXAMPLE, MEDIA, MODELS_EXAMPLE, 
 from clearstate.serve.service import Service
 from clearstate.serve.settings import Settings
 from clearstate.serve.spool import Spool
+
+logger = logging.getLogger(__name__)
 
 CLIENT = Path(__file__).with_name("client.js")
 
@@ -120,6 +123,7 @@ def add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def bug(request: Request, error: Exception) -> Response:
+        logger.error("clearstate: a request failed", exc_info=error)
         service_of(request).metrics.errors.labels("http").inc()
         return answer(request, RefusedError("failed", "the service failed; its log has the reason"))
 

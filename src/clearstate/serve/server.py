@@ -140,7 +140,9 @@ def prepared(settings: Settings, started: Callable[[str], None]) -> Iterator[Ser
         ValueError, OSError: one line, if it cannot start.
     """
     for name in ("uvicorn", "uvicorn.error"):
-        logging.getLogger(name).setLevel(logging.ERROR)  # clients cause the warnings
+        logging.getLogger(name).setLevel(
+            logging.CRITICAL
+        )  # about clients; our own faults: `app`, `streams`
     with listen(settings.host, settings.port) as sock:
         model = open_model(settings.model, "enhance", backend=settings.backend)
         cost = calibrate(model)
