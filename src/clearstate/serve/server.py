@@ -140,9 +140,7 @@ def prepared(settings: Settings, started: Callable[[str], None]) -> Iterator[Ser
         ValueError, OSError: one line, if it cannot start.
     """
     for name in ("uvicorn", "uvicorn.error"):
-        logging.getLogger(name).setLevel(
-            logging.CRITICAL
-        )  # about clients; our own faults: `app`, `streams`
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # about clients; our own faults: `app`, `streams`
     with listen(settings.host, settings.port) as sock:
         model = open_model(settings.model, "enhance", backend=settings.backend)
         cost = calibrate(model)
