@@ -50,12 +50,19 @@ def http_protocol(header_seconds: float) -> type:
     class Http(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
+            self.deadline = asyncio.get_running_loop().call_later(header_seconds, self.close_if_silent)
 
-            def close_if_silent() -> None:
-                if self.cycle is None and self in self.connections:
-                    transport.abort()
+        def close_if_silent(self) -> None:
+            if self.cycle is None:
+                self.transport.abort()
 
-            asyncio.get_running_loop().call_later(header_seconds, close_if_silent)
+        def handle_websocket_upgrade(self, *args: Any) -> None:
+            self.deadline.cancel()
+            super().handle_websocket_upgrade(*args)
+
+        def connection_lost(self, error: Exception | None) -> None:
+            self.deadline.cancel()
+            super().connection_lost(error)
 
     return Http
 
