@@ -1,0 +1,110 @@
+"""Measure a recording of any length in one pass and in bounded memory."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clearstate.audio.inspection.channels import Channels, Relation
+from clearstate.audio.inspection.clipping import Clipping, Clips
+from clearstate.audio.inspection.frames import Frames
+from clearstate.audio.inspection.hum import Hum, HumFinder
+from clearstate.audio.inspection.loudness import Loudness, TruePeak
+from clearstate.audio.inspection.spectrum import LongTerm
+from clearstate.audio.inspection.speech import Speech, SpeechFinder
+
+Block = NDArray[np.float64]  # (channels, n)
+Floats = NDArray[np.floating]
+
+EXCERPT_SECONDS = 4.0
+EXCERPTS = 8  # at least, of a long recording
+
+
+class Measurement(NamedTuple):
+    """What one pass over a recording gives."""
+
+    samples: int  # per channel
+    lufs: float  # integrated loudness; -inf for silence
+    peak: float  # of the samples, full scale is 1
+    true_peak: float  # between the samples
+    bandwidth: float  # Hz
+    clipping: Clipping
+    channels: Channels
+    hum: Hum | None
+    speech: Speech
+    spectrum: Floats  # mean power by bin, from 0 Hz to half the rate
+    spectrogram: Floats  # dB, (rows, columns)
+    loudness: Floats  # power of windows of 400 ms after the K filter, every 100 ms
+    excerpts: list[Floats]  # of one channel each
+
+
+class Excerpts:
+    """Keep parts from the whole signal, the loudest of each stretch: all of a short one, at least EXCERPTS of others.
+
+    When there are twice as many, the quieter one of each two neighbours is dropped.
+    """
+
+    def __init__(self, rate: int, channels: int) -> None:
+        self._length = max(1, round(EXCERPT_SECONDS * rate))
+        self._held = np.zeros((channels, 0), dtype=np.float32)
+        self._kept: list[tuple[float, int, Floats]] = []  # power, stretch, samples
+        self._stretch = self._seen = 0
+        self._size = 1  # parts per stretch
+
+    def push(self, x: Block) -> None:
+        """The next samples."""
+        self._held = np.concatenate([self._held, x.astype(np.float32)], axis=1)
+        while self._held.shape[1] >= self._length:
+            self._keep(self._held[:, : self._length])
+            self._held = self._held[:, self._length :].copy()
+
+    def _keep(self, x: Floats) -> None:
+        powers = np.einsum("cn,cn->c", x, x) / max(1, x.shape[1])
+        loudest = int(powers.argmax())
+        entry = (float(powers[loudest]), self._seen // self._size, x[loudest].copy())
+        self._seen += 1
+        if self._kept and self._kept[-1][1] == entry[1]:
+            if entry[0] > self._kept[-1][0]:
+                self._kept[-1] = entry
+        else:
+            self._kept.append(entry)
+        if len(self._kept) > 2 * EXCERPTS:
+            self._size *= 2
+            pairs: dict[int, tuple[float, int, Floats]] = {}
+            for power, stretch, part in self._kept:
+                half = stretch // 2
+                if half not in pairs or power > pairs[half][0]:
+                    pairs[half] = (power, half, part)
+            self._kept = list(pairs.values())
+
+    def result(self) -> list[Floats]:
+        """The parts in order; the incomplete last one only of a short signal."""
+        if self._held.shape[1] and self._size == 1:
+            self._keep(self._held)
+            self._held = self._held[:, :0]
+        return [part for _, _, part in self._kept]
+
+
+def measure(blocks: Iterable[Block], rate: int, channels: int) -> Measurement:
+    """Measure a signal in blocks (channels, n)."""
+    loudness, peaks, clips = Loudness(rate, channels), TruePeak(channels), Clips(channels)
+    relation, hum, frames = Relation(channels), HumFinder(rate, channels), Frames(rate, channels)
+    spectrum, speech, excerpts = LongTerm(rate), SpeechFinder(rate), Excerpts(rate, channels)
+
+    def spectral(x: Block, last: bool = False) -> None:
+        power = frames.push(x, last)
+        spectrum.push(power)
+        speech.push(power)
+        hum.push(x, last)
+
+    for block in blocks:
+        for part in (loudness, peaks, clips, relation, excerpts):
+            part.push(block)
+        spectral(block)
+    spectral(np.zeros((channels, 0)), last=True)
+    return Measurement(
+        relation.samples, loudness.integrated(), peaks.peak, peaks.true_peak, spectrum.bandwidth(), clips.result(),
+        relation.result(), hum.result(), speech.result(), spectrum.spectrum(), spectrum.spectrogram(),
+        loudness.windows(), excerpts.result(),
+    )  # fmt: skip
