@@ -27,7 +27,8 @@ FLOOR = 1e-13  # power: -130 dBFS
 class Hum(NamedTuple):
     """What was found in one recording."""
 
-    hz: int  # mains frequency
+    hz: int  # nominal mains frequency: 50 or 60
+    exact: float  # measured mains frequency in Hz
     level: float  # dBFS, RMS of all tones
     harmonics: list[int]  # numbers of the tones; 1 is the mains frequency itself
 
@@ -41,6 +42,8 @@ class HumFinder:
         self._scale = 2 / self._window.sum() ** 2  # a sine with RMS 1 has power 1
         self._held = np.zeros((channels, 0), dtype=np.float32)
         self._logs = np.zeros(FRAME // 2 + 1)
+        self._turns = np.zeros(FRAME // 2 + 1, dtype=complex)  # sum of the phase steps between frames
+        self._last: NDArray[np.complexfloating] | None = None
         self._frames = 0
 
     def push(self, x: Block, last: bool = False) -> None:
@@ -55,6 +58,11 @@ class HumFinder:
             frames = np.fft.rfft(cut * self._window)
             power = (frames.real**2 + frames.imag**2).mean(0) * self._scale  # (t, f)
             self._logs += np.log10(power + FLOOR).sum(0)
+            steps = frames[:, 1:] * frames[:, :-1].conj()
+            if self._last is not None:
+                steps = np.concatenate([frames[:, :1] * self._last.conj(), steps], axis=1)
+            self._turns += (steps / (np.abs(steps) + FLOOR)).sum((0, 1))
+            self._last = frames[:, -1:]
             self._frames += count
         self._held = held[:, count * HOP :]
 
@@ -67,8 +75,18 @@ class HumFinder:
         score, hz, harmonics = max(found)
         if score < LEAST_SUM_DB:
             return None
-        power = sum(10 ** (level[k * hz - 2 : k * hz + 3] / 10).sum() for k in harmonics) / 1.5  # Hann: 1.5 bins
-        return Hum(hz, float(10 * np.log10(power)), harmonics)
+        power = sum((10 ** (level[k * hz - 2 : k * hz + 3] / 10)).sum() for k in harmonics) / 1.5  # Hann: 1.5 bins
+        return Hum(hz, self._exact(level, hz, harmonics), float(10 * np.log10(power)), harmonics)
+
+    def _exact(self, level: NDArray[np.float64], hz: int, harmonics: list[int]) -> float:
+        """The mains frequency from the phase steps of the tones: each is k times as far off as the first."""
+        numbers = np.array(harmonics)
+        turned = self._turns[numbers * hz] * np.exp(-2j * np.pi * numbers * hz * HOP / RATE)
+        off = np.angle(turned) / (2 * np.pi * HOP / RATE)  # Hz, of each tone
+        weights = 10 ** (level[numbers * hz] / 10) * np.abs(turned) ** 2 * numbers
+        near = np.abs(off) < 0.5
+        total = float((weights * numbers)[near].sum())
+        return hz + (float((weights * off)[near].sum()) / total if total else 0.0)
 
     def _comb(self, level: NDArray[np.float64], hz: int) -> tuple[float, int, list[int]]:
         rises = {}
