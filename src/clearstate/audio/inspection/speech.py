@@ -52,7 +52,7 @@ class Speech(NamedTuple):
     """What was found in one recording."""
 
     speech: float  # share of the time, 0 to 1
-    silence: float  # share of the time with digital silence
+    silence: float  # share of the time with nothing above the steady noise
     music: float  # share of the time
     noise_floor: float  # steady noise in dBFS; -inf for none
     snr: float  # of everything else to the steady noise in dB
@@ -97,13 +97,13 @@ class SpeechFinder:
         self._before = bands
         noise = self._steady(known[known.sum(1) > FLOOR])  # (bands,)
         self._counts["frames"] += len(bands)
-        self._counts["silence"] += int((~audible).sum())
         self._noise += float(noise.sum()) * len(bands)
         self._total += float(np.maximum(bands.sum(1) - noise.sum(), 0).sum())
 
         tonal = self._tonal(power, audible)
         self._counts["music"] += len(bands) if tonal > MUSICAL else 0
         active = self._active(bands, noise)
+        self._counts["silence"] += int((~active).sum())
         voiced, lags = self._voiced(power)
         voiced &= active
         glides = np.abs(np.diff(np.log2(lags[voiced]))) if voiced.sum() > 5 else np.zeros(1)
