@@ -78,7 +78,8 @@ class Declipper:
         """Restore windowed frames (t, n)."""
         known = x * self.window
         high, low = x >= self.top, x <= self.bottom
-        clipped, top, bottom = high | low, self.top * self.window, self.bottom * self.window
+        clipped = high | low
+        top, bottom = (level * self.window if np.isfinite(level) else 0.0 for level in (self.top, self.bottom))
         y = known
         for i in range(ITERATIONS):
             spectrum = np.fft.rfft(y)

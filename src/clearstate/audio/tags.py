@@ -87,6 +87,30 @@ def of(info: "AudioInfo") -> Metadata:
     return found
 
 
+def with_comment(metadata: Metadata, description: str, text: str) -> Metadata:
+    """The metadata with one more comment. `description` is its name where a format has one."""
+    found = replace(metadata, comments=[*metadata.comments, ("COMMENT", text)], chunks=list(metadata.chunks))
+    if metadata.tag and (tag := id3.with_comment(metadata.tag, description, text)):
+        found.tag = tag
+    encoded = text.encode("utf-8", "surrogateescape")
+    names = [name for name, _ in found.chunks]
+    if metadata.family in ("RIFF", "RIFX"):
+        item = chunks.packed(metadata.family, [(INFO["COMMENT"], encoded + b"\0")])
+        at = next((i for i, (name, body) in enumerate(found.chunks) if name == b"LIST" and body[:4] == b"INFO"), None)
+        if at is None:
+            found.chunks.append((b"LIST", b"INFO" + item))
+        else:
+            body = found.chunks[at][1]
+            found.chunks[at] = (b"LIST", body + b"\0" * (len(body) % 2) + item)
+    elif metadata.family == "AIFF":
+        found.chunks.append((AIFF_TEXTS["COMMENT"], encoded))
+    elif metadata.family == "CAF":
+        at = names.index(b"info") if b"info" in names else len(names)
+        count, body = (struct.unpack(">I", found.chunks[at][1][:4])[0], found.chunks[at][1][4:]) if at < len(names) else (0, b"")
+        found.chunks[at:at + 1] = [(b"info", struct.pack(">I", count + 1) + body + b"comments\0" + encoded + b"\0")]
+    return found
+
+
 def read(path: str | os.PathLike[str]) -> Metadata:
     """Read the metadata of a FLAC, Ogg, WAV, AIFF, CAF or MP3 file; empty for other files."""
     with open(path, "rb") as file:

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from clearstate.tasks.inspect import Inspection
 
-STEPS = ("offset", "channel", "clipping", "hum", "noise", "band")  # what `restore` does, in this order
+STEPS = ("clipping", "offset", "channel", "hum", "noise", "band")  # what `restore` does, in this order
 
 OFFSET = 0.003  # of full scale
+CUT_SHARE = 0.5  # of the clipped samples: asymmetric speech gets such an offset by clipping, and loses it by its repair
 CLIPPED = 1e-4  # share of the samples
 FAINT_HUM_DB = 40.0  # below the speech
 FAINT_HUM_DBFS = -72.0
@@ -51,7 +52,7 @@ def find(found: "Inspection") -> list[Finding]:
     if found.stereo == "inverted":
         add("inverted", "channel 2 is channel 1 with inverted phase: both cancel in mono")
     worst = max(map(abs, found.dc_offset))
-    if worst >= OFFSET:
+    if worst >= max(OFFSET, CUT_SHARE * found.clipped_share):
         add("offset", f"constant offset of {100 * worst:.2g} % of full scale", restore)
     if found.clipped_share >= CLIPPED:
         add("clipping", f"clipped: {percent(found.clipped_share)} of the samples at {found.clipping_dbfs:.1f} dBFS", restore)

@@ -76,6 +76,7 @@ class Inspection:
     broken: str | None = None  # the reason, if the file is damaged or cut off
     findings: list[Finding] = field(default_factory=list)
     elapsed: float = 0.0  # seconds of work
+    restored_peak: float = 0.0  # largest magnitude after clipped peaks are restored, full scale is 1
     measurement: Measurement | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -91,7 +92,7 @@ class Inspection:
     def as_json(self) -> dict[str, Any]:
         """The entries of the JSON report."""
         rows = {key: value for key, value in asdict(replace(self, measurement=None)).items()}
-        for key in ("measurement", "elapsed"):
+        for key in ("measurement", "restored_peak", "elapsed"):
             del rows[key]
         return {key: rounded(value) for key, value in rows.items()} | {"verdict": self.verdict}
 
@@ -158,7 +159,8 @@ class Inspector:
         if found.peak_dbfs is None:
             return {"speakers": 0}
         excerpts = [repaired(x, rate, measured) for x in measured.excerpts]
-        known: dict[str, Any] = {"speakers": 0} if found.speech_share < LEAST_SPEECH else {}
+        known: dict[str, Any] = {"restored_peak": max(float(np.abs(x).max(initial=0.0)) for x in excerpts)}
+        known |= {"speakers": 0} if found.speech_share < LEAST_SPEECH else {}
         if self.models:
             enhanced = [self.enhancer.enhance(x, rate) for x in excerpts]
             kept = sum(energy(y) for y in enhanced)

@@ -28,7 +28,8 @@ class Measurement(NamedTuple):
     lufs: float  # integrated loudness; -inf for silence
     peak: float  # of the samples, full scale is 1
     true_peak: float  # between the samples
-    bandwidth: float  # Hz
+    bandwidth: float  # Hz: where the recording ends
+    edge: float  # Hz: where its spectrum starts to fall; everything below is as recorded
     clipping: Clipping
     channels: Channels
     hum: Hum | None
@@ -104,7 +105,7 @@ def measure(blocks: Iterable[Block], rate: int, channels: int) -> Measurement:
         spectral(block)
     spectral(np.zeros((channels, 0)), last=True)
     return Measurement(
-        relation.samples, loudness.integrated(), peaks.peak, peaks.true_peak, spectrum.bandwidth(), clips.result(),
-        relation.result(), hum.result(), speech.result(), spectrum.spectrum(), spectrum.spectrogram(),
+        relation.samples, loudness.integrated(), peaks.peak, peaks.true_peak, spectrum.bandwidth(), spectrum.edge(),
+        clips.result(), relation.result(), hum.result(), speech.result(), spectrum.spectrum(), spectrum.spectrogram(),
         loudness.windows(), excerpts.result(),
     )  # fmt: skip

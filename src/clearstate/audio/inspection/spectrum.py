@@ -57,18 +57,19 @@ class LongTerm:
             return 10 * np.log10(self._rest[:, None] / self._in_rest + 1e-14)
         return 10 * np.log10(np.stack(self._columns, axis=1) + 1e-14) if self._columns else np.zeros((1, 1))
 
-    def bandwidth(self) -> float:
-        """Where the recording ends in Hz; half the rate if its spectrum has no cliff.
-
-        `upper_edge` finds the start of the cliff. The end of the band is where the level has fallen by DROP_DB.
-        """
+    def edge(self) -> float:
+        """Where the cliff of the spectrum starts in Hz; half the rate if it has none."""
         power = self.spectrum()
         if len(power) < 40 or not power.any():
             return self.rate / 2
-        spacing = self.rate / 2 / (len(power) - 1)
-        edge = float(upper_edge(power[None], self.rate)[0])
+        return float(upper_edge(power[None], self.rate)[0])
+
+    def bandwidth(self) -> float:
+        """Where the recording ends in Hz: where the level has fallen by DROP_DB after the start of the cliff."""
+        power, edge = self.spectrum(), self.edge()
         if edge >= self.rate / 2:
             return edge
+        spacing = self.rate / 2 / (len(power) - 1)
         at, guard = round(edge / spacing), max(1, round(2 * GUARD * (len(power) - 1)))
         below = power[max(0, at - 2 * guard) : at + 1].mean()
         fallen = power[at : at + 3 * guard] < below * 10 ** (-DROP_DB / 10)
