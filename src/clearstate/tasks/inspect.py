@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from clearstate.audio.declip import Declipper
+from clearstate.audio.declip import TOLERANCE, Declipper
 from clearstate.audio.dehum import HumRemover
-from clearstate.audio.inspection.measure import Measurement, measure
+from clearstate.audio.inspection.measure import EXCERPT_SECONDS, Measurement, measure
 from clearstate.audio.io import AudioInfo, Block, BrokenOffError, open_reader, until_broken
 from clearstate.tasks.enhance import Enhancer
 from clearstate.tasks.findings import Finding, find
@@ -159,17 +159,18 @@ class Inspector:
         if found.peak_dbfs is None:
             return {"speakers": 0}
         excerpts = [repaired(x, rate, measured) for x in measured.excerpts]
+        cut = [clipped(x, measured) for x in measured.excerpts]
         known: dict[str, Any] = {"restored_peak": max(float(np.abs(x).max(initial=0.0)) for x in excerpts)}
         known |= {"speakers": 0} if found.speech_share < LEAST_SPEECH else {}
         if self.models:
-            enhanced = [self.enhancer.enhance(x, rate) for x in excerpts]
-            kept = sum(energy(y) for y in enhanced)
-            removed = sum(energy(x - y) for x, y in zip(excerpts, enhanced, strict=True))
-            known["snr_db"] = decibels(kept / removed) if kept and removed else None
+            # One after the other, so that the model has settled in most of them.
+            noisy = np.concatenate(excerpts)
+            clean = self.enhancer.enhance(noisy, rate)
+            known["snr_db"] = signal_to_noise(noisy, clean, np.concatenate(cut))
             if known.get("speakers") is None:
-                known["speakers"] = self._speakers(loudest(enhanced, VOICES_SECONDS, rate), rate)
+                known["speakers"] = self._speakers(loudest(clean, VOICES_SECONDS, rate), rate)
         if self.score:
-            joined = np.concatenate(loudest(excerpts, SCORED_SECONDS, rate))
+            joined = np.concatenate(loudest(np.concatenate(excerpts), SCORED_SECONDS, rate))
             opinion = self.score(joined, rate)
             known["score"] = opinion if math.isfinite(opinion) else None
         return known
@@ -226,16 +227,24 @@ def repaired(x: Floats, rate: int, measured: Measurement) -> Floats:
     return y[0].astype(np.float32)
 
 
-def loudest(signals: Sequence[Floats], seconds: float, rate: int) -> list[Floats]:
-    """The loudest of some signals, as many as fit into `seconds`, at least one."""
-    chosen: list[Floats] = []
-    for x in sorted(signals, key=energy, reverse=True):
-        if chosen and sum(map(len, chosen)) + len(x) > seconds * rate:
-            break
-        chosen.append(x)
-    return chosen
+def clipped(x: Floats, measured: Measurement) -> NDArray[np.bool_]:
+    """Which samples of an excerpt (n,) are clipped."""
+    top, bottom = measured.clipping.positive or np.inf, measured.clipping.negative or np.inf
+    return (x >= top - TOLERANCE) | (x <= TOLERANCE - bottom)
 
 
+def loudest(x: Floats, seconds: float, rate: int) -> list[Floats]:
+    """The loudest parts of a signal (n,) of EXCERPT_SECONDS, as many as fit into `seconds`; a short one as a whole."""
+    size = round(EXCERPT_SECONDS * rate)
+    parts = [x[start : start + size] for start in range(0, max(1, len(x) - size // 2), size)]
+    return sorted(parts, key=energy, reverse=True)[: max(1, int(seconds / EXCERPT_SECONDS))]
+
+
+def signal_to_noise(noisy: Floats, clean: Floats, cut: NDArray[np.bool_]) -> float | None:
+    """Ratio of the speech to what a model removed, in dB. Errors of restored peaks (where `cut`) are not noise."""
+    kept = energy(clean) / len(clean)
+    removed = energy((noisy - clean)[~cut]) / max(1, int((~cut).sum()))
+    return decibels(kept / removed) if kept > 0 and removed > 0 else None
 
 
 def energy(x: Floats) -> float:

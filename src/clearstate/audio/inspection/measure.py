@@ -49,42 +49,33 @@ class Excerpts:
     def __init__(self, rate: int, channels: int) -> None:
         self._length = max(1, round(EXCERPT_SECONDS * rate))
         self._held = np.zeros((channels, 0), dtype=np.float32)
-        self._kept: list[tuple[float, int, Floats]] = []  # power, stretch, samples
-        self._stretch = self._seen = 0
+        self._kept: dict[int, Floats] = {}  # stretch to the loudest part in it (channels, n)
+        self._seen = 0
         self._size = 1  # parts per stretch
 
     def push(self, x: Block) -> None:
         """The next samples."""
         self._held = np.concatenate([self._held, x.astype(np.float32)], axis=1)
         while self._held.shape[1] >= self._length:
-            self._keep(self._held[:, : self._length])
+            self._keep(self._seen // self._size, self._held[:, : self._length].copy())
             self._held = self._held[:, self._length :].copy()
+            self._seen += 1
+            if len(self._kept) > 2 * EXCERPTS:
+                before, self._kept, self._size = self._kept, {}, 2 * self._size
+                for stretch, part in before.items():
+                    self._keep(stretch // 2, part)
 
-    def _keep(self, x: Floats) -> None:
-        powers = np.einsum("cn,cn->c", x, x) / max(1, x.shape[1])
-        loudest = int(powers.argmax())
-        entry = (float(powers[loudest]), self._seen // self._size, x[loudest].copy())
-        self._seen += 1
-        if self._kept and self._kept[-1][1] == entry[1]:
-            if entry[0] > self._kept[-1][0]:
-                self._kept[-1] = entry
-        else:
-            self._kept.append(entry)
-        if len(self._kept) > 2 * EXCERPTS:
-            self._size *= 2
-            pairs: dict[int, tuple[float, int, Floats]] = {}
-            for power, stretch, part in self._kept:
-                half = stretch // 2
-                if half not in pairs or power > pairs[half][0]:
-                    pairs[half] = (power, half, part)
-            self._kept = list(pairs.values())
+    def _keep(self, stretch: int, x: Floats) -> None:
+        if stretch not in self._kept or np.square(x).sum() > np.square(self._kept[stretch]).sum():
+            self._kept[stretch] = x
 
     def result(self) -> list[Floats]:
-        """The parts in order; the incomplete last one only of a short signal."""
-        if self._held.shape[1] and self._size == 1:
-            self._keep(self._held)
-            self._held = self._held[:, :0]
-        return [part for _, _, part in self._kept]
+        """The parts of the loudest channel in order; a short signal is one part."""
+        parts = list(self._kept.values())
+        if self._size == 1:
+            parts = [np.concatenate([*parts, self._held], axis=1)]
+        powers = np.sum([np.square(part).sum(1) for part in parts], axis=0)
+        return [part[int(np.argmax(powers))] for part in parts]
 
 
 def measure(blocks: Iterable[Block], rate: int, channels: int) -> Measurement:
