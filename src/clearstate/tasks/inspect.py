@@ -22,7 +22,7 @@ from clearstate.audio.dehum import HumRemover
 from clearstate.audio.inspection.measure import EXCERPT_SECONDS, Measurement, measure
 from clearstate.audio.io import AudioInfo, Block, BrokenOffError, open_reader, until_broken
 from clearstate.tasks.enhance import Enhancer
-from clearstate.tasks.findings import Finding, find
+from clearstate.tasks.findings import NOISY_DB, Finding, find
 from clearstate.tasks.separate import Separator
 
 AnyPath = str | os.PathLike[str]
@@ -166,7 +166,10 @@ class Inspector:
             # One after the other, so that the model has settled in most of them.
             noisy = np.concatenate(excerpts)
             clean = self.enhancer.enhance(noisy, rate)
-            known["snr_db"] = signal_to_noise(noisy, clean, np.concatenate(cut))
+            ratio = signal_to_noise(noisy, clean, np.concatenate(cut))
+            if ratio and ratio > NOISY_DB and measured.hum is None:  # the steady noise is the better estimate up there
+                ratio = min(ratio, max(NOISY_DB, measured.speech.snr))
+            known["snr_db"] = ratio
             if known.get("speakers") is None:
                 known["speakers"] = self._speakers(loudest(clean, VOICES_SECONDS, rate), rate)
         if self.score:

@@ -18,10 +18,10 @@ BINS = 1 << 15  # of levels, from 0 to HIGHEST; one 16-bit step is two bins
 HIGHEST = 2.0  # full scale is 1; float files may exceed it
 FLAT = 2e-5  # greatest difference of equal samples: less than a 16-bit step, more than float rounding
 STEEP = 0.004  # least height of a clipped run over one neighbour, as a share of its level
-SHORTEST = 3  # samples of a run that counts as evidence
+SHORTEST = 2  # samples of a run that counts as evidence
 QUIETEST = 0.02  # lower peaks are not clipped
-HIGH = 0.5  # of the peak of a block; lower samples do not matter
-LEAST_RUNS = 3
+HIGH = 0.5  # of the peak of a block in each polarity; lower samples do not matter
+LEAST_RUNS = 4  # of a polarity, or of both if they are cut at the same level
 AT_LEVEL = 0.01  # of the level: width of the range that counts as one level
 LEAST_SHARE = 1e-5  # of the samples
 
@@ -51,8 +51,8 @@ class Clips:
         held = np.concatenate([self._held, x], axis=1)
         new = self._held.shape[1]
         for row in held:
-            magnitude = np.abs(row)
-            high = np.flatnonzero(magnitude >= max(QUIETEST, HIGH * magnitude.max(initial=0.0)))
+            above, below = max(QUIETEST, HIGH * row.max(initial=0.0)), max(QUIETEST, -HIGH * row.min(initial=0.0))
+            high = np.flatnonzero((row >= above) | (row <= -below))
             self._find(row, high)
             fresh = row[high[high >= new]]
             for sign in (0, 1):
@@ -81,19 +81,22 @@ class Clips:
 
     def result(self) -> Clipping:
         """The clipping so far."""
-        levels, counts, share = [], 0, 0
-        for row in (0, 1):
-            found = self._level(row)
-            levels.append(None if found is None else found[0])
-            if found:
-                counts, share = counts + found[1], share + found[2]
+        both = [self._level(row) for row in (0, 1)]
+        runs = [one[1] for one in both if one]
+        first, second = both
+        if first and second and abs(first[0] - second[0]) <= AT_LEVEL * max(first[0], second[0]):
+            runs = [sum(runs)] * 2
+        pooled = bool(runs) and min(runs) == max(runs) >= LEAST_RUNS
+        found = [one if one and (pooled or one[1] >= LEAST_RUNS) else None for one in both]
+        share = sum(one[2] for one in found if one)
         if not self.samples or share < LEAST_SHARE * self.samples:
             return Clipping(0.0, 0, None, None)
-        return Clipping(share / self.samples, counts, levels[0], levels[1])
+        positive, negative = (one and one[0] for one in found)
+        return Clipping(share / self.samples, sum(one[1] for one in found if one), positive, negative)
 
     def _level(self, row: int) -> tuple[float, int, int] | None:
-        """The clipping level of one polarity, the number of cut peaks there, and the samples; None without clipping."""
-        if self._count[row].sum() < LEAST_RUNS:
+        """The level at which most peaks of one polarity are cut, their number, and the samples; None if none are."""
+        if not self._count[row].any():
             return None
         best = int(np.argmax(self._runs[row]))
         half = max(2, round(AT_LEVEL * best / 2))
@@ -101,6 +104,4 @@ class Clips:
         samples, runs = int(self._levels[row, here].sum()), int(self._count[row, here].sum())
         above = int(self._levels[row, best + half + 1 :].sum())
         below = self._levels[row, max(0, best - 9 * half) : max(0, best - half)].sum() / 8  # in the same width
-        if runs < LEAST_RUNS or above > samples or samples < 2 * below:
-            return None
-        return best * HIGHEST / BINS, runs, samples
+        return None if above > samples or samples < 2 * below else (best * HIGHEST / BINS, runs, samples)

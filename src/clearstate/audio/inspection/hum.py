@@ -19,7 +19,8 @@ FRAME, HOP = 2_000, 1_000  # samples: bins of 1 Hz
 MAINS = (50, 60)  # Hz
 HIGHEST = 900  # Hz, of the harmonics
 LEAST_RISE_DB = 10.0  # of a tone over its neighbourhood
-LEAST_SUM_DB = 24.0  # of the rises of the first four tones; one tone alone must reach it by itself
+LEAST_SUM_DB = 24.0  # of the rises of the first tones; one tone alone must reach it by itself
+FIRST = 8  # tones
 NEAR, FAR = 4, 14  # Hz from a tone to its neighbourhood
 FLOOR = 1e-13  # power: -130 dBFS
 
@@ -95,5 +96,5 @@ class HumFinder:
             around = np.r_[level[at - FAR : at - NEAR + 1], level[at + NEAR : at + FAR + 1]]
             rises[k] = float(level[at - 1 : at + 2].max() - np.percentile(around, 75))
         tones = [k for k, rise in rises.items() if rise >= LEAST_RISE_DB and k * hz % 300]  # 300: of both
-        score = sum(rises[k] for k in tones if k <= 4)
+        score = sum(rises[k] for k in tones if k <= FIRST)
         return score, hz, [k for k, rise in rises.items() if rise >= LEAST_RISE_DB]
