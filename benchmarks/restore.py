@@ -70,7 +70,9 @@ def cases(data: Path | None = None, count: int = 120) -> Iterator[Case]:
         yield damaged(int(number), frozenset(kinds[number].split()), speech, noise, rng)
 
 
-def damaged(number: int, damage: frozenset[str], speech: np.ndarray, noise: np.ndarray, rng: np.random.Generator) -> Case:
+def damaged(
+    number: int, damage: frozenset[str], speech: np.ndarray, noise: np.ndarray, rng: np.random.Generator
+) -> Case:
     """Damage one clip."""
     clean = speech / np.abs(speech).max() * 10 ** rng.uniform(-0.6, -0.1)
     x, rate = clean, RATE
@@ -88,7 +90,9 @@ def damaged(number: int, damage: frozenset[str], speech: np.ndarray, noise: np.n
         x = np.clip(x, -level, level) * (1.0 if number % 2 else 0.99 / level)
     if "hum" in damage:
         mains, time_ = (50, 60)[number % 2] + rng.uniform(-0.03, 0.03), np.arange(len(x)) / rate
-        tones = [1 / k * np.sin(2 * np.pi * (mains * k * time_ + rng.uniform())) for k in range(1, int(rng.integers(3, 9)))]
+        tones = [
+            1 / k * np.sin(2 * np.pi * (mains * k * time_ + rng.uniform())) for k in range(1, int(rng.integers(3, 9)))
+        ]
         hum = np.sum(tones, axis=0)
         x = x + hum * np.sqrt(power / np.mean(hum**2) * 10 ** (-rng.uniform(5, 25) / 10))
     if "offset" in damage:
@@ -97,7 +101,7 @@ def damaged(number: int, damage: frozenset[str], speech: np.ndarray, noise: np.n
     x = x / peak * 0.95 if peak > 0.99 and "clipping" not in damage else x
     rows = np.stack([x])
     if "channel" in damage:
-        dead = np.zeros_like(x) if number % 2 else 10 ** -4.6 * rng.standard_normal(len(x))
+        dead = np.zeros_like(x) if number % 2 else 10**-4.6 * rng.standard_normal(len(x))
         rows = np.stack([x, dead][:: 1 if number % 4 < 2 else -1])
     return Case(f"{number:03d} {'+'.join(sorted(damage)) or 'clean'}", damage, clean, rows, rate)
 
@@ -163,16 +167,21 @@ def main() -> None:
             if wanted.list or not row["right"] or row["worse"]:
                 snr = done.inspection.snr_db
                 print(f"{case.name:24} chose {' '.join(sorted(chosen)) or '-':20} snr {snr and round(snr)}", end="  ")
-                print({k: (round(v, 2), round(row["after"][k], 2)) for k, v in row.get("before", {}).items()}, flush=True)
+                print(
+                    {k: (round(v, 2), round(row["after"][k], 2)) for k, v in row.get("before", {}).items()}, flush=True
+                )
     right = sum(row["right"] for row in rows)
     clean = [row for row in rows if row["case"].endswith("clean")]
     touched, worse = sum(not row["untouched"] for row in clean), sum(bool(row["worse"]) for row in rows)
-    print(f"\n{len(rows)} cases in {time.perf_counter() - started:.0f} s: {right} right choices ({right / len(rows):.1%}), ", end="")
-    print(f"{touched} of {len(clean)} clean files touched, {worse} with a worse score")
+    print(f"\n{len(rows)} cases in {time.perf_counter() - started:.0f} s: ", end="")
+    print(f"{right} right choices ({right / len(rows):.1%}), {touched} of {len(clean)} clean files touched, ", end="")
+    print(f"{worse} with a worse score")
     for kind in dict.fromkeys(row["case"][4:] for row in rows):
         own = [row for row in rows if row["case"][4:] == kind and "before" in row]
         for key in sorted({key for row in own for key in row["before"]}):
-            pairs = [(row["before"][key], row["after"][key]) for row in own if key in row["before"] and key in row["after"]]
+            pairs = [
+                (row["before"][key], row["after"][key]) for row in own if key in row["before"] and key in row["after"]
+            ]
             before, after = np.mean(pairs, axis=0)
             print(f"  {kind:20} {key:7} {before:7.2f} -> {after:7.2f}")
     if wanted.json:

@@ -29,7 +29,7 @@ def clean():
 def test_the_noise_of_the_examples_is_measured_within_3_db(inspector, name, snr):
     found = inspector.inspect_file(CLIPS / f"{name}.noisy.flac")
     assert found.snr_db == pytest.approx(snr, abs=3)
-    assert [one.kind for one in found.findings][0] == "noise"
+    assert found.findings[0].kind == "noise"
 
 
 @pytest.mark.parametrize("name", ["helicopter_0db", "chainsaw_5db", "fire_10db"])

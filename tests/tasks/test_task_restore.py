@@ -48,7 +48,9 @@ def test_the_steps_are_those_that_the_damage_needs(restorer, tmp_path, case):
     assert all(after[key] >= before[key] - benchmark.WORSE[key] for key in before), (before, after)
 
 
-@pytest.mark.parametrize("suffix, subtype", [(".wav", "PCM_24"), (".flac", "PCM_16"), (".ogg", "VORBIS"), (".mp3", None)])
+@pytest.mark.parametrize(
+    "suffix, subtype", [(".wav", "PCM_24"), (".flac", "PCM_16"), (".ogg", "VORBIS"), (".mp3", None)]
+)
 def test_a_clean_file_of_any_format_is_copied_byte_for_byte(restorer, tmp_path, clean, suffix, subtype):
     source, target = tmp_path / f"in{suffix}", tmp_path / f"out{suffix}"
     soundfile.write(source, clean, RATE, subtype)
@@ -132,7 +134,7 @@ def test_a_comment_in_the_tags_lists_the_steps_and_the_old_tags_stay(restorer, t
         file.title, file.comment = "A talk", "recorded in May"
         file.write(clean * 0.8 + 0.1)
     restorer.restore_file(source, target)
-    found = tags.read(target).comments
+    found = [(key.upper(), text) for key, text in tags.read(target).comments]
     comments = [text for key, text in found if key == "COMMENT"]
     assert any("recorded in May" in text for text in comments)
     assert any("restore: removed the offset (constant offset of 10 % of full scale)" in text for text in comments)

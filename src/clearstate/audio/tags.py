@@ -106,8 +106,10 @@ def with_comment(metadata: Metadata, description: str, text: str) -> Metadata:
         found.chunks.append((AIFF_TEXTS["COMMENT"], encoded))
     elif metadata.family == "CAF":
         at = names.index(b"info") if b"info" in names else len(names)
-        count, body = (struct.unpack(">I", found.chunks[at][1][:4])[0], found.chunks[at][1][4:]) if at < len(names) else (0, b"")
-        found.chunks[at:at + 1] = [(b"info", struct.pack(">I", count + 1) + body + b"comments\0" + encoded + b"\0")]
+        count, body = (
+            (struct.unpack(">I", found.chunks[at][1][:4])[0], found.chunks[at][1][4:]) if at < len(names) else (0, b"")
+        )
+        found.chunks[at : at + 1] = [(b"info", struct.pack(">I", count + 1) + body + b"comments\0" + encoded + b"\0")]
     return found
 
 

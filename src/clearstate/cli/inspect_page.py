@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from clearstate import __version__
 from clearstate.audio.inspection.loudness import to_lufs
 from clearstate.audio.streams import STDIO
-from clearstate.cli.inspect import advice, rows
+from clearstate.cli.inspect_text import advice, rows
 from clearstate.cli.terminal import clock
 
 if TYPE_CHECKING:
@@ -108,7 +108,8 @@ def pictures(one: "Inspection") -> str:
         f'src="data:image/png;base64,{base64.b64encode(png(measured.spectrogram)).decode()}">{times}</figure>'
         f'<div class="two"><figure><figcaption>Loudness over time (LUFS)</figcaption>{loudness(measured.loudness)}'
         f"{times}</figure><figure><figcaption>Mean spectrum (dB), and where the recording ends</figcaption>"
-        f'{spectrum(measured.spectrum, one)}<div class="axis"><span>0</span><span>{top:g} kHz</span></div></figure></div>'
+        f'{spectrum(measured.spectrum, one)}<div class="axis"><span>0</span><span>{top:g} kHz</span></div></figure>'
+        "</div>"
     )
 
 
@@ -161,5 +162,7 @@ def drawing(level: Floats, low: float, high: float, mark: float | None = None) -
         for db in np.arange(np.ceil(low / 20 + 0.1) * 20, high, 20)
         for at in [HEIGHT * (high - db) / (high - low)]
     )
-    marked = f'<line class="mark" x1="{mark * WIDTH:.1f}" x2="{mark * WIDTH:.1f}" y1="0" y2="{HEIGHT}"/>' if mark else ""
+    marked = (
+        f'<line class="mark" x1="{mark * WIDTH:.1f}" x2="{mark * WIDTH:.1f}" y1="0" y2="{HEIGHT}"/>' if mark else ""
+    )
     return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img">{lines}{marked}<path d="M{points}"/></svg>'

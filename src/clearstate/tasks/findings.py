@@ -55,7 +55,11 @@ def find(found: "Inspection") -> list[Finding]:
     if worst >= max(OFFSET, CUT_SHARE * found.clipped_share):
         add("offset", f"constant offset of {100 * worst:.2g} % of full scale", restore)
     if found.clipped_share >= CLIPPED:
-        add("clipping", f"clipped: {percent(found.clipped_share)} of the samples at {found.clipping_dbfs:.1f} dBFS", restore)
+        add(
+            "clipping",
+            f"clipped: {percent(found.clipped_share)} of the samples at {found.clipping_dbfs:.1f} dBFS",
+            restore,
+        )
     if audible_hum(found):
         add("hum", f"hum at {found.hum_hz} Hz, {found.hum_dbfs:.0f} dBFS", restore)
     if noisy(found):

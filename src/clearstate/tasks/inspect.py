@@ -91,7 +91,7 @@ class Inspection:
 
     def as_json(self) -> dict[str, Any]:
         """The entries of the JSON report."""
-        rows = {key: value for key, value in asdict(replace(self, measurement=None)).items()}
+        rows = asdict(replace(self, measurement=None))
         for key in ("measurement", "restored_peak", "elapsed"):
             del rows[key]
         return {key: rounded(value) for key, value in rows.items()} | {"verdict": self.verdict}

@@ -153,7 +153,16 @@ class Restorer:
                 if not steps and not found.broken and track is None and copies(source, out_path):
                     copy(source, out_path)
                 else:
-                    self._run(source, out_path, found, steps, to, track, overwrite, report(INSPECTION_SHARE, 1 - INSPECTION_SHARE))
+                    self._run(
+                        source,
+                        out_path,
+                        found,
+                        steps,
+                        to,
+                        track,
+                        overwrite,
+                        report(INSPECTION_SHARE, 1 - INSPECTION_SHARE),
+                    )
         return Restoration(
             name, None if dry_run else os.fspath(out_path), steps, left, found.seconds, to, found.channels, found,
             time.perf_counter() - started,

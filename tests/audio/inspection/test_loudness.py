@@ -8,7 +8,10 @@ from clearstate.audio.inspection.loudness import Loudness, TruePeak, k_filter
 
 def sine(levels_dbfs, seconds, rate=48_000, hz=1_000):
     """Equal channels with one level after the other."""
-    parts = [10 ** (db / 20) * np.sin(2 * np.pi * hz * np.arange(round(s * rate)) / rate) for db, s in zip(levels_dbfs, seconds)]
+    parts = [
+        10 ** (db / 20) * np.sin(2 * np.pi * hz * np.arange(round(s * rate)) / rate)
+        for db, s in zip(levels_dbfs, seconds, strict=True)
+    ]
     return np.stack([np.concatenate(parts)] * 2)
 
 

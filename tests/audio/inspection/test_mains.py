@@ -15,9 +15,9 @@ SPEECH = soundfile.read(CLIPS / "chainsaw_5db.clean.flac")[0]
 RATE = 16_000
 
 
-def hum(hz, harmonics=(1, 2, 3, 4, 5), level_db=-20.0, samples=len(SPEECH), rate=RATE):
+def hum(hz, harmonics=(1, 2, 3, 4, 5), level_db=-20.0):
     """Tones whose sum is `level_db` below the speech."""
-    time = np.arange(samples) / rate
+    time = np.arange(len(SPEECH)) / RATE
     x = sum(np.sin(2 * np.pi * hz * k * time + k) / k for k in harmonics)
     return x * np.sqrt(np.mean(SPEECH**2) / np.mean(x**2)) * 10 ** (level_db / 20)
 

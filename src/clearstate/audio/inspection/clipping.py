@@ -1,8 +1,8 @@
 """Find clipping: peaks cut off at one level, and the share of the samples that it affects.
 
-A clipped peak is a run of equal samples at an extreme, next to samples that are clearly lower. Smooth peaks of low tones
-have equal samples too, but their neighbours are only one step lower. All runs of a clipped recording end at the same
-level. The share counts every sample at that level, also single ones.
+A clipped peak is a run of equal samples at an extreme, next to samples that are clearly lower. Smooth peaks of low
+tones have equal samples too, but their neighbours are only one step lower. All runs of a clipped recording end at the
+same level. The share counts every sample at that level, also single ones.
 
 Positive and negative peaks are counted apart: with an offset they are cut at different distances from zero.
 """

@@ -75,7 +75,7 @@ class Loudness:
         return float(to_lufs(power.mean()))
 
 
-def to_lufs(power: NDArray[np.float64]) -> NDArray[np.float64]:
+def to_lufs(power: NDArray[np.floating]) -> NDArray[np.floating]:
     """Loudness of a power after the K filter; -inf for silence."""
     with np.errstate(divide="ignore"):
         return OFFSET_DB + 10 * np.log10(power)
@@ -93,7 +93,11 @@ def k_filter(rate: int, n_fft: int) -> NDArray[np.complex128]:
     libebur128.
     """
     z = np.exp(-2j * pi * np.arange(n_fft // 2 + 1) / n_fft)  # one sample of delay
-    k, q, gain = tan(pi * min(1681.974450955533, 0.499 * rate) / rate), 0.7071752369554196, 10 ** (3.999843853973347 / 20)
+    k, q, gain = (
+        tan(pi * min(1681.974450955533, 0.499 * rate) / rate),
+        0.7071752369554196,
+        10 ** (3.999843853973347 / 20),
+    )
     middle = gain**0.4996667741545416
     shelf = (gain + middle * k / q + k * k) + 2 * (k * k - gain) * z + (gain - middle * k / q + k * k) * z**2
     shelf /= (1 + k / q + k * k) + 2 * (k * k - 1) * z + (1 - k / q + k * k) * z**2

@@ -74,5 +74,3 @@ class LongTerm:
         below = power[max(0, at - 2 * guard) : at + 1].mean()
         fallen = power[at : at + 3 * guard] < below * 10 ** (-DROP_DB / 10)
         return float((at + int(fallen.argmax() if fallen.any() else guard)) * spacing)
-
-

@@ -10,6 +10,7 @@ The signal is judged in segments of 10 s, so noise that changes during an hour i
 * Music: the fine structure of the spectrum stays the same for 200 ms. Speech and noise change faster.
 """
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -130,7 +131,7 @@ class SpeechFinder:
         loud = np.quantile(level, 0.95)
         active = (rise > RISE_DB) & (level > loud * 10 ** (-RANGE_DB / 10)) & (level > FLOOR)
         edges = np.flatnonzero(np.diff(np.concatenate([[False], active, [False]]).astype(np.int8))).reshape(-1, 2)
-        for (_, end), (start, _) in zip(edges[:-1], edges[1:], strict=True):
+        for (_, end), (start, _) in pairwise(edges):
             if start - end < PAUSE:
                 active[end:start] = True
         edges = np.flatnonzero(np.diff(np.concatenate([[False], active, [False]]).astype(np.int8))).reshape(-1, 2)
@@ -183,9 +184,11 @@ class SpeechFinder:
             floor = 10 * np.log10(self._noise / count)
             snr = 10 * np.log10(self._total / self._noise) if self._noise else np.inf
         shares = {name: self._counts[name] / count for name in ("speech", "silence", "music")}
-        return Speech(**shares, noise_floor=float(floor), snr=float(snr), **self._voice())
+        reverberation, pitch = self._voice()
+        return Speech(**shares, noise_floor=float(floor), snr=float(snr), reverberation=reverberation, pitch=pitch)
 
-    def _voice(self) -> dict[str, float | None]:
+    def _voice(self) -> tuple[float | None, float | None]:
+        """Reverberation time in seconds and pitch in Hz; None with too little speech."""
         pitch = room = None
         if (count := self._pitches.sum()) >= 25:
             pitch = 8000 / (LAGS[0] + float(np.searchsorted(np.cumsum(self._pitches), count / 2)))
@@ -193,4 +196,4 @@ class SpeechFinder:
             median = float(np.searchsorted(np.cumsum(self._decays), count / 2))
             rates, times = zip(*ROOMS, strict=True)
             room = float(np.interp(median, rates, times)) if median < rates[-1] else 0.0
-        return {"reverberation": room, "pitch": pitch}
+        return room, pitch
