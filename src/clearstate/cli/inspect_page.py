@@ -48,7 +48,7 @@ figure { margin: 1rem 0 0; } figcaption { font-size: .85rem; margin-bottom: .25r
 img { display: block; width: 100%; height: 200px; border-radius: 6px; image-rendering: auto; }
 svg { display: block; width: 100%; height: auto; } svg path { fill: none; stroke: var(--accent); stroke-width: 1.4;
   vector-effect: non-scaling-stroke; } svg line { stroke: var(--line); vector-effect: non-scaling-stroke; }
-svg text { fill: var(--soft); font: 11px system-ui, sans-serif; } svg .mark { stroke: var(--bad);
+svg text { fill: var(--soft); font: 20px system-ui, sans-serif; } svg .mark { stroke: var(--bad);
   stroke-dasharray: 4 3; }
 .axis { display: flex; justify-content: space-between; color: var(--soft); font-size: .75rem; }
 .two { display: grid; grid-template-columns: 1fr 1fr; gap: 1.2rem; }
@@ -158,7 +158,7 @@ def drawing(level: Floats, low: float, high: float, mark: float | None = None) -
     y = HEIGHT * (high - (level if len(level) > 1 else np.repeat(level, 2))) / max(1e-9, high - low)
     points = " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True))
     lines = "".join(
-        f'<line x1="0" x2="{WIDTH}" y1="{at:.1f}" y2="{at:.1f}"/><text x="4" y="{at - 3:.1f}">{db:.0f}</text>'
+        f'<line x1="0" x2="{WIDTH}" y1="{at:.1f}" y2="{at:.1f}"/><text x="4" y="{at - 4:.1f}">{db:.0f}</text>'
         for db in np.arange(np.ceil(low / 20 + 0.1) * 20, high, 20)
         for at in [HEIGHT * (high - db) / (high - low)]
     )

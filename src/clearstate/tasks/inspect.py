@@ -36,6 +36,7 @@ SCORED_SECONDS = 12.0  # of excerpts for the opinion score
 FRAME_SECONDS, RANGE_DB = 0.02, 25.0  # frames with speech in the separated voices: within this range of the loudest
 BOTH_DB = 12.0  # two voices speak in a frame if their levels differ by less
 SIMULTANEOUS = 0.3  # share of the frames with speech in which both speak: two speakers or more
+LEAST_FOR_ROOM_DB = 15.0  # signal-to-noise ratio; below it, noise hides how sounds decay
 LEAST_SPEECH = 0.02  # share of the time; less is no speech
 
 
@@ -68,7 +69,7 @@ class Inspection:
     music_share: float  # of the time, 0 to 1
     speakers: int | None  # at the same time: 0, 1, or 2 for two and more
     pitch_hz: float | None  # median of the voices
-    reverberation_seconds: float | None  # reverberation time; 0 below 0.2
+    reverberation_seconds: float | None  # reverberation time; 0 below 0.2; None with much noise
     stereo: str  # mono, stereo, dual mono, inverted, dead channel, multichannel or silent
     correlation: float | None  # of the first two channels
     dead_channels: list[int]  # counted from 1
@@ -152,6 +153,8 @@ class Inspector:
             measured = measure(blocks(), info.sample_rate, info.channels)
         found = summary(info, measured, str(broken[0]) if broken else None)
         found = replace(found, input=os.fspath(path), **self._listen(measured, info.sample_rate, found))
+        if found.snr_db is not None and found.snr_db < LEAST_FOR_ROOM_DB:
+            found = replace(found, reverberation_seconds=None)
         return replace(found, findings=find(found), elapsed=time.perf_counter() - started)
 
     def _listen(self, measured: Measurement, rate: int, found: Inspection) -> dict[str, Any]:
