@@ -47,6 +47,17 @@ def test_the_report_says_what_the_file_is(inspector, clean, tmp_path):
     assert found.true_peak_dbfs >= found.peak_dbfs
 
 
+def test_the_codec_of_a_file_that_pyav_reads_is_named(tmp_path, clean):
+    av = pytest.importorskip("av")
+    with av.open(str(tmp_path / "a.m4a"), "w") as file:
+        stream = file.add_stream("aac", rate=RATE, layout="mono")
+        frame = av.AudioFrame.from_ndarray(clean[None].astype(np.float32), format="fltp", layout="mono")
+        frame.sample_rate = RATE
+        file.mux([*stream.encode(frame), *stream.encode()])
+    found = inspect(tmp_path / "a.m4a", models=False)
+    assert (found.container, found.codec) == ("M4A", "aac")
+
+
 def test_the_json_report_holds_only_json(inspector, tmp_path):
     soundfile.write(tmp_path / "a.wav", np.zeros(RATE), RATE)
     entry = json.loads(json.dumps(inspector.inspect_file(tmp_path / "a.wav").as_json(), allow_nan=False))

@@ -141,6 +141,22 @@ def test_a_comment_in_the_tags_lists_the_steps_and_the_old_tags_stay(restorer, t
     assert ("TITLE", "A talk") in found
 
 
+def test_other_frames_of_an_id3_tag_stay(restorer, tmp_path, clean):
+    source = tmp_path / "in.mp3"
+    soundfile.write(source, clean * 0.8 + 0.1, RATE)
+    frames = b"".join(
+        name + struct.pack(">IH", len(body), 0) + body
+        for name, body in ((b"TIT2", b"\0A talk"), (b"PRIV", b"owner\0secret"), (b"COMM", b"\0eng\0in May"))
+    )
+    size = bytes((len(frames) + 20) >> shift & 127 for shift in (21, 14, 7, 0))
+    source.write_bytes(b"ID3\3\0\0" + size + frames + bytes(20) + source.read_bytes())
+    restorer.restore_file(source, tmp_path / "out.mp3")
+    found = tags.read(tmp_path / "out.mp3")
+    assert b"owner\0secret" in found.tag and ("TITLE", "A talk") in found.comments
+    assert next(text for key, text in found.comments if key == "COMMENT") == "in May"
+    assert len([key for key, _ in found.comments if key == "COMMENT"]) == 2
+
+
 def test_restored_peaks_have_room(restorer, tmp_path, clean):
     level = np.quantile(np.abs(clean), 0.97)
     soundfile.write(tmp_path / "in.wav", np.clip(clean / level, -1, 1) * 0.999, RATE)

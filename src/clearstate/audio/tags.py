@@ -89,28 +89,34 @@ def of(info: "AudioInfo") -> Metadata:
 
 def with_comment(metadata: Metadata, description: str, text: str) -> Metadata:
     """The metadata with one more comment. `description` is its name where a format has one."""
-    found = replace(metadata, comments=[*metadata.comments, ("COMMENT", text)], chunks=list(metadata.chunks))
+    found = replace(metadata, comments=[*metadata.comments, ("COMMENT", text)])
     if metadata.tag and (tag := id3.with_comment(metadata.tag, description, text)):
         found.tag = tag
-    encoded = text.encode("utf-8", "surrogateescape")
-    names = [name for name, _ in found.chunks]
-    if metadata.family in ("RIFF", "RIFX"):
-        item = chunks.packed(metadata.family, [(INFO["COMMENT"], encoded + b"\0")])
-        at = next((i for i, (name, body) in enumerate(found.chunks) if name == b"LIST" and body[:4] == b"INFO"), None)
-        if at is None:
-            found.chunks.append((b"LIST", b"INFO" + item))
-        else:
-            body = found.chunks[at][1]
-            found.chunks[at] = (b"LIST", body + b"\0" * (len(body) % 2) + item)
-    elif metadata.family == "AIFF":
-        found.chunks.append((AIFF_TEXTS["COMMENT"], encoded))
-    elif metadata.family == "CAF":
-        at = names.index(b"info") if b"info" in names else len(names)
-        count, body = (
-            (struct.unpack(">I", found.chunks[at][1][:4])[0], found.chunks[at][1][4:]) if at < len(names) else (0, b"")
-        )
-        found.chunks[at : at + 1] = [(b"info", struct.pack(">I", count + 1) + body + b"comments\0" + encoded + b"\0")]
+    if metadata.family:
+        found.chunks = _more_chunks(metadata.family, metadata.chunks, text.encode("utf-8", "surrogateescape"))
     return found
+
+
+def _more_chunks(family: str, known: list[Chunk], text: bytes) -> list[Chunk]:
+    """The chunks with one more comment. It joins the chunk of the other comments, if there is one."""
+    if family == "AIFF":
+        return [*known, (AIFF_TEXTS["COMMENT"], text)]
+    if family == "CAF":
+        name, start = b"info", struct.pack(">I", 0)
+        item = b"comments\0" + text + b"\0"
+    else:
+        name, start = b"LIST", b"INFO"
+        item = chunks.packed(family, [(INFO["COMMENT"], text + b"\0")])
+    at = next(
+        (i for i, (own, body) in enumerate(known) if own == name and (family == "CAF" or body[:4] == start)), None
+    )
+    body = start if at is None else known[at][1]
+    if family == "CAF":
+        body = struct.pack(">I", struct.unpack(">I", body[:4])[0] + 1) + body[4:]
+    else:
+        body += b"\0" * (len(body) % 2)
+    joined = (name, body + item)
+    return [*known, joined] if at is None else [*known[:at], joined, *known[at + 1 :]]
 
 
 def read(path: str | os.PathLike[str]) -> Metadata:

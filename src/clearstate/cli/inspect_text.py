@@ -47,7 +47,7 @@ def advice(found: "Inspection") -> list[str]:
 
 def rows(found: "Inspection") -> list[tuple[str, str]]:
     """The report in words: heading and text."""
-    from clearstate.audio.io import in_words
+    from clearstate.audio.info import in_words
     from clearstate.tasks.findings import percent
 
     channels = {1: "mono", 2: "2 channels"}.get(found.channels, f"{found.channels} channels")

@@ -19,7 +19,9 @@ from numpy.typing import NDArray
 
 from clearstate.audio.declip import TOLERANCE, Declipper
 from clearstate.audio.dehum import HumRemover
+from clearstate.audio.inspection.frames import Frames
 from clearstate.audio.inspection.measure import EXCERPT_SECONDS, Measurement, measure
+from clearstate.audio.inspection.speech import SpeechFinder
 from clearstate.audio.io import AudioInfo, Block, BrokenOffError, open_reader, until_broken
 from clearstate.tasks.enhance import Enhancer
 from clearstate.tasks.findings import NOISY_DB, Finding, find
@@ -36,6 +38,8 @@ SCORED_SECONDS = 12.0  # of excerpts for the opinion score
 FRAME_SECONDS, RANGE_DB = 0.02, 25.0  # frames with speech in the separated voices: within this range of the loudest
 BOTH_DB = 12.0  # two voices speak in a frame if their levels differ by less
 SIMULTANEOUS = 0.3  # share of the frames with speech in which both speak: two speakers or more
+SURE_DB = 27.0  # ratio to the steady noise, above which the model is doubted if it removes
+SPEECH_REMOVED = 0.5  # share of the time in which the removed sound is like speech
 LEAST_FOR_ROOM_DB = 15.0  # signal-to-noise ratio; below it, noise hides how sounds decay
 LEAST_SPEECH = 0.02  # share of the time; less is no speech
 
@@ -45,8 +49,8 @@ class Inspection:
     """What was found in one file. Levels are None for digital silence, and estimates are None where not made."""
 
     input: str
-    container: str  # in libsndfile's terms; "AV" if read by PyAV
-    codec: str
+    container: str  # such as WAV, FLAC or M4A
+    codec: str  # in libsndfile's terms, or in those of FFmpeg if PyAV reads the file
     sample_rate: int  # Hz
     channels: int
     seconds: float
@@ -170,6 +174,8 @@ class Inspector:
             noisy = np.concatenate(excerpts)
             clean = self.enhancer.enhance(noisy, rate)
             ratio = signal_to_noise(noisy, clean, np.concatenate(cut))
+            if measured.speech.snr > SURE_DB and speech_in(noisy - clean, rate) > SPEECH_REMOVED:
+                ratio = measured.speech.snr  # the model took a part of the voice for noise
             if ratio and ratio > NOISY_DB and measured.hum is None:  # the steady noise is the better estimate up there
                 ratio = min(ratio, max(NOISY_DB, measured.speech.snr))
             known["snr_db"] = ratio
@@ -204,9 +210,10 @@ def inspect(path: AnyPath, *, models: bool = True, track: int | None = None) -> 
 def summary(info: AudioInfo, measured: Measurement, broken: str | None) -> Inspection:
     """The estimates without models."""
     speech, clipping, channels, hum = measured.speech, measured.clipping, measured.channels, measured.hum
+    kind = info.container if info.container != "AV" else os.path.splitext(info.name)[1][1:].upper() or "AV"
     levels = [level for level in (clipping.positive, clipping.negative) if level]
     return Inspection(
-        input=info.name, container=info.container, codec=info.subtype, sample_rate=info.sample_rate,
+        input=info.name, container=kind, codec=info.codec or info.subtype, sample_rate=info.sample_rate,
         channels=info.channels, seconds=measured.samples / info.sample_rate, bandwidth_hz=measured.bandwidth,
         loudness_lufs=finite(measured.lufs), peak_dbfs=amplitude(measured.peak),
         true_peak_dbfs=amplitude(measured.true_peak), clipped_share=clipping.share,
@@ -251,6 +258,13 @@ def signal_to_noise(noisy: Floats, clean: Floats, cut: NDArray[np.bool_]) -> flo
     kept = energy(clean) / len(clean)
     removed = energy((noisy - clean)[~cut]) / max(1, int((~cut).sum()))
     return decibels(kept / removed) if kept > 0 and removed > 0 else None
+
+
+def speech_in(x: Floats, rate: int) -> float:
+    """Share of the time in which a signal (n,) is like speech."""
+    frames, finder = Frames(rate, 1), SpeechFinder(rate)
+    finder.push(frames.push(x[None].astype(np.float64), last=True))
+    return finder.result().speech
 
 
 def energy(x: Floats) -> float:

@@ -57,6 +57,8 @@ def test_one_polarity_alone_can_be_clipped():
         0.999 * np.sin(2 * np.pi * 50 * np.arange(32_000) / 16_000),
         in_16_bits(0.999 * np.sin(2 * np.pi * 20 * np.arange(96_000) / 48_000)),  # many equal samples at its peaks
         0.1 * np.random.default_rng(0).standard_normal(48_000),
+        SPEECH[2] * 0.7 + 0.1,  # its pauses are flat
+        SPEECH[1] * 0.7 - 0.05,
         np.zeros(16_000),
         np.full(16_000, 0.5),
     ],

@@ -21,7 +21,9 @@ STEEP = 0.004  # least height of a clipped run over one neighbour, as a share of
 SHORTEST = 2  # samples of a run that counts as evidence
 QUIETEST = 0.02  # lower peaks are not clipped
 HIGH = 0.5  # of the peak of a block in each polarity; lower samples do not matter
+NEAR_TOP = 0.7  # of the highest level; flat parts below it are pauses of a recording with an offset
 LEAST_RUNS = 4  # of a polarity, or of both if they are cut at the same level
+ABOVE = 0.2  # samples above the level, as a share of those at it
 AT_LEVEL = 0.01  # of the level: width of the range that counts as one level
 LEAST_SHARE = 1e-5  # of the samples
 
@@ -98,10 +100,11 @@ class Clips:
         """The level at which most peaks of one polarity are cut, their number, and the samples; None if none are."""
         if not self._count[row].any():
             return None
-        best = int(np.argmax(self._runs[row]))
+        lowest = round(NEAR_TOP * int(np.flatnonzero(self._levels[row])[-1]))
+        best = lowest + int(np.argmax(self._runs[row, lowest:]))
         half = max(2, round(AT_LEVEL * best / 2))
         here = slice(max(0, best - half), best + half + 1)
         samples, runs = int(self._levels[row, here].sum()), int(self._count[row, here].sum())
         above = int(self._levels[row, best + half + 1 :].sum())
         below = self._levels[row, max(0, best - 9 * half) : max(0, best - half)].sum() / 8  # in the same width
-        return None if above > samples or samples < 2 * below else (best * HIGHEST / BINS, runs, samples)
+        return None if above > ABOVE * samples or samples < 2 * below else (best * HIGHEST / BINS, runs, samples)
