@@ -21,7 +21,7 @@ from clearstate.audio.declip import TOLERANCE, Declipper
 from clearstate.audio.dehum import HumRemover
 from clearstate.audio.inspection.frames import Frames
 from clearstate.audio.inspection.measure import EXCERPT_SECONDS, Measurement, measure
-from clearstate.audio.inspection.speech import SpeechFinder
+from clearstate.audio.inspection.speech import Speech, SpeechFinder
 from clearstate.audio.io import AudioInfo, Block, BrokenOffError, open_reader, until_broken
 from clearstate.tasks.enhance import Enhancer
 from clearstate.tasks.findings import NOISY_DB, Finding, find
@@ -174,10 +174,11 @@ class Inspector:
             noisy = np.concatenate(excerpts)
             clean = self.enhancer.enhance(noisy, rate)
             ratio = signal_to_noise(noisy, clean, np.concatenate(cut))
-            if measured.speech.snr > SURE_DB and speech_in(noisy - clean, rate) > SPEECH_REMOVED:
-                ratio = measured.speech.snr  # the model took a part of the voice for noise
-            if ratio and ratio > NOISY_DB and measured.hum is None:  # the steady noise is the better estimate up there
-                ratio = min(ratio, max(NOISY_DB, measured.speech.snr))
+            steady = speech_in(noisy, rate).snr  # without hum
+            if steady > SURE_DB and speech_in(noisy - clean, rate).speech > SPEECH_REMOVED:
+                ratio = steady  # the model took a part of the voice for noise
+            if ratio and ratio > NOISY_DB:  # the steady noise is the better estimate up there
+                ratio = min(ratio, max(NOISY_DB, steady))
             known["snr_db"] = ratio
             if known.get("speakers") is None:
                 known["speakers"] = self._speakers(loudest(clean, VOICES_SECONDS, rate), rate)
@@ -260,11 +261,11 @@ def signal_to_noise(noisy: Floats, clean: Floats, cut: NDArray[np.bool_]) -> flo
     return decibels(kept / removed) if kept > 0 and removed > 0 else None
 
 
-def speech_in(x: Floats, rate: int) -> float:
-    """Share of the time in which a signal (n,) is like speech."""
+def speech_in(x: Floats, rate: int) -> Speech:
+    """Speech and steady noise in a signal (n,)."""
     frames, finder = Frames(rate, 1), SpeechFinder(rate)
     finder.push(frames.push(x[None].astype(np.float64), last=True))
-    return finder.result().speech
+    return finder.result()
 
 
 def energy(x: Floats) -> float:

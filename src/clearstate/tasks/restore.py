@@ -39,6 +39,8 @@ Progress = Callable[[float, float], None]  # seconds of audio done, total second
 
 WIDE_RATE = 16_000  # Hz; a recording at a lower rate is extended to MODEL_RATE, others keep their rate
 FLAT = 0.91  # of half the rate: the pass band of the interpolation before the extension model
+LIGHT_DB, LIGHT_STEADY_DB = 10.0, 20.0  # signal-to-noise ratio, and that to the steady noise, of light noise
+LIGHT_STRENGTH_DB = 12.0  # most attenuation of light noise
 HIGHEST_PEAK = 0.84  # -1.5 dBFS, of restored peaks
 INSPECTION_SHARE = 0.3  # of the work, for the progress
 
@@ -229,7 +231,7 @@ class Restorer:
         if kind == "hum":
             assert measured.hum is not None
             return HumRemover(rate, channels, [k * measured.hum.exact for k in measured.hum.harmonics])
-        return open_chain(self.enhancer.model, rate, channels, warm_up=True)
+        return open_chain(self.enhancer.model, rate, channels, strength_for(found), warm_up=True)
 
 
 def restore(
@@ -271,6 +273,12 @@ def gain_for(found: Inspection, steps: Collection[Step]) -> float:
     if found.measurement is None or not any(step.kind == "clipping" for step in steps):
         return 1.0
     return min(1.0, HIGHEST_PEAK / max(found.restored_peak, 1e-9))
+
+
+def strength_for(found: Inspection) -> float | None:
+    """The most attenuation of noise in dB; None sets no limit. In light noise, damage to the voice weighs more."""
+    light = (found.snr_db or 0.0) >= LIGHT_DB and (found.steady_snr_db or 0.0) >= LIGHT_STEADY_DB
+    return LIGHT_STRENGTH_DB if light else None
 
 
 def rate_after(found: Inspection, steps: Collection[Step]) -> int:
