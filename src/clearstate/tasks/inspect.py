@@ -175,7 +175,8 @@ class Inspector:
             clean = self.enhancer.enhance(noisy, rate)
             ratio = signal_to_noise(noisy, clean, np.concatenate(cut))
             steady = speech_in(noisy, rate).snr  # without hum
-            if steady > SURE_DB and speech_in(noisy - clean, rate).speech > SPEECH_REMOVED:
+            removed = speech_in(noisy - clean, rate)
+            if steady > SURE_DB and removed.speech > SPEECH_REMOVED and removed.pitch:
                 ratio = steady  # the model took a part of the voice for noise
             if ratio and ratio > NOISY_DB:  # the steady noise is the better estimate up there
                 ratio = min(ratio, max(NOISY_DB, steady))
