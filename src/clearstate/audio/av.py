@@ -217,6 +217,7 @@ class AvReader:
                 container="AV",
                 subtype=SUBTYPES.get(sample, "PCM_16") if stream.codec_context.name in LOSSLESS else "PCM_16",
                 tags={key: text for key, text in container.metadata.items() if key in TAGS},
+                codec=stream.codec_context.name,
             )
 
     def _decode(self) -> Iterator[Any]:

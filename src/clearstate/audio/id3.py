@@ -114,6 +114,23 @@ def pack(comments: list[Comment], pictures: list[Picture]) -> bytes:
     return b"ID3\x03\0\0" + bytes(len(frames) >> shift & 127 for shift in (21, 14, 7, 0)) + frames
 
 
+def with_comment(tag: bytes, description: str, text: str) -> bytes:
+    """The tag with one more comment, and everything else unchanged; b"" if its version or flags do not allow that."""
+    if len(tag) < 10 or tag[3] not in (3, 4) or tag[5]:
+        return b""
+    data = tag[10:]
+    end = 0
+    while len(data) > end + 10 and re.fullmatch(rb"[A-Z0-9]{4}", data[end : end + 4]):
+        size = data[end + 4 : end + 8]
+        end += 10 + (_synchsafe(size) if tag[3] == 4 else int.from_bytes(size, "big"))
+    if end > len(data):
+        return b""
+    body = b"\x01und" + _utf16(description) + b"\0\0" + _utf16(text)
+    size = bytes(len(body) >> shift & 127 for shift in (21, 14, 7, 0)) if tag[3] == 4 else struct.pack(">I", len(body))
+    frames = data[:end] + b"COMM" + size + b"\0\0" + body
+    return tag[:6] + bytes(len(frames) >> shift & 127 for shift in (21, 14, 7, 0)) + frames
+
+
 def _frame(name: str, body: bytes) -> bytes:
     return name.encode() + struct.pack(">IH", len(body), 0) + body
 

@@ -40,6 +40,7 @@ class AudioInfo:
     endian: str = "FILE"
     tags: dict[str, str] = field(default_factory=dict)
     metadata: Metadata | None = field(default=None, compare=False)  # None: read it from the file
+    codec: str = ""  # name of a coding that PyAV reads; "" for the others, which `subtype` names
 
 
 class Reader(Protocol):

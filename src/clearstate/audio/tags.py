@@ -87,6 +87,38 @@ def of(info: "AudioInfo") -> Metadata:
     return found
 
 
+def with_comment(metadata: Metadata, description: str, text: str) -> Metadata:
+    """The metadata with one more comment. `description` is its name where a format has one."""
+    found = replace(metadata, comments=[*metadata.comments, ("COMMENT", text)])
+    if metadata.tag and (tag := id3.with_comment(metadata.tag, description, text)):
+        found.tag = tag
+    if metadata.family:
+        found.chunks = _more_chunks(metadata.family, metadata.chunks, text.encode("utf-8", "surrogateescape"))
+    return found
+
+
+def _more_chunks(family: str, known: list[Chunk], text: bytes) -> list[Chunk]:
+    """The chunks with one more comment. It joins the chunk of the other comments, if there is one."""
+    if family == "AIFF":
+        return [*known, (AIFF_TEXTS["COMMENT"], text)]
+    if family == "CAF":
+        name, start = b"info", struct.pack(">I", 0)
+        item = b"comments\0" + text + b"\0"
+    else:
+        name, start = b"LIST", b"INFO"
+        item = chunks.packed(family, [(INFO["COMMENT"], text + b"\0")])
+    at = next(
+        (i for i, (own, body) in enumerate(known) if own == name and (family == "CAF" or body[:4] == start)), None
+    )
+    body = start if at is None else known[at][1]
+    if family == "CAF":
+        body = struct.pack(">I", struct.unpack(">I", body[:4])[0] + 1) + body[4:]
+    else:
+        body += b"\0" * (len(body) % 2)
+    joined = (name, body + item)
+    return [*known, joined] if at is None else [*known[:at], joined, *known[at + 1 :]]
+
+
 def read(path: str | os.PathLike[str]) -> Metadata:
     """Read the metadata of a FLAC, Ogg, WAV, AIFF, CAF or MP3 file; empty for other files."""
     with open(path, "rb") as file:

@@ -56,14 +56,19 @@ class Outcome:
 
     def as_json(self) -> dict[str, Any]:
         """The entry of the JSON report."""
-        known = {"input": self.source, "output": None if self.error else self.target, "ok": self.error is None}
+        known = {"input": self.source, "output": None if self.error else self.target or None, "ok": self.error is None}
         if self.error:
             return known | {"error": self.error}
         return known | self.report | {"wall_seconds": round(self.wall, 3), "speed": round(self.speed, 2)}
 
 
 def run_batch(
-    jobs: list[Job], open_worker: Callable[[], Worker], *, processes: int = 1, lengths: dict[str, float]
+    jobs: list[Job],
+    open_worker: Callable[[], Worker],
+    *,
+    processes: int = 1,
+    lengths: dict[str, float],
+    show: Callable[[Outcome], None] | None = None,
 ) -> list[Outcome]:
     """Run every job and show the progress. A file that fails does not stop the others.
 
@@ -71,11 +76,12 @@ def run_batch(
         open_worker: called once in each process. It is pickled if there are several processes, so it must be a
             module-level function or a `functools.partial` of one.
         lengths: seconds of audio by source, as far as known. The time left is estimated from them.
+        show: prints a finished file; None prints `Outcome.line` on stderr.
     Returns:
         One outcome per job, in the order in which the jobs finished.
     """
     outcomes = []
-    with Display(len(jobs), sum(lengths.get(job.source, 0.0) for job in jobs)) as display:
+    with Display(len(jobs), sum(lengths.get(job.source, 0.0) for job in jobs), show) as display:
         streams = any(is_stream(job.source) for job in jobs)  # worker processes cannot read our pipes
         run = _in_this_process if processes <= 1 or len(jobs) == 1 or streams else _in_processes
         for outcome in run(jobs, open_worker, min(processes, len(jobs)), display):
@@ -87,14 +93,14 @@ def run_batch(
 class Display:
     """A progress bar with time left and speed if stderr is a terminal, and one line per finished file."""
 
-    def __init__(self, files: int, seconds: float) -> None:
+    def __init__(self, files: int, seconds: float, show: Callable[[Outcome], None] | None = None) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as Bar
 
         self.console = Console(stderr=True, highlight=False, soft_wrap=True)
         self.start: tuple[float, float] | None = None  # time of the first report, and the seconds done then
-        self.files, self.finished_files, self.finished_seconds = files, 0, 0.0
+        self.files, self.finished_files, self.finished_seconds, self.show = files, 0, 0.0, show
         self.running: dict[str, float] = {}  # seconds done, by file in progress
         self.bar = Bar(
             TextColumn("{task.description}", markup=False),
@@ -137,6 +143,11 @@ class Display:
         self.bar.update(self.task, completed=self.finished_seconds + sum(self.running.values()))
         if outcome.error and self.files == 1:
             return  # the list of failures at the end shows it
+        if self.show and not outcome.error:
+            self.bar.stop()  # it would mix with what `show` prints
+            self.show(outcome)
+            self.bar.start()
+            return
         if self.console.is_terminal:
             self.bar.console.print(outcome.line(), style="red" if outcome.error else None, markup=False)
         else:

@@ -84,8 +84,27 @@ def plan(inputs: list[str], output: str | None, *, tag: str = "clear", overwrite
     return result
 
 
-def gather(inputs: list[str], output: str | None, tag: str, result: Plan) -> tuple[list[tuple[Path, Path]], bool]:
+def only_read(inputs: list[str]) -> Plan:
+    """Decide what to read, for a verb that writes no audio. The jobs have no target.
+
+    Args:
+        inputs: as for `plan`.
+    """
+    inputs = [as_stdio(word, 0) for word in inputs]
+    if len(inputs) == 1 and is_stream(inputs[0]):
+        return Plan(jobs=[Job(inputs[0], "")])
+    result = Plan()
+    found, _ = gather(inputs, None, None, result)
+    result.jobs = [Job(str(file), "") for file, _ in found]
+    return result
+
+
+def gather(
+    inputs: list[str], output: str | None, tag: str | None, result: Plan
+) -> tuple[list[tuple[Path, Path]], bool]:
     """Find the files that the inputs name, each with its path under an output folder; and whether to expect several.
+
+    In folders, outputs of earlier runs are left out, by `tag`; None keeps them.
 
     Inputs that are not files are added to the failures of `result`.
 
@@ -102,7 +121,8 @@ def gather(inputs: list[str], output: str | None, tag: str, result: Plan) -> tup
                 continue  # from the second run on, the shell's * also names the output folder
             several = True
             inside, unusable = walk(word, READABLE, leave_out=output)
-            inside = [file for file in inside if not file.stem.endswith((".clear", ".residual", f".{tag}"))]
+            if tag:
+                inside = [file for file in inside if not file.stem.endswith((".clear", ".residual", f".{tag}"))]
             found |= {file: file.relative_to(word) for file in inside if file not in found}
             result.failures += [(str(entry), reason) for entry, reason in unusable]
             if not inside and not unusable:

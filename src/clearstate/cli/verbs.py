@@ -118,12 +118,13 @@ def backend_for(model: str, wanted: Backend, jobs: list[Job], seconds: dict[str,
     return choose_for(model, wanted.value, known)
 
 
-def close(outcomes: list[Outcome], model: str, as_json: bool) -> None:
+def close(outcomes: list[Outcome], model: str | None, as_json: bool) -> None:
     """Print the report and the failures, and set the exit code."""
     failed = [outcome for outcome in outcomes if outcome.error]
     if as_json:
         files = [outcome.as_json() for outcome in outcomes]
-        report = {"clearstate": __version__, "model": model, "done": len(files) - len(failed), "failed": len(failed)}
+        used = {"model": model} if model else {}
+        report = {"clearstate": __version__, **used, "done": len(files) - len(failed), "failed": len(failed)}
         print(json.dumps(report | {"files": files}, indent=2))
     if len(outcomes) > 1 and failed:
         note(f"clearstate: {len(failed)} of {len(outcomes)} inputs failed:")

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from clearstate.audio import tags
 from clearstate.audio.bandwidth import HOP, N_FFT, power_spectrum, upper_edge
-from clearstate.audio.io import BrokenOffError, check_target, open_reader, open_writer, until_broken
+from clearstate.audio.io import AudioInfo, BrokenOffError, check_target, open_reader, open_writer, until_broken
 from clearstate.audio.offset import Offset
 from clearstate.audio.rates import whole_rate
 from clearstate.audio.streams import STDIO, is_stream
@@ -160,12 +160,7 @@ class Extender:
                 first = next(blocks)
                 reach = measure([first], info.sample_rate, info.channels)
                 blocks = chained(first, blocks)
-            frames = None if info.frames is None else length_at(info.frames, info.sample_rate, to)
-            fine = {"ULAW": "PCM_16", "ALAW": "PCM_16", "PCM_U8": "PCM_16", "PCM_S8": "PCM_16"}
-            like = replace(
-                info, sample_rate=to, frames=frames, subtype=fine.get(info.subtype, info.subtype)
-            )  # 8-bit quantisation noise would mask the added band
-            like = replace(like, metadata=tags.of(info).at_rate(info.sample_rate, to))
+            like = at_rate(info, to)
             with open_writer(out_path, like, overwrite=overwrite) as sink:
                 done, silent = 0, True
 
@@ -276,6 +271,15 @@ def length_at(samples: int, rate: int, to: int) -> int:
     (6, 48001, 0)
     """
     return max(1, (2 * samples * to + rate) // (2 * rate)) if samples else 0
+
+
+def at_rate(info: AudioInfo, to: int) -> AudioInfo:
+    """The properties of a file after extension to the rate `to`."""
+    frames = None if info.frames is None else length_at(info.frames, info.sample_rate, to)
+    # The quantisation noise of 8 bits would mask the added band.
+    fine = {"ULAW": "PCM_16", "ALAW": "PCM_16", "PCM_U8": "PCM_16", "PCM_S8": "PCM_16"}
+    like = replace(info, sample_rate=to, frames=frames, subtype=fine.get(info.subtype, info.subtype))
+    return replace(like, metadata=tags.of(info).at_rate(info.sample_rate, to))
 
 
 def is_whole(reach: float, to: int) -> bool:
