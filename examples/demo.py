@@ -4,6 +4,7 @@ Writes demo/result.wav and demo/spectrograms.png; the scores compare both with t
 """
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 import soundfile
@@ -26,6 +27,8 @@ def main() -> None:
     print(f"noisy example   {os.path.relpath(NOISY)}\nresult          {result}\nspectrograms    {picture}\n")
     print(f"{'':16}{'PESQ':>8}{'STOI':>8}{'SI-SDR':>11}")
     print(f"{'before':16}{scores(NOISY)}\n{'after':16}{scores(result)}")
+    if find_spec("pesq") is None or find_spec("pystoi") is None:
+        print("\nPESQ and STOI: pip install 'clearstate[metrics]'")
 
 
 def scores(path: Path) -> str:

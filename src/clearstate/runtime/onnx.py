@@ -13,7 +13,7 @@ import numpy as np
 
 from clearstate.runtime.contract import Advance, Array, wrong_task
 
-PACKAGE = "clearstate"  # its folder of weights: models/weights.py
+HOPS_AT_ONCE = 64  # of a stream: a fifth faster than 250, whose intermediate results leave the cache
 
 
 class OnnxModel:
@@ -48,15 +48,18 @@ class OnnxModel:
         """A function that runs the next samples (rows, m hop) and keeps the state."""
         run, wanted = self.session.run, ["output", *(name.replace("state_", "next_", 1) for name in self.states)]
         feeds = {name: np.zeros((rows, *shape), np.float32) for name, shape in self.states.items()}
-        states = list(feeds)
+        states, longest = list(feeds), HOPS_AT_ONCE * self.hop
 
         def advance(x: Array) -> Array:
             if x.ndim != 2 or len(x) != rows or x.shape[1] % self.hop:
                 raise ValueError(f"samples of shape {x.shape}: expected ({rows}, m {self.hop})")
-            feeds["samples"] = np.ascontiguousarray(x, np.float32)
-            output, *after = run(wanted, feeds)
-            feeds.update(zip(states, after, strict=True))
-            return output
+            pieces = []
+            for start in range(0, x.shape[1], longest):
+                feeds["samples"] = np.ascontiguousarray(x[:, start : start + longest], np.float32)
+                output, *after = run(wanted, feeds)
+                feeds.update(zip(states, after, strict=True))
+                pieces.append(output)
+            return pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=-1)
 
         return advance
 

@@ -47,7 +47,7 @@ def _one_step(u: Value, dt: Value, A: Value, B: Value, C: Value, state: Value) -
 
 
 def _many_steps(u: Value, dt: Value, A: Value, B: Value, C: Value, state: Value, reverse: bool) -> tuple[Value, Value]:
-    """A `Scan` over time, which comes first; the state is (n, b, d), so that what is repeated are long rows.
+    """A `Scan` over time, which comes first; the state is (b, n, d), so that what is repeated are long rows.
 
     All that has the size of the state happens inside the loop, where it stays in the processor's cache.
     """
@@ -55,28 +55,27 @@ def _many_steps(u: Value, dt: Value, A: Value, B: Value, C: Value, state: Value,
         shape = op.Concat(op.Shape(u, start=0, end=1), op.Shape(A), axis=0)
         state = op.Expand(op.Constant(value=ir.tensor([0.0], dtype=ir.DataType.FLOAT)), shape)  # (b, d, n)
     u, dt, B, C = (op.Transpose(x, perm=[1, 0, 2]) for x in (u, dt, B, C))
-    maps = [op.Unsqueeze(op.Transpose(x, perm=[0, 2, 1]), [3]) for x in (B, C)]  # (t, n, b, 1)
-    first = op.Transpose(state, perm=[2, 0, 1])
-    rate = op.Expand(op.Unsqueeze(op.Transpose(A, perm=[1, 0]), [1]), op.Shape(first))  # (n, b, d)
-    last, y = _scan(first, rate, [dt, op.Mul(dt, u), *maps], reverse)  # (n, b, d), (t, b, d)
-    return op.Transpose(y, perm=[1, 0, 2]), op.Transpose(last, perm=[1, 2, 0])
+    per_frame = [op.Unsqueeze(x, [2]) for x in (dt, op.Mul(dt, u))]  # (t, b, 1, d)
+    per_frame += [op.Unsqueeze(B, [3]), op.Unsqueeze(C, [2])]  # (t, b, n, 1), (t, b, 1, n)
+    first, rate = op.Transpose(state, perm=[0, 2, 1]), op.Transpose(A, perm=[1, 0])
+    last, y = _scan(first, rate, per_frame, reverse)  # (b, n, d), (t, b, 1, d)
+    return op.Transpose(op.Squeeze(y, [2]), perm=[1, 0, 2]), op.Transpose(last, perm=[0, 2, 1])
 
 
 def _scan(first: Value, rate: Value, per_frame: list[Value], reverse: bool) -> Any:
-    """The loop: the last state (n, b, d), and y (t, b, d)."""
-    names = ("h", "dt", "drive", "B", "C")  # (n, b, d), (b, d), (b, d), (n, b, 1), (n, b, 1)
+    """The loop: the last state (b, n, d), and y (t, b, 1, d)."""
+    names = ("h", "dt", "drive", "B", "C")  # (b, n, d), (b, 1, d), (b, 1, d), (b, n, 1), (b, 1, n)
     h, dt, drive, B, C = inputs = [ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT)) for name in names]
     nodes: list[ir.Node] = []
 
-    def add(kind: str, *values: Value, **attributes: Any) -> Value:
-        nodes.append(ir.Node("", kind, values, ir.convenience.convert_attributes(attributes), version=OPSET))
+    def add(kind: str, *values: Value) -> Value:
+        nodes.append(ir.Node("", kind, values, version=OPSET))
         nodes[-1].outputs[0].name = f"step_{len(nodes)}"
         return nodes[-1].outputs[0]
 
     decay = add("Exp", add("Mul", dt, rate))
     new = add("Add", add("Mul", decay, h), add("Mul", drive, B))
-    axis = add("Constant", value=ir.tensor([0], dtype=ir.DataType.INT64))
-    y = add("ReduceSum", add("Mul", new, C), axis, keepdims=0)
+    y = add("MatMul", C, new)
     body = ir.Graph(inputs, [new, y], nodes=nodes, name="step", opset_imports={"": OPSET})
     attributes = {
         "body": body, "num_scan_inputs": len(per_frame), "scan_input_directions": len(per_frame) * [int(reverse)],
