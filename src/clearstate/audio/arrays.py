@@ -21,7 +21,7 @@ def as_array(signal: Any, what: str = "signal") -> NDArray[Any]:
         if torch is not None and isinstance(signal, torch.Tensor):
             wide = signal.detach().cpu()
             signal = (wide.float() if wide.dtype == torch.bfloat16 else wide).numpy()
-        if np.ma.is_masked(signal):
+        if type(signal) is not np.ndarray and np.ma.is_masked(signal):
             raise ValueError("some samples are masked; fill them first, for example with signal.filled(0)")
         x = np.asarray(signal)
         if x.dtype == object:

@@ -135,7 +135,7 @@ def open_session(path: str, changed: int) -> tuple[Any, dict[str, str]]:
     except Exception as error:
         raise ValueError(_refusal(path, str(error), onnxruntime.__version__)) from error
     metadata = dict(session.get_modelmeta().custom_metadata_map)
-    if not {"name", "task", "sample_rate", "hop", "latency", "causal", "states"} <= metadata.keys():
+    if not {"name", "task", "parameters", "sample_rate", "hop", "latency", "causal", "states"} <= metadata.keys():
         raise ValueError(f"{path} is an ONNX file, but none of clearstate's; make one with: clearstate export MODEL")
     inputs = {x.name for x in session.get_inputs()}
     expected = {"samples", *json.loads(metadata["states"])} | (

@@ -54,7 +54,9 @@ class Stream:
 
     def push(self, x: Array) -> Pair:
         """The next samples (rows, n)."""
-        held = np.concatenate([self._held, x.astype(self._held.dtype, copy=False)], axis=1)
+        held = x.astype(self._held.dtype, copy=False)
+        if self._held.shape[1]:
+            held = np.concatenate([self._held, held], axis=1)
         whole = held.shape[1] // self.hop * self.hop
         ready, self._held = held[:, :whole], held[:, whole:].copy()
         if not whole:

@@ -71,7 +71,7 @@ class Chain:
         check_settings(channels, strength)
         sample_rate = whole_rate(sample_rate)
         self.wet = 1.0 if strength is None else 1.0 - 10 ** (-strength / 20)
-        self.residual = residual
+        self.residual, self.live = residual, live
         self.channels = channels
         model_rate = model.sample_rate
         self.piece = max(1, int(PIECE_SECONDS * sample_rate))
@@ -130,7 +130,7 @@ class Chain:
     def _push(self, x: Array) -> Array:
         self._received += x.shape[1]
         self._dry = np.concatenate([self._dry, x], axis=1)  # a copy, because the caller may reuse the array
-        clipped = np.minimum(np.maximum(x, -LOUDEST), LOUDEST)  # a third of the time of np.clip on a short chunk
+        clipped = x if self.live else np.minimum(np.maximum(x, -LOUDEST), LOUDEST)  # `Stream` has clipped its chunks
         return self._mix(self._pairs(self._run(self.down.push(clipped) if self.down else clipped)))
 
     def _run(self, x: Array) -> Array:
@@ -168,7 +168,7 @@ class Chain:
         change = change[:, :count]
         if gain is not None and low is not None:
             change = change + (gain[:count] - 1) * (x - low[:, :count])
-        y = x + self.wet * change
+        y = x + (change if self.wet == 1 else self.wet * change)
         if self.residual:
             y = x - y
         return y.astype(x.dtype, copy=False)
