@@ -54,7 +54,7 @@ class Stream:
 
     def push(self, x: Array) -> Pair:
         """The next samples (rows, n)."""
-        held = x.astype(self._held.dtype, copy=False)
+        held = x.astype(self._held.dtype)  # a copy, for compiled code takes no read-only array
         if self._held.shape[1]:
             held = np.concatenate([self._held, held], axis=1)
         whole = held.shape[1] // self.hop * self.hop
