@@ -17,7 +17,7 @@ Backend = Literal["auto", "onnx", "torch"]
 Source = str | os.PathLike[str]
 
 BACKENDS = ("auto", "onnx", "torch")
-BREAK_EVEN_SECONDS = 60.0  # of audio: the compiled kernels save as much time as loading PyTorch takes; docs/LOG.md
+BREAK_EVEN_SECONDS = 180.0  # of audio: the compiled kernels save as much time as loading PyTorch takes; docs/LOG.md
 
 
 @overload
