@@ -13,6 +13,7 @@ import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 
 from clearstate.audio.streams import close_stream, is_stream, open_stream
 
@@ -34,6 +35,7 @@ AT_THE_PLACE = {
 }
 
 
+_mark: ContextVar[str] = ContextVar("mark", default="")  # in the temporary names; see `marked`
 _process = os.getpid()
 _unfinished: set[str] = set()  # temporary files of this process
 
@@ -58,7 +60,7 @@ class Replacement:
         check_name(self.name)
         if is_stream(self.name):
             raise OSError(f"{self.name}: is a pipe or a device, which cannot be replaced; choose another name")
-        self.path = os.path.join(_folder(self.name), f".{secrets.token_hex(6)}{suffix}")
+        self.path = os.path.join(_folder(self.name), f".{_mark.get()}{secrets.token_hex(6)}{suffix}")
         _unfinished.add(self.path)  # before it exists: a signal may come at any time
         try:
             os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
@@ -118,6 +120,25 @@ def replacing(path: AnyPath, suffix: str = ".part") -> Iterator[str]:
         file.commit()
     finally:
         file.discard()
+
+
+@contextmanager
+def marked(mark: str) -> Iterator[None]:
+    """Begin the temporary names in this block with `mark`, so that `remove_leftovers` finds them after a crash."""
+    before = _mark.set(f"{mark}-")
+    try:
+        yield
+    finally:
+        _mark.reset(before)
+
+
+def remove_leftovers(mark: str, folder: AnyPath) -> None:
+    """Delete the temporary files that a killed process left in `folder` under this mark."""
+    with suppress(FileNotFoundError), os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith(f".{mark}-"):
+                with suppress(OSError):
+                    os.unlink(entry.path)
 
 
 def check_name(path: AnyPath) -> None:

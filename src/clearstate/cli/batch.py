@@ -1,65 +1,26 @@
-"""Process many files: progress bar, worker processes, a list of failures at the end, Ctrl-C without partial outputs.
+"""Process many files: progress bar, a list of failures at the end, Ctrl-C without partial outputs.
 
 A verb passes `run_batch` a picklable function that loads the model and returns a worker. `run_batch` returns one
-`Outcome` per file. A worker writes each output under a temporary name and renames it when it is complete. To stop a
-worker, its progress callback raises an exception, so the worker's own clean-up runs.
+`Outcome` per file; an engine (`engines/`) decides where the workers run. A worker writes each output under a temporary
+name and renames it when it is complete. To stop a worker, its progress callback raises an exception, so the worker's
+own clean-up runs.
 """
 
-import functools
-import multiprocessing
+import json
 import os
-import signal
+import sys
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
 from typing import Any
 
 from clearstate.audio.paths import shown
-from clearstate.audio.streams import STDIO, is_stream
+from clearstate.cli.engines import local
+from clearstate.cli.engines.contract import Engine, Outcome, Progress, Worker
 from clearstate.cli.inputs import Job
-from clearstate.cli.signals import unwind_when_terminated
-from clearstate.cli.terminal import clock, explain, note
+from clearstate.cli.manifest import Manifest
+from clearstate.cli.terminal import note
 
-Progress = Callable[[float, float], None]  # seconds of audio done, total seconds
-Worker = Callable[[Job, Progress], dict[str, Any]]  # returns the file's entries in the JSON report
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """The result for one file."""
-
-    source: str
-    target: str | None
-    error: str | None = None  # one line; None after success
-    wall: float = 0.0  # seconds of work
-    report: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        """The input's name, safe to print."""
-        return "stdin" if self.source == STDIO else shown(self.source)
-
-    @property
-    def speed(self) -> float:
-        """Seconds of audio per second of work; 0 if unknown."""
-        return self.report.get("seconds", 0.0) / self.wall if self.wall else 0.0
-
-    def line(self) -> str:
-        """The line that the terminal shows."""
-        if self.error:
-            return f"{self.name}: failed: {self.error}"
-        length = clock(self.report.get("seconds", 0.0))
-        target = "stdout" if self.target == STDIO else shown(self.target or "")
-        done = f"{self.name} -> {target}  {length} of audio in {clock(self.wall)}, {self.speed:.3g} x real time"
-        return done + (f"; {self.report['note']}" if "note" in self.report else "")
-
-    def as_json(self) -> dict[str, Any]:
-        """The entry of the JSON report."""
-        known = {"input": self.source, "output": None if self.error else self.target or None, "ok": self.error is None}
-        if self.error:
-            return known | {"error": self.error}
-        return known | self.report | {"wall_seconds": round(self.wall, 3), "speed": round(self.speed, 2)}
+__all__ = ["Display", "Outcome", "Progress", "Worker", "run_batch"]
 
 
 def run_batch(
@@ -69,6 +30,9 @@ def run_batch(
     processes: int = 1,
     lengths: dict[str, float],
     show: Callable[[Outcome], None] | None = None,
+    engine: Engine = local.run,
+    manifest: Manifest | None = None,
+    events: bool = False,
 ) -> list[Outcome]:
     """Run every job and show the progress. A file that fails does not stop the others.
 
@@ -77,23 +41,36 @@ def run_batch(
             module-level function or a `functools.partial` of one.
         lengths: seconds of audio by source, as far as known. The time left is estimated from them.
         show: prints a finished file; None prints `Outcome.line` on stderr.
+        engine: what runs the jobs.
+        manifest: records what is done; jobs that it records as done are skipped.
+        events: print a line of JSON to stderr after each file, instead of a line for people.
     Returns:
         One outcome per job, in the order in which the jobs finished.
     """
-    outcomes = []
-    with Display(len(jobs), sum(lengths.get(job.source, 0.0) for job in jobs), show) as display:
-        streams = any(is_stream(job.source) for job in jobs)  # worker processes cannot read our pipes
-        run = _in_this_process if processes <= 1 or len(jobs) == 1 or streams else _in_processes
-        for outcome in run(jobs, open_worker, min(processes, len(jobs)), display):
-            display.finish(outcome, lengths.get(outcome.source, 0.0))
-            outcomes.append(outcome)
+    outcomes: list[Outcome] = []
+    if manifest:
+        jobs, outcomes = manifest.begin(jobs)
+    jobs = sorted(jobs, key=lambda job: -lengths.get(job.source, 0.0)) if processes != 1 else jobs
+    by_key = {(job.source, job.target): job for job in jobs}
+    with Display(len(jobs), sum(lengths.get(job.source, 0.0) for job in jobs), show, events) as display:
+        try:
+            for outcome in engine(jobs, open_worker, processes, display.advance) if jobs else ():
+                if manifest:
+                    manifest.record(by_key[outcome.source, outcome.target or ""], outcome)
+                display.finish(outcome, lengths.get(outcome.source, 0.0))
+                outcomes.append(outcome)
+        finally:
+            if manifest:
+                manifest.close()
     return outcomes
 
 
 class Display:
     """A progress bar with time left and speed if stderr is a terminal, and one line per finished file."""
 
-    def __init__(self, files: int, seconds: float, show: Callable[[Outcome], None] | None = None) -> None:
+    def __init__(
+        self, files: int, seconds: float, show: Callable[[Outcome], None] | None = None, events: bool = False
+    ) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as Bar
@@ -101,6 +78,7 @@ class Display:
         self.console = Console(stderr=True, highlight=False, soft_wrap=True)
         self.start: tuple[float, float] | None = None  # time of the first report, and the seconds done then
         self.files, self.finished_files, self.finished_seconds, self.show = files, 0, 0.0, show
+        self.seconds, self.failed, self.events, self.began = seconds, 0, events, time.monotonic()
         self.running: dict[str, float] = {}  # seconds done, by file in progress
         self.bar = Bar(
             TextColumn("{task.description}", markup=False),
@@ -111,7 +89,7 @@ class Display:
             TextColumn("{task.fields[speed]}"),
             console=self.console,
             transient=True,
-            disable=not self.console.is_terminal,
+            disable=events or not self.console.is_terminal,
         )
         self.task = self.bar.add_task("loading the model", total=seconds or None, speed="")
 
@@ -140,6 +118,10 @@ class Display:
         self.running.pop(outcome.source, None)
         self.finished_files += 1
         self.finished_seconds += expected
+        self.failed += outcome.error is not None
+        if self.events:
+            print(json.dumps(self.event(outcome)), file=sys.stderr, flush=True)
+            return
         self.bar.update(self.task, completed=self.finished_seconds + sum(self.running.values()))
         if outcome.error and self.files == 1:
             return  # the list of failures at the end shows it
@@ -153,87 +135,14 @@ class Display:
         else:
             note(outcome.line())
 
-
-def _attempt(work: Worker, job: Job, progress: Progress) -> Outcome:
-    started = time.perf_counter()
-    try:
-        report = work(job, progress)
-    except Exception as error:
-        named = Outcome(job.source, job.target)
-        return replace(named, error=explain(error).removeprefix(f"{named.name}: "))
-    return Outcome(job.source, job.target, wall=time.perf_counter() - started, report=report)
-
-
-def _in_this_process(jobs: list[Job], open_worker: Callable[[], Worker], _: int, display: Display) -> Iterator[Outcome]:
-    work = open_worker()
-    for job in jobs:
-        yield _attempt(work, job, functools.partial(display.advance, job.source))
-
-
-def _in_processes(
-    jobs: list[Job], open_worker: Callable[[], Worker], processes: int, display: Display
-) -> Iterator[Outcome]:
-    """Run in new processes, one model in each. They are spawned: a forked process would inherit broken thread pools."""
-    context = multiprocessing.get_context("spawn")
-    stop, news = context.Event(), context.Queue()
-    threads = max(1, (os.cpu_count() or 1) // processes)
-    pool = ProcessPoolExecutor(processes, context, _begin_process, (open_worker, stop, news, threads))
-    try:
-        # The workers inherit this: only this process handles Ctrl-C, also while they start.
-        own_handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        try:
-            pending: dict[Future[Outcome], Job] = {pool.submit(_one_job, job): job for job in jobs}
-        finally:
-            signal.signal(signal.SIGINT, own_handler)
-        while pending:
-            done, _ = wait(pending, timeout=0.1, return_when=FIRST_COMPLETED)
-            while not news.empty():
-                display.advance(*news.get())
-            for future in done:
-                job = pending.pop(future)
-                error = future.exception()
-                if error:  # the process died: killed, or out of memory
-                    why = f"a worker process died ({explain(error)}); try again with fewer --jobs"
-                    yield Outcome(job.source, job.target, error=why)
-                else:
-                    yield future.result()
-    finally:
-        stop.set()  # running workers raise at their next progress report and clean up
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-_stop: Any = None
-_news: Any = None
-_work: Worker | None = None
-
-
-def _begin_process(open_worker: Callable[[], Worker], stop: Any, news: Any, threads: int) -> None:
-    """Set up a worker process. It ignores Ctrl-C: the parent handles it and sets `stop`."""
-    global _stop, _news, _work
-    unwind_when_terminated()  # SIGTERM to the whole process group must not end us in the middle of a file
-    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ[variable] = str(threads)
-    _stop, _news = stop, news
-    try:
-        _work = open_worker()
-    except Exception as error:  # raised here, it would break the whole pool without a reason
-        _work = functools.partial(_refuse, explain(error))
-
-
-def _refuse(reason: str, job: Job, progress: Progress) -> dict[str, Any]:
-    raise ValueError(reason)
-
-
-def _one_job(job: Job) -> Outcome:
-    last = 0.0
-
-    def progress(done: float, total: float) -> None:
-        nonlocal last
-        if _stop.is_set():
-            raise KeyboardInterrupt  # not an Exception: the file is abandoned, not counted as failed
-        if (now := time.monotonic()) - last > 0.1:
-            last = now
-            _news.put((job.source, done, total))
-
-    assert _work is not None
-    return _attempt(_work, job, progress)
+    def event(self, outcome: Outcome) -> dict[str, Any]:
+        """The state of the whole batch after a file, for machines."""
+        passed = time.monotonic() - self.began
+        speed = self.finished_seconds / passed if passed else 0.0
+        left = (self.seconds - self.finished_seconds) / speed if speed and self.seconds else None
+        return {
+            "event": "file", "input": outcome.source, "ok": outcome.error is None, "error": outcome.error,
+            "files": self.files, "finished": self.finished_files, "failed": self.failed,
+            "hours": round(self.seconds / 3600, 4), "hours_finished": round(self.finished_seconds / 3600, 4),
+            "speed": round(speed, 2), "seconds_left": None if left is None else round(left, 1),
+        }  # fmt: skip

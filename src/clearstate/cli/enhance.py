@@ -7,17 +7,23 @@ from typing import Annotated, Any
 import typer
 
 from clearstate.audio.streams import STDIO
-from clearstate.cli.batch import Outcome, Progress, Worker, run_batch
+from clearstate.cli.batch import Outcome, Progress, Worker
+from clearstate.cli.engines import EngineName
 from clearstate.cli.inputs import Job, make_room, plan
 from clearstate.cli.terminal import UsageError, explain
 from clearstate.cli.verbs import (
+    Address,
     AsJson,
     Backend,
+    Batch,
+    Engines,
     Inputs,
     Jobs,
     Overwrite,
+    Resume,
     Runtime,
     Track,
+    Workers,
     backend_for,
     check_model,
     check_pipes,
@@ -80,6 +86,10 @@ def run(
     track: Track = None,
     backend: Runtime = Backend.auto,
     jobs: Jobs = 1,
+    engine: Engines = EngineName.local,
+    address: Address = None,
+    workers: Workers = None,
+    resume: Resume = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
@@ -105,7 +115,8 @@ def run(
 
     Exit codes: 0 success, 1 some files failed, 2 wrong use, 130 interrupted.
     """
-    todo = plan(inputs, output, tag="residual" if residual else "clear", overwrite=overwrite)
+    batch = Batch(output, overwrite, as_json, jobs, engine, address, workers, resume)
+    todo = plan(inputs, output, tag="residual" if residual else "clear", overwrite=batch.may_exist)
     outcomes = [Outcome(source, None, error=why) for source, why in todo.failures]
     check_pipes(todo.jobs, as_json)
 
@@ -116,7 +127,11 @@ def run(
         opener = functools.partial(
             open_worker, model, runtime, strength, residual, pcs, warm_up, channels.value, overwrite, track
         )
-        outcomes += run_batch(todo.jobs, opener, processes=jobs, lengths=seconds)
+        settings = {
+            "verb": "enhance", "model": model, "backend": backend.value, "strength": strength, "residual": residual,
+            "pcs": pcs, "warm_up": warm_up, "channels": channels.value, "track": track,
+        }  # fmt: skip
+        outcomes += batch.run(todo.jobs, opener, seconds, settings)
     close(outcomes, model, as_json)
 
 
@@ -151,7 +166,7 @@ def open_worker(
             warm_up=warm_up,
             channels=channels,
             track=track,
-            overwrite=overwrite,
+            overwrite=overwrite or job.replace,
             progress=progress,
         )
         return {"seconds": report.seconds, "sample_rate": report.sample_rate, "channels": report.channels}

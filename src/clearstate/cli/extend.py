@@ -6,17 +6,23 @@ from typing import Annotated, Any
 import typer
 
 from clearstate.audio.streams import STDIO
-from clearstate.cli.batch import Outcome, Progress, Worker, run_batch
+from clearstate.cli.batch import Outcome, Progress, Worker
+from clearstate.cli.engines import EngineName
 from clearstate.cli.inputs import Job, make_room, plan
 from clearstate.cli.terminal import UsageError, explain
 from clearstate.cli.verbs import (
+    Address,
     AsJson,
     Backend,
+    Batch,
+    Engines,
     Inputs,
     Jobs,
     Overwrite,
+    Resume,
     Runtime,
     Track,
+    Workers,
     backend_for,
     check_model,
     check_pipes,
@@ -59,6 +65,10 @@ def run(
     track: Track = None,
     backend: Runtime = Backend.auto,
     jobs: Jobs = 1,
+    engine: Engines = EngineName.local,
+    address: Address = None,
+    workers: Workers = None,
+    resume: Resume = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
@@ -82,7 +92,8 @@ def run(
     Exit codes: 0 success, 1 some files failed, 2 wrong use, 130 interrupted.
     """
     name = _choose(model, fast)
-    todo = plan(inputs, output, tag="wide", overwrite=overwrite)
+    batch = Batch(output, overwrite, as_json, jobs, engine, address, workers, resume)
+    todo = plan(inputs, output, tag="wide", overwrite=batch.may_exist)
     outcomes = [Outcome(source, None, error=why) for source, why in todo.failures]
     check_pipes(todo.jobs, as_json)
     if todo.jobs:
@@ -94,7 +105,11 @@ def run(
         seconds = lengths(todo.jobs)
         runtime = backend_for(name, backend, todo.jobs, seconds)
         opener = functools.partial(open_worker, name, runtime, to, steps, seed, overwrite, track)
-        outcomes += run_batch(todo.jobs, opener, processes=jobs, lengths=seconds)
+        settings = {
+            "verb": "extend", "model": name, "backend": backend.value, "to": to, "steps": steps, "seed": seed,
+            "track": track,
+        }  # fmt: skip
+        outcomes += batch.run(todo.jobs, opener, seconds, settings)
     close(outcomes, name, as_json)
 
 
@@ -118,7 +133,9 @@ def open_worker(
     def work(job: Job, progress: Progress) -> dict[str, Any]:
         if job.target != STDIO:
             make_room(job.target)
-        done = extender.extend_file(job.source, job.target, to=to, track=track, overwrite=overwrite, progress=progress)
+        done = extender.extend_file(
+            job.source, job.target, to=to, track=track, overwrite=overwrite or job.replace, progress=progress
+        )
         reach = f"up to {done.bandwidth_hz / 1000:.3g} kHz"
         why_not = "it is silent" if done.silent else f"it holds {reach}"
         return {

@@ -24,6 +24,8 @@ class Job:
 
     source: str
     target: str
+    replace: bool = False  # an existing target is an earlier output of this job
+    stamp: str = ""  # changes when the source changes; empty if the file system tells
 
 
 @dataclass
@@ -206,7 +208,12 @@ def _refusal(job: Job, overwrite: bool) -> str | None:
         raise UsageError(f"the output {target} is the input itself, which is never overwritten; give another -o")
     if not target.is_file():
         return f"{target} is not a regular file; give another -o"
-    return None if overwrite else f"{target} already exists; add --overwrite, or give another -o"
+    return None if overwrite else already_exists(job.target)
+
+
+def already_exists(target: str) -> str:
+    """The reason why an existing file is not replaced."""
+    return f"{target} already exists; add --overwrite, or give another -o"
 
 
 def _same(first: str | Path, second: str | Path) -> bool:

@@ -8,9 +8,24 @@ import typer
 
 from clearstate.audio.paths import shown
 from clearstate.audio.streams import STDIO
-from clearstate.cli.batch import Outcome, Progress, Worker, run_batch
+from clearstate.cli.batch import Outcome, Progress, Worker
+from clearstate.cli.engines import EngineName
 from clearstate.cli.inputs import Job, make_room, plan
-from clearstate.cli.verbs import AsJson, Inputs, Jobs, Overwrite, Track, check_pipes, close, lengths
+from clearstate.cli.verbs import (
+    Address,
+    AsJson,
+    Batch,
+    Engines,
+    Inputs,
+    Jobs,
+    Overwrite,
+    Resume,
+    Track,
+    Workers,
+    check_pipes,
+    close,
+    lengths,
+)
 
 if TYPE_CHECKING:
     from clearstate.tasks.restore import Restoration
@@ -49,6 +64,10 @@ def run(
     ] = False,
     track: Track = None,
     jobs: Jobs = 1,
+    engine: Engines = EngineName.local,
+    address: Address = None,
+    workers: Workers = None,
+    resume: Resume = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
@@ -75,12 +94,14 @@ def run(
 
     Exit codes: 0 success, 1 some files failed, 2 wrong use, 130 interrupted.
     """
-    todo = plan(inputs, output, tag="restored", overwrite=overwrite or dry_run)
+    batch = Batch(output, overwrite, as_json, jobs, engine, address, workers, False if dry_run else resume)
+    todo = plan(inputs, output, tag="restored", overwrite=batch.may_exist or dry_run)
     outcomes = [Outcome(source, None, error=why) for source, why in todo.failures]
     check_pipes([Job(job.source, "") for job in todo.jobs] if dry_run else todo.jobs, as_json)
     if todo.jobs:
         opener = functools.partial(open_worker, [step.value for step in skip or ()], dry_run, overwrite, track)
-        done = run_batch(todo.jobs, opener, processes=jobs, lengths=lengths(todo.jobs))
+        settings = {"verb": "restore", "skip": sorted(step.value for step in skip or ()), "track": track}
+        done = batch.run(todo.jobs, opener, lengths(todo.jobs), settings)
         outcomes += done
         if any("band" in outcome.report.get("kinds", ()) for outcome in done) and not dry_run:
             from clearstate.models import tell_licence
@@ -103,7 +124,7 @@ def open_worker(skip: list[str], dry_run: bool, overwrite: bool, track: int | No
         if job.target != STDIO and not dry_run:
             make_room(job.target)
         done = restorer.restore_file(
-            job.source, job.target, dry_run=dry_run, track=track, overwrite=overwrite, progress=progress
+            job.source, job.target, dry_run=dry_run, track=track, overwrite=overwrite or job.replace, progress=progress
         )
         return in_json(done)
 

@@ -9,17 +9,23 @@ from typing import Annotated, Any
 import typer
 
 from clearstate.audio.streams import STDIO, as_stdio, is_stream
-from clearstate.cli.batch import Outcome, Progress, Worker, run_batch
+from clearstate.cli.batch import Outcome, Progress, Worker
+from clearstate.cli.engines import EngineName
 from clearstate.cli.inputs import Job, Plan, gather, one_name, too_long
 from clearstate.cli.terminal import UsageError, explain, note
 from clearstate.cli.verbs import (
+    Address,
     AsJson,
     Backend,
+    Batch,
+    Engines,
     Inputs,
     Jobs,
     Overwrite,
+    Resume,
     Runtime,
     Track,
+    Workers,
     backend_for,
     check_model,
     check_pipes,
@@ -50,6 +56,10 @@ def run(
     track: Track = None,
     backend: Runtime = Backend.auto,
     jobs: Jobs = 1,
+    engine: Engines = EngineName.local,
+    address: Address = None,
+    workers: Workers = None,
+    resume: Resume = None,
     overwrite: Overwrite = False,
     as_json: AsJson = False,
 ) -> None:
@@ -71,6 +81,7 @@ def run(
 
     Exit codes: 0 success, 1 some files failed, 2 wrong use, 130 interrupted.
     """
+    batch = Batch(output, overwrite, as_json, jobs, engine, address, workers, resume)
     check_model(model, "separate", "--model")
     if enhance is not None:
         check_model(enhance, "enhance", "--enhance")
@@ -81,7 +92,8 @@ def run(
         seconds = lengths(todo)
         runtime = backend_for(model, backend, todo, seconds)
         opener = functools.partial(open_worker, model, runtime, enhance, overwrite, track)
-        outcomes += run_batch(todo, opener, processes=jobs, lengths=seconds)
+        settings = {"verb": "separate", "model": model, "enhance": enhance, "backend": backend.value, "track": track}
+        outcomes += batch.run(todo, opener, seconds, settings, into_folders=True)
     close(outcomes, model, as_json)
 
 
@@ -95,7 +107,9 @@ def open_worker(model: str, backend: str, enhance: str | None, overwrite: bool, 
         raise UsageError(f"--model {model}: {explain(error)}") from error
 
     def work(job: Job, progress: Progress) -> dict[str, Any]:
-        done = separator.separate_file(job.source, job.target, track=track, overwrite=overwrite, progress=progress)
+        done = separator.separate_file(
+            job.source, job.target, track=track, overwrite=overwrite or job.replace, progress=progress
+        )
         if done.note:
             note(f"clearstate: {job.source}: {done.note}")
         speakers = [

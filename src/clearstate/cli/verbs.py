@@ -2,18 +2,22 @@
 
 import json
 import sys
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from clearstate import __version__
 from clearstate.audio.paths import native_name
 from clearstate.audio.streams import STDIO, is_stream
-from clearstate.cli.batch import Outcome
+from clearstate.cli.batch import Outcome, Worker, run_batch
+from clearstate.cli.engines import EngineName, find
 from clearstate.cli.inputs import Job
+from clearstate.cli.manifest import Manifest
 from clearstate.cli.terminal import UsageError, abandon_stdout, note
 
 Inputs = Annotated[
@@ -46,6 +50,84 @@ Runtime = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print a JSON report to stdout.")]
+Engines = Annotated[
+    EngineName, typer.Option("--engine", help="What runs the files: processes of this machine, or a Ray cluster.")
+]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        "--address",
+        metavar="HOST:PORT",
+        help="The Ray cluster; auto finds the one that runs here. Default: a cluster of this machine alone.",
+    ),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option("--workers", min=1, metavar="N", help="Number of Ray workers. Default: one per CPU of the cluster."),
+]
+Resume = Annotated[
+    bool | None,
+    typer.Option(
+        "--resume/--no-resume",
+        help="Skip files that a manifest beside the outputs records as done. Default: on for --engine ray.",
+        show_default=False,
+    ),
+]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """How a batch runs: the options that enhance, separate, extend and restore share."""
+
+    output: str | None
+    overwrite: bool
+    as_json: bool
+    jobs: int = 1
+    engine: EngineName = EngineName.local
+    address: str | None = None
+    workers: int | None = None
+    resume: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.engine == EngineName.local:
+            given = [name for name, value in (("--address", self.address), ("--workers", self.workers)) if value]
+            if given:
+                raise UsageError(f"{' and '.join(given)}: for --engine ray only; --jobs sets the processes here")
+
+    @property
+    def resumes(self) -> bool:
+        """Whether to keep a manifest."""
+        return self.engine != EngineName.local if self.resume is None else self.resume
+
+    @property
+    def may_exist(self) -> bool:
+        """Whether `plan` accepts existing outputs: the manifest knows better."""
+        return self.overwrite or self.resumes
+
+    def run(
+        self,
+        jobs: list[Job],
+        opener: Callable[[], Worker],
+        seconds: dict[str, float],
+        settings: dict[str, Any],
+        into_folders: bool = False,
+    ) -> list[Outcome]:
+        """Run the jobs.
+
+        Args:
+            seconds: of audio by source, as far as known.
+            settings: the options that change the outputs.
+            into_folders: the jobs' targets are folders.
+        """
+        manifest = None
+        if self.resumes:
+            single = not into_folders and [job.target for job in jobs] == [self.output]  # -o names a file
+            manifest = Manifest(None if single else self.output, settings, self.overwrite)
+        local = self.engine == EngineName.local
+        return run_batch(
+            jobs, opener, processes=self.jobs if local else self.workers or 0, lengths=seconds,
+            engine=find(self.engine, self.address), manifest=manifest, events=self.as_json and not local,
+        )  # fmt: skip
 
 
 def check_pipes(jobs: list[Job], as_json: bool) -> None:

@@ -1,0 +1,207 @@
+"""The engine for many machines: actors of a Ray cluster, each with a model.
+
+An actor receives its next job when it has finished one, so a slow file holds up no other. A new actor replaces one that
+dies (killed, out of memory, its machine gone). It receives jobs only after its model is loaded, so an actor for which
+the cluster has no room holds none. A job is tried three times.
+"""
+
+import functools
+import importlib
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import replace
+from importlib.util import find_spec
+from typing import Any
+
+from clearstate import __version__
+from clearstate.cli.engines.contract import Advance, Outcome, Worker, attempt, refuse
+from clearstate.cli.inputs import Job
+from clearstate.cli.terminal import CommandError, UsageError, explain, note
+
+ATTEMPTS = 3
+PATIENCE = 60.0  # seconds without a worker after which a note tells so
+POLL = 0.2  # seconds
+FAREWELL = 10.0  # seconds that workers have to remove their partial outputs after Ctrl-C
+
+
+def check_installed() -> None:
+    """Raise a UsageError if Ray is not installed."""
+    if find_spec("ray") is None:
+        raise UsageError("--engine ray needs Ray: pip install 'clearstate[ray]'")
+
+
+def run(
+    jobs: list[Job],
+    open_worker: Callable[[], Worker],
+    workers: int,
+    advance: Advance,
+    *,
+    address: str | None = None,
+) -> Iterator[Outcome]:
+    """Run the jobs in a Ray cluster; see `contract.Engine`.
+
+    Args:
+        workers: number of actors, each with one CPU; 0 selects the number of CPUs of the cluster.
+        address: "auto", "HOST:PORT", or None for RAY_ADDRESS or a new cluster of this machine.
+    """
+    ray = _connect(address)
+    workers = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
+    fleet = _Fleet(ray, open_worker, min(workers, len(jobs)))
+    try:
+        yield from fleet.work_through(jobs)
+    finally:
+        fleet.stop()
+        ray.shutdown()
+
+
+class _Fleet:
+    """The actors of a run, and what each is doing."""
+
+    def __init__(self, ray: Any, open_worker: Callable[[], Worker], size: int) -> None:
+        self.ray = ray
+        self.open_worker = ray.put(open_worker)
+        self.actor_class = ray.remote(num_cpus=1, max_concurrency=2, max_restarts=0)(Actor)
+        self.actors: set[Any] = set()
+        self.starting: dict[Any, Any] = {}  # actor by the reference to its answer
+        self.working: dict[Any, tuple[Any, Job, int]] = {}  # actor, job, attempts before
+        self.idle: list[Any] = []
+        self.lost_starts = 0  # in a row
+        self.size = size
+        for _ in range(size):
+            self.start()
+
+    def start(self) -> None:
+        """Ask the cluster for another actor."""
+        actor = self.actor_class.remote(self.open_worker)
+        self.actors.add(actor)
+        self.starting[actor.ready.remote()] = actor
+
+    def work_through(self, jobs: list[Job]) -> Iterator[Outcome]:
+        """Run the jobs and yield each outcome."""
+        todo = deque((job, 0) for job in jobs)
+        asked = time.monotonic()
+        while todo or self.working:
+            while todo and self.idle:
+                actor, (job, before) = self.idle.pop(), todo.popleft()
+                self.working[actor.work.remote(job)] = (actor, job, before)
+            references = [*self.starting, *self.working]
+            for reference in self.ray.wait(references, timeout=POLL)[0]:
+                if reference in self.starting:
+                    self.welcome(self.starting.pop(reference), reference)
+                    continue
+                actor, job, before = self.working.pop(reference)
+                outcome = self.result(actor, job, reference)
+                if outcome.error and not outcome.final and before + 1 < ATTEMPTS:
+                    died = actor not in self.actors  # it may have written the output before it died
+                    todo.append((replace(job, replace=job.replace or died), before + 1))
+                else:
+                    yield outcome
+            if self.working or self.idle:
+                asked = time.monotonic()
+            elif time.monotonic() - asked > PATIENCE:
+                note("clearstate: still waiting for the cluster to start a worker; `ray status` shows its free CPUs")
+                asked = time.monotonic()
+
+    def welcome(self, actor: Any, reference: Any) -> None:
+        """Take in an actor that has loaded its model, or replace it.
+
+        Raises:
+            CommandError: if no actor can be started.
+        """
+        try:
+            version = self.ray.get(reference)
+        except self.ray.exceptions.RayError as error:
+            self.actors.discard(actor)
+            self.lost_starts += 1
+            if self.lost_starts >= ATTEMPTS * self.size:
+                raise CommandError(
+                    f"no worker starts ({_first_line(error)}); check memory and the installation on the cluster"
+                ) from error
+            self.start()
+            return
+        if version != __version__:
+            raise CommandError(
+                f"the cluster has clearstate {version}, but this is {__version__}; install the same version everywhere"
+            )
+        self.lost_starts = 0
+        self.idle.append(actor)
+
+    def result(self, actor: Any, job: Job, reference: Any) -> Outcome:
+        """The outcome of a job; a new actor replaces one that died."""
+        try:
+            outcome: Outcome = self.ray.get(reference)
+        except self.ray.exceptions.RayError as error:
+            self.actors.discard(actor)
+            with suppress(Exception):
+                self.ray.kill(actor)  # it may be cut off, not dead
+            self.start()
+            why = f"its worker died {ATTEMPTS} times ({_first_line(error)}); is there enough memory?"
+            return Outcome(job.source, job.target, error=why)
+        self.idle.append(actor)
+        return outcome
+
+    def stop(self) -> None:
+        """Let the actors abandon their files and clean up, then end them."""
+        if self.working:
+            busy = [actor.stop.remote() for actor, _, _ in self.working.values()]
+            with suppress(Exception):
+                self.ray.wait([*busy, *self.working], num_returns=len(busy) * 2, timeout=FAREWELL)
+        for actor in self.actors:
+            with suppress(Exception):
+                self.ray.kill(actor)
+
+
+class Actor:
+    """A worker process somewhere in the cluster."""
+
+    def __init__(self, open_worker: Callable[[], Worker]) -> None:
+        self._stop = threading.Event()
+        for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+            os.environ[variable] = "1"
+        try:
+            self._work = open_worker()
+        except Exception as error:  # raised here, it would look like a crash
+            self._work = functools.partial(refuse, explain(error))
+
+    def ready(self) -> str:
+        """The version of the package; answered when the model is loaded."""
+        return __version__
+
+    def work(self, job: Job) -> Outcome:
+        """Do one job."""
+        try:
+            return attempt(self._work, job, self._progress)
+        except KeyboardInterrupt:
+            return Outcome(job.source, job.target, error="interrupted", final=True)
+
+    def stop(self) -> None:
+        """Abandon the job that runs."""
+        self._stop.set()
+
+    def _progress(self, done: float, total: float) -> None:
+        if self._stop.is_set():
+            raise KeyboardInterrupt  # not an Exception: the file is abandoned, not counted as failed
+
+
+def _connect(address: str | None) -> Any:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # no warning about GPUs
+    ray = importlib.import_module("ray")
+    here = address or os.environ.get("RAY_ADDRESS")
+    extra = {} if here else {"include_dashboard": False}
+    try:
+        ray.init(address=here, log_to_driver=False, logging_level="ERROR", configure_logging=True, **extra)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise CommandError(
+            f"--address {here}: no Ray cluster answers ({_first_line(error)}); start one with `ray start --head`"
+        ) from error
+    return ray
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
