@@ -18,6 +18,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from clearstate import __version__
+from clearstate.audio.remote import is_remote
 from clearstate.cli.engines.contract import Advance, Outcome, Worker, attempt, refuse
 from clearstate.cli.inputs import Job
 from clearstate.cli.terminal import CommandError, UsageError, explain, note
@@ -50,7 +51,8 @@ def run(
     """
     ray = _connect(address)
     workers = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
-    fleet = _Fleet(ray, open_worker, min(workers, len(jobs)))
+    local = any(not is_remote(name) for job in jobs for name in (job.source, job.target))
+    fleet = _Fleet(ray, open_worker, min(workers, len(jobs)), os.getcwd() if local else None)
     try:
         yield from fleet.work_through(jobs)
     finally:
@@ -61,9 +63,9 @@ def run(
 class _Fleet:
     """The actors of a run, and what each is doing."""
 
-    def __init__(self, ray: Any, open_worker: Callable[[], Worker], size: int) -> None:
+    def __init__(self, ray: Any, open_worker: Callable[[], Worker], size: int, folder: str | None) -> None:
         self.ray = ray
-        self.open_worker = ray.put(open_worker)
+        self.open_worker, self.folder = ray.put(open_worker), folder
         self.actor_class = ray.remote(num_cpus=1, max_concurrency=2, max_restarts=0)(Actor)
         self.actors: set[Any] = set()
         self.starting: dict[Any, Any] = {}  # actor by the reference to its answer
@@ -76,7 +78,7 @@ class _Fleet:
 
     def start(self) -> None:
         """Ask the cluster for another actor."""
-        actor = self.actor_class.remote(self.open_worker)
+        actor = self.actor_class.remote(self.open_worker, self.folder)
         self.actors.add(actor)
         self.starting[actor.ready.remote()] = actor
 
@@ -156,13 +158,19 @@ class _Fleet:
 
 
 class Actor:
-    """A worker process somewhere in the cluster."""
+    """A worker process somewhere in the cluster.
 
-    def __init__(self, open_worker: Callable[[], Worker]) -> None:
+    Args:
+        folder: the current folder of the command, where relative names begin; None if there are only URLs.
+    """
+
+    def __init__(self, open_worker: Callable[[], Worker], folder: str | None) -> None:
         self._stop = threading.Event()
         for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
             os.environ[variable] = "1"
         try:
+            if folder:
+                os.chdir(folder)
             self._work = open_worker()
         except Exception as error:  # raised here, it would look like a crash
             self._work = functools.partial(refuse, explain(error))

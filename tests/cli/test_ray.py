@@ -1,0 +1,212 @@
+"""A Ray cluster of two nodes here: workers, a node and the driver are killed, and every file is done once."""
+
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from as_typed import in_this_process
+from ray_doubles import open_worker
+
+from clearstate.cli.batch import run_batch
+from clearstate.cli.engines import EngineName, find
+from clearstate.cli.inputs import Job
+from clearstate.cli.manifest import NAME, Manifest
+
+HERE = Path(__file__).parent
+
+
+def test_without_ray_one_line_tells_what_to_install(tmp_path, monkeypatch):
+    soundfile.write(tmp_path / "a.wav", np.zeros(1600), 16_000)
+    monkeypatch.setattr("clearstate.cli.engines.ray.find_spec", lambda name: None)
+    done = in_this_process("enhance", tmp_path / "a.wav", "--engine", "ray")
+    assert done.returncode == 2
+    assert done.stderr == "clearstate: --engine ray needs Ray: pip install 'clearstate[ray]'\n"
+
+
+def test_options_of_ray_are_refused_without_it(tmp_path):
+    done = in_this_process("enhance", tmp_path, "--workers", 2)
+    assert done.returncode == 2 and "for --engine ray only" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'clearstate[ray]'")
+    from ray.cluster_utils import Cluster
+
+    before = dict(os.environ)
+    source = str(Path(sys.modules["clearstate"].__file__).parents[1])
+    os.environ["PYTHONPATH"] = os.pathsep.join([source, str(HERE)])
+    os.environ["RAY_health_check_period_ms"] = "500"  # noqa: SIM112 - Ray spells it so
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    made.add_node(num_cpus=1)
+    yield made
+    made.shutdown()
+    os.environ.clear()
+    os.environ.update(before)
+
+
+pytestmark = pytest.mark.filterwarnings("default")  # Ray's own
+
+
+def jobs_in(folder, count):
+    (folder / "out").mkdir()
+    made = [Job(str(folder / f"{i}.wav"), str(folder / "out" / f"{i}.wav")) for i in range(count)]
+    for job in made:
+        Path(job.source).write_text("sound")
+    return made
+
+
+def run(cluster, jobs, opener, **more):
+    engine = find(EngineName.ray, cluster.address)
+    return run_batch(jobs, opener, processes=2, lengths=more.pop("lengths", {}), engine=engine, **more)
+
+
+def attempts(folder):
+    return Counter(line.split()[0] for line in (folder / "attempts").read_text().splitlines())
+
+
+def pids(folder):
+    return {int(line.split()[1]) for line in (folder / "attempts").read_text().splitlines()}
+
+
+def check_all_whole(jobs, leave=()):
+    for job in jobs:
+        assert Path(job.target).read_text() == "half whole"
+    folder = Path(jobs[0].target).parent
+    assert {path.name for path in folder.iterdir()} == {os.path.basename(job.target) for job in jobs} | set(leave)
+
+
+@pytest.mark.slow
+def test_two_workers_share_the_files_the_longest_first_and_each_is_done_once(cluster, tmp_path):
+    jobs = jobs_in(tmp_path, 6)
+    lengths = {job.source: float(i) for i, job in enumerate(jobs)}
+    outcomes = run(cluster, jobs, functools.partial(open_worker, str(tmp_path)), lengths=lengths)
+    assert [outcome.error for outcome in outcomes] == [None] * 6
+    assert set(attempts(tmp_path).values()) == {1} and len(pids(tmp_path)) == 2
+    first = (tmp_path / "attempts").read_text().split()[0:4:2]
+    assert set(first) == {jobs[4].source, jobs[5].source}
+    check_all_whole(jobs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["deadly", "failing"])
+@pytest.mark.parametrize("times", [2, 3])
+def test_a_job_has_three_attempts_and_then_it_alone_has_failed(cluster, tmp_path, how, times):
+    jobs = jobs_in(tmp_path, 4)
+    opener = functools.partial(open_worker, str(tmp_path), times=times, **{how: jobs[1].source})
+    outcomes = {outcome.source: outcome for outcome in run(cluster, jobs, opener)}
+    assert attempts(tmp_path)[jobs[1].source] == 3
+    error = outcomes.pop(jobs[1].source).error
+    assert not any(outcome.error for outcome in outcomes.values())
+    if times == 2:
+        assert error is None
+        check_all_whole(jobs)
+    else:
+        assert ("its worker died 3 times" if how == "deadly" else "the storage is busy") in error
+        assert not os.path.exists(jobs[1].target)
+
+
+@pytest.mark.slow
+def test_a_node_that_disappears_takes_no_file_with_it(cluster, tmp_path):
+    node = cluster.add_node(num_cpus=1)
+    jobs = jobs_in(tmp_path, 12)
+    notes = tmp_path / "attempts"
+
+    def lose_it():
+        while not notes.exists() or len(notes.read_text().splitlines()) < 5:
+            time.sleep(0.05)
+        cluster.remove_node(node, allow_graceful=False)
+
+    thread = threading.Thread(target=lose_it)
+    thread.start()
+    engine = find(EngineName.ray, cluster.address)
+    opener = functools.partial(open_worker, str(tmp_path), seconds=0.5)
+    outcomes = run_batch(jobs, opener, processes=3, lengths={}, engine=engine)
+    thread.join()
+    assert [outcome.error for outcome in outcomes] == [None] * 12
+    assert sum(attempts(tmp_path).values()) == 13  # the node held one file, which was done again elsewhere
+    check_all_whole(jobs)
+
+
+DRIVER = """
+import functools, sys
+from pathlib import Path
+from ray_doubles import open_worker
+from clearstate.cli.batch import run_batch
+from clearstate.cli.engines import EngineName, find
+from clearstate.cli.inputs import Job
+from clearstate.cli.manifest import Manifest
+
+folder = Path(sys.argv[1])
+jobs = [Job(str(folder / f"{i}.wav"), str(folder / "out" / f"{i}.wav")) for i in range(8)]
+try:
+    run_batch(
+        jobs, functools.partial(open_worker, str(folder), 0.4), processes=2, lengths={},
+        engine=find(EngineName.ray, sys.argv[2]), manifest=Manifest(str(folder / "out"), {}),
+    )
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGINT])
+def test_the_next_run_continues_after_the_driver_is_gone(cluster, tmp_path, kind):
+    jobs = jobs_in(tmp_path, 8)
+    child = subprocess.Popen(
+        [sys.executable, "-c", DRIVER, str(tmp_path), cluster.address],
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while len(list((tmp_path / "out").glob("*.wav"))) < 3 and time.monotonic() < deadline:
+            time.sleep(0.05)
+    finally:
+        child.send_signal(kind)
+        code = child.wait(60)
+    assert code == (130 if kind == signal.SIGINT else -signal.SIGKILL)
+    time.sleep(2)  # Ray ends the workers of a driver that is gone
+    if kind == signal.SIGINT:
+        assert not list((tmp_path / "out").glob(".*.part"))
+    lines = (tmp_path / "out" / NAME).read_text().splitlines()
+    done = {json.loads(line)["input"] for line in lines if json.loads(line)["state"] == "done"}
+    assert 2 <= len(done) < 8
+    before = attempts(tmp_path)
+    outcomes = run(
+        cluster, jobs, functools.partial(open_worker, str(tmp_path)), manifest=Manifest(str(tmp_path / "out"), {})
+    )
+    assert [outcome.error for outcome in outcomes] == [None] * 8
+    again = attempts(tmp_path) - before
+    assert set(again) == {job.source for job in jobs} - done
+    check_all_whole(jobs, leave=[NAME])
+
+
+@pytest.mark.slow
+def test_the_verbs_give_the_same_files_as_local_processes(cluster, tmp_path):
+    generator = np.random.default_rng(0)
+    (tmp_path / "in").mkdir()
+    for i in range(3):
+        soundfile.write(tmp_path / "in" / f"{i}.wav", generator.normal(0, 0.05, 8000), 16_000)
+    (tmp_path / "in" / "bad.wav").write_text("no sound")
+    args = ("enhance", tmp_path / "in", "--backend", "onnx", "--json", "-o")
+    here = in_this_process(*args, tmp_path / "here")
+    there = in_this_process(*args, tmp_path / "there", "--engine", "ray", "--address", cluster.address)
+    assert here.returncode == there.returncode == 1
+    for i in range(3):
+        assert (tmp_path / "here" / f"{i}.wav").read_bytes() == (tmp_path / "there" / f"{i}.wav").read_bytes()
+    events = [json.loads(line) for line in there.stderr.splitlines() if line.startswith("{")]
+    assert [event["finished"] for event in events] == [1, 2, 3, 4]
+    assert events[-1]["failed"] == 1 and events[-1]["files"] == 4
+    again = in_this_process(*args, tmp_path / "there", "--engine", "ray", "--address", cluster.address)
+    files = json.loads(again.stdout)["files"]
+    assert sum(file.get("resumed", False) for file in files) == 3
