@@ -10,14 +10,13 @@ import re
 import shutil
 import tempfile
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
-from clearstate.audio.streams import is_stream
-
 URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 SECRET = re.compile(r"(://)[^/@\s]*@|\?[^\s'\"]*")  # user and password, and the signature of a signed URL
+WEB = ("http://", "https://")
 BLOCK = 1 << 22  # bytes
 
 
@@ -97,49 +96,51 @@ def find(url: str, suffixes: Collection[str] | None = None) -> list[Entry]:
         suffixes: in lower case; other files of a folder or a pattern are left out. None keeps all.
     """
     fs, path = file_system(url)
-    protocol = url.split("://")[0]
-    if protocol in ("http", "https"):
-        return [_entry(url, fs.info(path))]
-    if any(sign in path for sign in "*?["):
-        found = fs.glob(path, detail=True)
-    else:
-        try:
-            info = fs.info(path)
-        except FileNotFoundError:
-            return []
-        found = fs.find(path, detail=True) if info["type"] == "directory" else {path: info}
-        if info["type"] != "directory":
-            suffixes = None
+    pattern = not url.startswith(WEB) and any(sign in path for sign in "*?[")
+    try:
+        info = None if pattern else fs.info(path)
+    except FileNotFoundError:
+        return []
+    if info and info["type"] != "directory":
+        return [_entry(url, info)]
+    found = fs.glob(path, detail=True) if pattern else fs.find(path, detail=True)
+    top = root(url)
+    _, base = file_system(top)
     entries = []
     for name, info in sorted(found.items()):
-        if info["type"] == "file" and (suffixes is None or posixpath.splitext(name)[1].lower() in suffixes):
-            entries.append(_entry(f"{protocol}://{fs._strip_protocol(name).lstrip('/')}", info))
+        wanted = suffixes is None or posixpath.splitext(name)[1].lower() in suffixes
+        if info["type"] == "file" and wanted and not posixpath.basename(name).startswith("."):
+            entries.append(_entry(join(top, posixpath.relpath(name, base)), info))
     return entries
 
 
-def exists(url: str) -> bool:
-    """Whether a file or folder exists at a URL."""
-    fs, path = file_system(url)
-    return bool(fs.exists(path))
+def root(url: str) -> str:
+    """The folder in which a search begins: the part of a pattern without wildcards."""
+    fixed = re.split(r"[*?\[]", url, maxsplit=1)[0]
+    return (fixed if fixed == url else fixed.rpartition("/")[0]).rstrip("/")
+
+
+def under(url: str, word: str) -> str:
+    """The path of a found file under the folder that was searched; a match of a pattern has its name alone."""
+    return base_name(url) if root(word) != word.rstrip("/") else url.removeprefix(root(word) + "/")
 
 
 def is_folder(url: str) -> bool:
     """Whether a URL is a folder in its storage."""
     fs, path = file_system(url)
-    return url.split("://")[0] not in ("http", "https") and bool(fs.isdir(path))
+    return not url.startswith(WEB) and bool(fs.isdir(path))
 
 
-def upload(local: str, url: str) -> int:
-    """Copy a file to a URL, where it appears complete or not at all; returns its bytes."""
-    with open(local, "rb") as source:
-        write(source, url)
-    return os.path.getsize(local)
+def read(url: str) -> bytes:
+    """The contents of a small file."""
+    fs, path = file_system(url)
+    return bytes(fs.cat_file(path))
 
 
 def write(source: Any, url: str) -> None:
     """Copy an open binary file to a URL, where it appears complete or not at all."""
     fs, path = file_system(url)
-    if not hasattr(fs, "bucket_exists") and url.split("://")[0] not in ("http", "https"):
+    with suppress(Exception):  # object storage has no folders, and may forbid new buckets
         fs.makedirs(posixpath.dirname(path), exist_ok=True)
     with fs.transaction, fs.open(path, "wb") as target:
         shutil.copyfileobj(source, target, BLOCK)
@@ -147,34 +148,32 @@ def write(source: Any, url: str) -> None:
 
 
 @contextmanager
-def local_copies(source: str, target: str, target_is_folder: bool) -> Iterator[tuple[str, str, dict[str, str]]]:
+def local_copies(source: str, target: str, places: dict[str, str]) -> Iterator[tuple[str, str]]:
     """Yield local names for a source and a target that may be URLs; upload the outputs when the block ends well.
 
-    Yields:
-        The source, the target, and the URL of each local folder, for `back` to translate names.
+    Args:
+        target: a URL of a folder ends in "/".
+        places: receives the URL of each local folder, for `back`.
     """
     with tempfile.TemporaryDirectory(prefix="clearstate-") as folder:
-        here, places = source, {}
+        inside, outputs = os.path.join(folder, "in"), os.path.join(folder, "out")
+        os.mkdir(inside)
+        os.mkdir(outputs)
+        here, there, home = source, target, ""
         if is_remote(source):
-            os.mkdir(os.path.join(folder, "in"))
-            here = os.path.join(folder, "in", base_name(source))
+            here = os.path.join(inside, base_name(source))
+            places[inside] = parent(source)
             fs, path = file_system(source)
             with fs.open(path, "rb") as remote, open(here, "wb") as copy:
                 shutil.copyfileobj(remote, copy, BLOCK)
-            places[os.path.join(folder, "in")] = parent(source)
-        there = target
-        if is_remote(target) and not is_stream(target):
-            outputs = os.path.join(folder, "out")
-            os.mkdir(outputs)
-            home = target if target_is_folder else parent(target)
-            there = outputs if target_is_folder else os.path.join(outputs, base_name(target))
+        if is_remote(target):
+            home = target.rstrip("/") if target.endswith("/") else parent(target)
+            there = outputs if target.endswith("/") else os.path.join(outputs, base_name(target))
             places[outputs] = home
-            yield here, there, places
-            # `separate` writes its timeline last; here, too, it comes last
-            for name in sorted(os.listdir(outputs), key=lambda name: name.endswith(".json")):
-                upload(os.path.join(outputs, name), join(home, name))
-        else:
-            yield here, there, places
+        yield here, there
+        for name in sorted(os.listdir(outputs), key=lambda name: name.endswith(".json")):  # a timeline is last
+            with open(os.path.join(outputs, name), "rb") as file:
+                write(file, join(home, name))
 
 
 def back(value: Any, places: dict[str, str]) -> Any:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from clearstate.audio.paths import shown
+from clearstate.audio.remote import base_name, is_remote, without_secrets
 from clearstate.cli.engines import local
 from clearstate.cli.engines.contract import Engine, Outcome, Progress, Worker
 from clearstate.cli.inputs import Job
@@ -50,14 +51,15 @@ def run_batch(
     outcomes: list[Outcome] = []
     if manifest:
         jobs, outcomes = manifest.begin(jobs)
-    jobs = sorted(jobs, key=lambda job: -lengths.get(job.source, 0.0)) if processes != 1 else jobs
+    if processes != 1:  # the longest first; where the length is unknown, bytes of 16 kHz mono tell it roughly
+        jobs = sorted(jobs, key=lambda job: -lengths.get(job.source, job.size / 32_000))
     by_key = {(job.source, job.target): job for job in jobs}
     with Display(len(jobs), sum(lengths.get(job.source, 0.0) for job in jobs), show, events) as display:
         try:
             for outcome in engine(jobs, open_worker, processes, display.advance) if jobs else ():
                 if manifest:
                     manifest.record(by_key[outcome.source, outcome.target or ""], outcome)
-                display.finish(outcome, lengths.get(outcome.source, 0.0))
+                display.finish(outcome, lengths.get(outcome.source) or outcome.report.get("seconds", 0.0))
                 outcomes.append(outcome)
         finally:
             if manifest:
@@ -104,7 +106,7 @@ class Display:
         """Show how far a file is, in seconds of audio."""
         self.running[source] = done
         seconds = self.finished_seconds + sum(self.running.values())
-        names = " ".join(shown(os.path.basename(name)) for name in self.running)
+        names = " ".join(shown(base_name(name) if is_remote(name) else os.path.basename(name)) for name in self.running)
         count = f"{self.finished_files + 1}/{self.files} " if self.files > 1 else ""
         now = time.perf_counter()
         since, before = self.start = self.start or (now, seconds)
@@ -141,7 +143,8 @@ class Display:
         speed = self.finished_seconds / passed if passed else 0.0
         left = (self.seconds - self.finished_seconds) / speed if speed and self.seconds else None
         return {
-            "event": "file", "input": outcome.source, "ok": outcome.error is None, "error": outcome.error,
+            "event": "file", "input": without_secrets(outcome.source), "ok": outcome.error is None,
+            "error": outcome.error,
             "files": self.files, "finished": self.finished_files, "failed": self.failed,
             "hours": round(self.seconds / 3600, 4), "hours_finished": round(self.finished_seconds / 3600, 4),
             "speed": round(speed, 2), "seconds_left": None if left is None else round(left, 1),

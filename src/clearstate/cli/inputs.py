@@ -7,11 +7,13 @@ import glob
 import os
 import sys
 import unicodedata
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from clearstate.audio import remote
 from clearstate.audio.formats import READABLE, WRITABLE, examples
 from clearstate.audio.paths import walk, why_no_file
+from clearstate.audio.remote import is_remote
 from clearstate.audio.streams import STDIO, as_stdio, is_stream
 from clearstate.cli.terminal import UsageError
 
@@ -26,6 +28,7 @@ class Job:
     target: str
     replace: bool = False  # an existing target is an earlier output of this job
     stamp: str = ""  # changes when the source changes; empty if the file system tells
+    size: int = 0  # bytes of the source, where its length is unknown
 
 
 @dataclass
@@ -52,6 +55,8 @@ def plan(inputs: list[str], output: str | None, *, tag: str = "clear", overwrite
     Raises:
         UsageError: if the command line contradicts itself and no work should start.
     """
+    if any(map(is_remote, [*inputs, output or ""])):
+        return _plan_remote(inputs, output, tag, overwrite)
     inputs = [as_stdio(word, 0) for word in inputs]
     output = output and as_stdio(output, 1)
     if len(inputs) == 1 and is_stream(inputs[0]):
@@ -148,6 +153,88 @@ def gather(
     return [(file, place) for file, place in found.items() if file not in lost], several
 
 
+def gather_remote(inputs: list[str], output: str | None, tag: str, result: Plan) -> tuple[list[Job], bool]:
+    """Like `gather`, for inputs of which some are URLs. The jobs have the path under an output folder as target.
+
+    Raises:
+        UsageError: if the driver of a storage is not installed.
+    """
+    found: dict[str, Job] = {}
+    several = len(inputs) > 1
+    try:
+        for word in inputs:
+            if not is_remote(word):
+                files, many = gather([word], None if output is None or is_remote(output) else output, tag, result)
+                found |= {str(file): Job(str(file), place.as_posix()) for file, place in files}
+                several |= many
+                continue
+            entries = remote.find(word, READABLE)
+            entries = [entry for entry in entries if not (output and entry.url.startswith(output.rstrip("/") + "/"))]
+            if not entries:
+                result.failures.append((word, f"no audio at this URL: looked for {examples(READABLE)}"))
+            for entry in entries:
+                here = entry.url == word
+                place = remote.base_name(word) if here else remote.under(entry.url, word)
+                if here or not Path(place).stem.endswith((".clear", ".residual", f".{tag}")):
+                    found[entry.url] = Job(entry.url, place, stamp=entry.stamp, size=entry.size)
+                several |= not here
+    except ImportError as error:
+        raise UsageError(str(error)) from error
+    return list(found.values()), several
+
+
+def _plan_remote(inputs: list[str], output: str | None, tag: str, overwrite: bool) -> Plan:
+    """Like `plan`, if an input or the output is a URL."""
+    if STDIO in (*inputs, output):
+        raise UsageError("'-' cannot be combined with a URL; name a file")
+    result = Plan()
+    found, several = gather_remote(inputs, output, tag, result)
+    try:
+        into = output and (several or output.endswith("/") or _is_folder(output))
+        folders = (
+            {output if into else remote.parent(output)} if output else {remote.parent(job.source) for job in found}
+        )
+        taken = {entry.url for folder in folders if is_remote(folder) and found for entry in remote.find(folder)}
+    except ImportError as error:
+        raise UsageError(str(error)) from error
+    if output and not into and Path(remote.base_name(output)).suffix.lower() not in WRITABLE:
+        raise UsageError(f"-o {output}: expected a name that ends in one of {examples(WRITABLE)}, or a folder with '/'")
+    takers: dict[str, str] = {}
+    for job in found:
+        place = _writable(Path(job.target)).as_posix()
+        if output:
+            target = remote.join(output, place) if into else output
+        elif is_remote(job.source):
+            target = remote.join(remote.parent(job.source), _beside(Path(place), tag).name)
+        else:
+            target = str(_beside(Path(job.source), tag))
+        planned = replace(job, target=target)
+        taker = takers.setdefault(target, job.source)
+        if taker != job.source:
+            reason = _clash(taker, job.source, target)
+        elif is_remote(target):
+            reason = _remote_refusal(planned, taken, overwrite)
+        else:
+            reason = _refusal(planned, overwrite)
+        if reason:
+            result.failures.append((job.source, reason))
+        else:
+            result.jobs.append(planned)
+    return result
+
+
+def _remote_refusal(job: Job, taken: set[str], overwrite: bool) -> str | None:
+    if job.target.startswith(("http://", "https://")):
+        return "nothing can be written to http:// and https://; give another -o"
+    if job.target == job.source:
+        return f"the output {job.target} is the input itself, which is never overwritten; give another -o"
+    return already_exists(job.target) if job.target in taken and not overwrite else None
+
+
+def _is_folder(output: str) -> bool:
+    return remote.is_folder(output) if is_remote(output) else _means_folder(output)
+
+
 def make_room(target: str) -> None:
     """Create the folder of `target`.
 
@@ -189,7 +276,7 @@ def too_long(target: Path) -> str | None:
     )
 
 
-def _clash(taker: Path, file: Path, target: Path) -> str | None:
+def _clash(taker: str | Path, file: str | Path, target: str | Path) -> str | None:
     if taker == file:
         return None
     return f"this file and {taker} would both be written to {target}; process it separately, with another -o"

@@ -6,18 +6,25 @@ it. A done job is skipped if its outputs still have the recorded sizes, and if i
 """
 
 import hashlib
+import io
 import json
 import os
+import time
 from dataclasses import replace
+from fnmatch import fnmatch
 from typing import Any
 
 from clearstate import __version__
+from clearstate.audio import remote
+from clearstate.audio.remote import is_remote, without_secrets
 from clearstate.audio.streams import is_stream
 from clearstate.cli.engines.contract import Outcome
 from clearstate.cli.inputs import Job, already_exists
 from clearstate.cli.terminal import note
 
 NAME = "clearstate.manifest.jsonl"
+PARTS = "clearstate.manifest.*.jsonl"  # in a storage; the numbers increase with time
+UPLOAD_SECONDS = 30.0
 
 Entry = dict[str, Any]
 
@@ -84,7 +91,7 @@ class Manifest:
     def _log(self, job: Job) -> "Log":
         folder = self._folder or _folder(job)
         if folder not in self._logs:
-            self._logs[folder] = Log(folder)
+            self._logs[folder] = RemoteLog(folder) if is_remote(folder) else Log(folder)
         return self._logs[folder]
 
     def _entry(self, job: Job, folder: str, state: str) -> Entry:
@@ -138,6 +145,36 @@ class Log:
             return None
 
 
+class RemoteLog(Log):
+    """One manifest at a URL, where nothing can be appended: each object holds the lines of half a minute."""
+
+    def __init__(self, folder: str) -> None:
+        self.folder = folder.rstrip("/")
+        found = {entry.url: entry.size for entry in remote.find(self.folder)}
+        self._sizes = {_relative(url, self.folder): size for url, size in found.items()}
+        parts = sorted(name for name in self._sizes if fnmatch(name, PARTS))
+        self.entries = _read("\n".join(remote.read(f"{self.folder}/{name}").decode() for name in parts))
+        self._waiting: list[Entry] = []
+        self._written: float | None = None
+
+    def append(self, entries: list[Entry]) -> None:
+        """Keep lines until the next upload."""
+        self._waiting += entries
+        if self._written is None or time.monotonic() - self._written > UPLOAD_SECONDS:
+            self.close()
+
+    def close(self) -> None:
+        """Upload the waiting lines."""
+        if self._waiting:
+            name = PARTS.replace("*", str(time.time_ns()))
+            remote.write(io.BytesIO(_lines(self._waiting)), f"{self.folder}/{name}")
+            self._waiting, self._written = [], time.monotonic()
+
+    def size(self, name: str) -> int | None:
+        """Bytes of a file beside the manifest when the run began; None if it did not exist."""
+        return self._sizes.get(name)
+
+
 def _lines(entries: list[Entry]) -> bytes:
     return "".join(json.dumps(entry) + "\n" for entry in entries).encode()
 
@@ -157,14 +194,19 @@ def _read(text: str) -> dict[tuple[str, str], Entry]:
 
 
 def _identity(job: Job, folder: str) -> tuple[str, str]:
-    return os.path.abspath(job.source), _relative(job.target, folder)
+    source = without_secrets(job.source) if is_remote(job.source) else os.path.abspath(job.source)
+    return source, _relative(job.target, folder)
 
 
 def _relative(name: str, folder: str) -> str:
+    if is_remote(name):
+        return name.removeprefix(folder.rstrip("/") + "/")
     return os.path.relpath(name, folder or ".")
 
 
 def _folder(job: Job) -> str:
+    if is_remote(job.target):
+        return job.target.rstrip("/") if job.target.endswith("/") else remote.parent(job.target)
     return job.target if os.path.isdir(job.target) else os.path.dirname(job.target)
 
 
@@ -188,7 +230,8 @@ def _is_ours(entry: Entry, log: Log) -> bool:
 
 
 def _occupied(job: Job, log: Log) -> bool:
-    return not os.path.isdir(job.target) and log.size(_relative(job.target, log.folder)) is not None
+    is_folder = job.target.endswith("/") if is_remote(job.target) else os.path.isdir(job.target)
+    return not is_folder and log.size(_relative(job.target, log.folder)) is not None
 
 
 def _outcome(entry: Entry, job: Job) -> Outcome:

@@ -3,15 +3,18 @@
 import functools
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from clearstate.audio import remote
+from clearstate.audio.remote import is_remote
 from clearstate.audio.streams import STDIO, as_stdio, is_stream
 from clearstate.cli.batch import Outcome, Progress, Worker
 from clearstate.cli.engines import EngineName
-from clearstate.cli.inputs import Job, Plan, gather, one_name, too_long
+from clearstate.cli.inputs import Job, Plan, gather, gather_remote, one_name, too_long
 from clearstate.cli.terminal import UsageError, explain, note
 from clearstate.cli.verbs import (
     Address,
@@ -131,6 +134,8 @@ def places(inputs: list[str], output: str | None) -> tuple[list[Job], list[tuple
     """
     if output is not None and (output == STDIO or os.path.isfile(output)):
         raise UsageError(f"-o {output} is a file, but each speaker gets a file; name a folder")
+    if any(map(is_remote, [*inputs, output or ""])):
+        return _remote_places(inputs, output)
     if len(inputs) == 1 and is_stream(inputs[0]):
         return [Job(as_stdio(inputs[0], 0), output or ".")], []
     found = Plan()
@@ -150,4 +155,24 @@ def places(inputs: list[str], output: str | None) -> tuple[list[Job], list[tuple
             jobs.append(Job(str(source), str(folder)))
     if not jobs and not found.failures:
         note("clearstate: nothing to separate: the folder contains only outputs of an earlier run")
+    return jobs, found.failures
+
+
+def _remote_places(inputs: list[str], output: str | None) -> tuple[list[Job], list[tuple[str, str]]]:
+    """Like `places`, if an input or the output is a URL."""
+    found = Plan()
+    jobs: list[Job] = []
+    taken: dict[str, str] = {}
+    for job in gather_remote(inputs, output, "speaker", found)[0]:
+        stem = Path(job.target).stem
+        if OURS.search(stem) and job.source not in inputs:
+            continue
+        folder = output or (remote.parent(job.source) if is_remote(job.source) else os.path.dirname(job.source))
+        folder = folder.rstrip("/") + "/" if is_remote(folder) else folder
+        taker = taken.setdefault(remote.join(folder, stem), job.source)
+        if taker != job.source:
+            clash = f"this file and {taker} would both become {stem}.speaker1...; use another output folder"
+            found.failures.append((job.source, clash))
+        else:
+            jobs.append(replace(job, target=folder))
     return jobs, found.failures

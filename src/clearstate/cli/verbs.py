@@ -13,6 +13,7 @@ import typer
 
 from clearstate import __version__
 from clearstate.audio.paths import native_name
+from clearstate.audio.remote import is_remote
 from clearstate.audio.streams import STDIO, is_stream
 from clearstate.cli.batch import Outcome, Worker, run_batch
 from clearstate.cli.engines import EngineName, find
@@ -183,7 +184,7 @@ def lengths(jobs: list[Job]) -> dict[str, float]:
 
     seconds = {}
     for job in jobs:
-        if is_stream(job.source):  # can be opened only once
+        if is_stream(job.source) or is_remote(job.source):  # can be opened only once, or far away
             continue
         with suppress(Exception), quiet():
             length = soundfile.info(native_name(job.source)).duration

@@ -1,14 +1,16 @@
 """What an engine receives and returns, and how one job is done."""
 
 import hashlib
+import json
 import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from clearstate.audio.atomic import marked, remove_leftovers
+from clearstate.audio.atomic import marked, remove_leftovers, write_text
 from clearstate.audio.paths import shown
+from clearstate.audio.remote import back, is_remote, local_copies, without_secrets
 from clearstate.audio.streams import STDIO, is_stream
 from clearstate.cli.inputs import Job
 from clearstate.cli.terminal import clock, explain
@@ -33,7 +35,7 @@ class Outcome:
     @property
     def name(self) -> str:
         """The input's name, safe to print."""
-        return "stdin" if self.source == STDIO else shown(self.source)
+        return "stdin" if self.source == STDIO else shown(without_secrets(self.source))
 
     @property
     def speed(self) -> float:
@@ -51,7 +53,11 @@ class Outcome:
 
     def as_json(self) -> dict[str, Any]:
         """The entry of the JSON report."""
-        known = {"input": self.source, "output": None if self.error else self.target, "ok": self.error is None}
+        known = {
+            "input": without_secrets(self.source),
+            "output": None if self.error else self.target,
+            "ok": self.error is None,
+        }
         if self.error:
             return known | {"error": self.error}
         return known | self.report | {"wall_seconds": round(self.wall, 3), "speed": round(self.speed, 2)}
@@ -78,23 +84,45 @@ def attempt(work: Worker, job: Job, progress: Progress) -> Outcome:
     """Do one job. An exception becomes the outcome's error."""
     started = time.perf_counter()
     named = Outcome(job.source, job.target)
+    places: dict[str, str] = {}
     try:
         with marked(_mark(job)):
-            if job.replace and not is_stream(job.target):
+            if job.replace and not is_stream(job.target) and not is_remote(job.target):
                 remove_leftovers(_mark(job), _folder(job))
-            report = work(job, progress)
+            report, outputs = _do(work, job, progress, places)
     except Exception as error:
         from clearstate.audio.info import BrokenOffError  # imports NumPy
 
         final = isinstance(error, (BrokenOffError, FileExistsError))
-        return replace(named, error=explain(error).removeprefix(f"{named.name}: "), final=final)
-    wall = time.perf_counter() - started
-    return replace(named, wall=wall, report=report, outputs=_sizes(_written(job, report)))
+        why = without_secrets(back(explain(error), places)).removeprefix(f"{named.name}: ")
+        return replace(named, error=why, final=final)
+    return replace(named, wall=time.perf_counter() - started, report=report, outputs=outputs)
 
 
 def refuse(reason: str, job: Job, progress: Progress) -> dict[str, Any]:
     """A worker whose model does not open."""
     raise ValueError(reason)
+
+
+def _do(work: Worker, job: Job, progress: Progress, places: dict[str, str]) -> tuple[dict[str, Any], dict[str, int]]:
+    """The report of a job, and the bytes of its outputs; files at URLs are worked on as local copies."""
+    if not is_remote(job.source) and not is_remote(job.target):
+        report = work(job, progress)
+        return report, _sizes(_written(job, report))
+    with local_copies(job.source, job.target, places) as (source, target):
+        local = replace(job, source=source, target=target)
+        report = work(local, progress)
+        if "timeline" in report:
+            _name_input(report["timeline"], without_secrets(job.source))
+        sizes = _sizes(_written(local, report))
+    return back(report, places), {back(name, places): size for name, size in sizes.items()}
+
+
+def _name_input(timeline: str, source: str) -> None:
+    """Write the name of the source into a timeline, in place of its local copy's."""
+    with open(timeline, encoding="utf-8") as file:
+        text = json.load(file) | {"input": source}
+    write_text(timeline, json.dumps(text, indent=2) + "\n")
 
 
 def _written(job: Job, report: dict[str, Any]) -> list[str]:
