@@ -1,0 +1,194 @@
+"""Measure a Ray cluster of this machine: throughput of 1 and 2 workers, overhead per file, and what 1,000 workers need.
+
+    python benchmarks/archive.py [--short 500] [--long 3] [--seconds 2] [--minutes 2] [--empty 1000] [--json FILE]
+
+    throughput  enhancement of --short files of --seconds and --long files of --minutes, 1 worker against 2
+    overhead    wall time per file of --empty files without work, Ray against local processes, 2 workers each
+    simulation  --workers machines with one CPU each, --hours of audio in files of --file-minutes, with the measured
+                real-time factors and the measured processor time of the driver per file. The storage and the price
+                are assumptions, which the options change.
+
+A run begins when its first file starts: the start of the cluster and the loading of the models are printed apart.
+"""
+
+import argparse
+import functools
+import heapq
+import json
+import os
+import platform
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+
+from clearstate.cli.batch import run_batch
+from clearstate.cli.engines import EngineName, find, local
+from clearstate.cli.enhance import open_worker
+from clearstate.cli.inputs import Job
+from clearstate.cli.manifest import Manifest
+
+RATE = 16_000  # Hz
+LEAST_SPEED_UP = 1.8
+MOST_OVERHEAD = 0.050  # seconds
+
+
+def make_files(folder: Path, short: int, seconds: float, long: int, minutes: float) -> dict[str, float]:
+    """Write noise; returns the seconds of each file."""
+    generator = np.random.default_rng(0)
+    folder.mkdir()
+    lengths = {}
+    for count, length, name in ((short, seconds, "short"), (long, 60 * minutes, "long")):
+        for i in range(count):
+            path = folder / f"{name}{i:04}.wav"
+            soundfile.write(path, 0.05 * generator.standard_normal(int(length * RATE)), RATE)
+            lengths[str(path)] = length
+    return lengths
+
+
+def open_empty() -> Any:
+    """A worker that writes an empty file."""
+
+    def work(job: Job, progress: Any) -> dict[str, Any]:
+        Path(job.target).touch()
+        return {"seconds": 0.0}
+
+    return work
+
+
+def timed(engine: Any, jobs: list[Job], opener: Any, workers: int, lengths: dict[str, float]) -> dict[str, Any]:
+    """Run jobs into a new folder, with a manifest as on an archive."""
+    seen: list[tuple[float, float]] = []  # when an outcome arrived, and its seconds of work
+
+    def watched(*args: Any) -> Any:
+        for outcome in engine(*args):
+            seen.append((time.perf_counter(), outcome.wall))
+            yield outcome
+
+    with tempfile.TemporaryDirectory() as folder:
+        placed = [Job(job.source, os.path.join(folder, os.path.basename(job.source))) for job in jobs]
+        began, processor = time.perf_counter(), time.process_time()
+        quiet = lambda outcome: None  # noqa: E731
+        outcomes = run_batch(
+            placed, opener, processes=workers, lengths=lengths, show=quiet, engine=watched,
+            manifest=Manifest(folder, {}),
+        )  # fmt: skip
+        processor = time.process_time() - processor
+    if failed := [outcome.line() for outcome in outcomes if outcome.error]:
+        sys.exit("\n".join(failed[:5]))
+    first = min(arrived - wall for arrived, wall in seen)
+    speeds = [outcome.speed for outcome in outcomes]
+    return {
+        "start": first - began, "wall": max(arrived for arrived, _ in seen) - first, "driver": processor / len(jobs),
+        "speeds": speeds,
+    }  # fmt: skip
+
+
+def simulate(
+    speeds: list[float], driver: float, workers: int, hours: float, file_minutes: float, storage: float, share: float,
+    price: float,
+) -> dict[str, float | str]:  # fmt: skip
+    """Schedule an archive on idle workers, one file each; the driver and the storage serve one request after another.
+
+    Args:
+        speeds: measured real-time factors, from which each file draws one.
+        driver: seconds of the driver's processor per file.
+        storage: bytes per second of the whole storage.   share: of one worker.
+        price: of a worker's hour.
+    """
+    files = int(hours * 60 / file_minutes)
+    sound = file_minutes * 60
+    size = 2 * sound * RATE * 2  # bytes read and written, 16 bits
+    drawn = np.random.default_rng(0).choice(speeds, files)
+    idle = [0.0] * workers
+    driver_free = storage_free = 0.0
+    for speed in drawn:
+        asked = heapq.heappop(idle)
+        driver_free = max(driver_free, asked) + driver
+        storage_free = max(storage_free, driver_free) + size / storage
+        moved = max(storage_free, driver_free + size / share)
+        heapq.heappush(idle, moved + sound / speed)
+    end = max(idle)
+    loads = {
+        "driver": files * driver / end,
+        "storage": files * size / storage / end,
+        "compute": float((sound / drawn).sum()) / workers / end,
+    }
+    busiest = max(loads, key=lambda name: loads[name])
+    return {"files": files, "hours": end / 3600, "cost": end / 3600 * workers * price, "bottleneck": busiest} | loads
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--short", type=int, default=500)
+    parser.add_argument("--long", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=2.0, help="of a short file")
+    parser.add_argument("--minutes", type=float, default=2.0, help="of a long file")
+    parser.add_argument("--empty", type=int, default=1000)
+    parser.add_argument("--model", default="live")
+    parser.add_argument("--workers", type=int, default=1000, help="of the simulation")
+    parser.add_argument("--hours", type=float, default=100_000, help="of the simulated archive")
+    parser.add_argument("--file-minutes", type=float, default=30.0, help="of its files")
+    parser.add_argument("--storage", type=float, default=10e9, help="bytes per second of the storage, assumed")
+    parser.add_argument("--share", type=float, default=50e6, help="bytes per second of one worker, assumed")
+    parser.add_argument("--price", type=float, default=0.04, help="of one CPU for an hour, assumed")
+    parser.add_argument("--json", metavar="FILE")
+    args = parser.parse_args()
+
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        [str(Path(__file__).parent), str(Path(sys.modules["clearstate"].__file__ or "").parents[1])]
+    )
+    import archive  # this file under a name that workers can import
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    ray_engine = find(EngineName.ray, cluster.address)
+    print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
+    with tempfile.TemporaryDirectory() as folder:
+        lengths = make_files(Path(folder, "in"), args.short, args.seconds, args.long, args.minutes)
+        jobs = [Job(name, "") for name in lengths]
+        opener = functools.partial(open_worker, args.model, "onnx", None, False, False, True, "linked", False)
+        total = sum(lengths.values())
+        runs = {}
+        for workers in (1, 2):
+            runs[workers] = timed(ray_engine, jobs, opener, workers, lengths)
+            done = runs[workers]
+            print(
+                f"throughput  ray, {workers} worker{'s' * (workers > 1)}: {len(jobs)} files, {total / 3600:.2f} h in "
+                f"{done['wall']:.1f} s, {total / done['wall']:.1f} x real time (start {done['start']:.1f} s)"
+            )
+        gain = runs[1]["wall"] / runs[2]["wall"]
+        print(f"            2 workers against 1: {gain:.2f} x (at least {LEAST_SPEED_UP})")
+
+        empty = [Job(f"empty{i:05}.wav", "") for i in range(args.empty)]
+        here = timed(local.run, empty, archive.open_empty, 2, {})
+        there = timed(ray_engine, empty, archive.open_empty, 2, {})
+        overhead = (there["wall"] - here["wall"]) / args.empty
+        print(
+            f"overhead    {args.empty} empty files: local processes {1000 * here['wall'] / args.empty:.2f} ms per file, "
+            f"ray {1000 * there['wall'] / args.empty:.2f} ms: {1000 * overhead:.2f} ms more "
+            f"(at most {1000 * MOST_OVERHEAD:.0f}); driver {1000 * there['driver']:.2f} ms of processor time"
+        )
+    cluster.shutdown()
+
+    speeds = runs[2]["speeds"]
+    plan = simulate(
+        speeds, there["driver"], args.workers, args.hours, args.file_minutes, args.storage, args.share, args.price
+    )
+    print(
+        f"simulation  {args.hours:g} h in {plan['files']} files on {args.workers} workers: {plan['hours']:.1f} h, "
+        f"cost {plan['cost']:.0f} at {args.price} per CPU and hour; {plan['bottleneck']} is the bottleneck (load: "
+        f"compute {plan['compute']:.1%}, storage {plan['storage']:.1%}, driver {plan['driver']:.1%})"
+    )
+    if args.json:
+        report = {"speed_up": gain, "overhead": overhead, "driver": there["driver"], "simulation": plan,
+                  "walls": {workers: done["wall"] for workers, done in runs.items()}, "seconds": total}  # fmt: skip
+        Path(args.json).write_text(json.dumps(report, indent=2))
+
+
+if __name__ == "__main__":
+    main()
