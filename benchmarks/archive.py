@@ -169,7 +169,7 @@ def main() -> None:
         there = timed(ray_engine, empty, archive.open_empty, 2, {})
         overhead = (there["wall"] - here["wall"]) / args.empty
         print(
-            f"overhead    {args.empty} empty files: local processes {1000 * here['wall'] / args.empty:.2f} ms per file, "
+            f"overhead    {args.empty} empty files, each: local processes {1000 * here['wall'] / args.empty:.2f} ms, "
             f"ray {1000 * there['wall'] / args.empty:.2f} ms: {1000 * overhead:.2f} ms more "
             f"(at most {1000 * MOST_OVERHEAD:.0f}); driver {1000 * there['driver']:.2f} ms of processor time"
         )

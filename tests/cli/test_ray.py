@@ -33,9 +33,33 @@ def test_without_ray_one_line_tells_what_to_install(tmp_path, monkeypatch):
     assert done.stderr == "clearstate: --engine ray needs Ray: pip install 'clearstate[ray]'\n"
 
 
-def test_options_of_ray_are_refused_without_it(tmp_path):
-    done = in_this_process("enhance", tmp_path, "--workers", 2)
-    assert done.returncode == 2 and "for --engine ray only" in done.stderr
+@pytest.mark.parametrize(
+    "options, complaint",
+    [
+        (("--workers", 2), "--workers: for --engine ray only"),
+        (("--address", "auto"), "--address: for --engine ray only"),
+        (("--engine", "ray", "--jobs", 2), "--workers sets the workers"),
+    ],
+)
+def test_options_that_do_not_belong_together_are_refused(tmp_path, options, complaint):
+    done = in_this_process("enhance", tmp_path, *options)
+    assert done.returncode == 2 and complaint in done.stderr
+
+
+def test_pipes_stay_on_this_machine():
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'clearstate[ray]'")
+    done = in_this_process("enhance", "-", "-o", "a.wav", "--engine", "ray")
+    assert done.returncode == 2 and "works on files" in done.stderr
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "auto"])
+def test_a_cluster_that_does_not_answer_is_named_at_once(tmp_path, address, monkeypatch):
+    pytest.importorskip("ray", reason="Ray is not installed: pip install 'clearstate[ray]'")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    soundfile.write(tmp_path / "a.wav", np.zeros(1600), 16_000)
+    done = in_this_process("enhance", tmp_path / "a.wav", "--engine", "ray", "--address", address)
+    assert done.returncode == 1
+    assert f"--address {address}: no Ray cluster answers" in done.stderr and "ray start --head" in done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -207,6 +231,10 @@ def test_the_verbs_give_the_same_files_as_local_processes(cluster, tmp_path):
     events = [json.loads(line) for line in there.stderr.splitlines() if line.startswith("{")]
     assert [event["finished"] for event in events] == [1, 2, 3, 4]
     assert events[-1]["failed"] == 1 and events[-1]["files"] == 4
-    again = in_this_process(*args, tmp_path / "there", "--engine", "ray", "--address", cluster.address)
+    args = tuple(arg for arg in args if arg != "--json")
+    told = in_this_process(*args, tmp_path / "third", "--engine", "ray", "--address", cluster.address).stderr
+    assert "clearstate: 4 files, 0.000417 hours of audio in" in told and "1 failed" in told
+    args = ("--json", *args[1:])
+    again = in_this_process("enhance", *args, tmp_path / "there", "--engine", "ray", "--address", cluster.address)
     files = json.loads(again.stdout)["files"]
     assert sum(file.get("resumed", False) for file in files) == 3

@@ -19,7 +19,7 @@ from clearstate.cli.engines import local
 from clearstate.cli.engines.contract import Engine, Outcome, Progress, Worker
 from clearstate.cli.inputs import Job
 from clearstate.cli.manifest import Manifest
-from clearstate.cli.terminal import note
+from clearstate.cli.terminal import clock, note
 
 __all__ = ["Display", "Outcome", "Progress", "Worker", "run_batch"]
 
@@ -34,6 +34,7 @@ def run_batch(
     engine: Engine = local.run,
     manifest: Manifest | None = None,
     events: bool = False,
+    summary: bool = False,
 ) -> list[Outcome]:
     """Run every job and show the progress. A file that fails does not stop the others.
 
@@ -45,6 +46,7 @@ def run_batch(
         engine: what runs the jobs.
         manifest: records what is done; jobs that it records as done are skipped.
         events: print a line of JSON to stderr after each file, instead of a line for people.
+        summary: print files, hours, speed and failures of the whole batch at the end.
     Returns:
         One outcome per job, in the order in which the jobs finished.
     """
@@ -64,6 +66,8 @@ def run_batch(
         finally:
             if manifest:
                 manifest.close()
+    if summary and not events:
+        note(display.summary())
     return outcomes
 
 
@@ -121,6 +125,10 @@ class Display:
         self.finished_files += 1
         self.finished_seconds += expected
         self.failed += outcome.error is not None
+        if not self.running:  # of some engines, only finished files are known
+            state = f"{self.finished_files}/{self.files} files" + (f", {self.failed} failed" if self.failed else "")
+            speed = self.finished_seconds / (time.monotonic() - self.began)
+            self.bar.update(self.task, description=state, speed=f"{speed:.3g} x real time")
         if self.events:
             print(json.dumps(self.event(outcome)), file=sys.stderr, flush=True)
             return
@@ -136,6 +144,14 @@ class Display:
             self.bar.console.print(outcome.line(), style="red" if outcome.error else None, markup=False)
         else:
             note(outcome.line())
+
+    def summary(self) -> str:
+        """One line about the whole batch."""
+        passed = time.monotonic() - self.began
+        return (
+            f"clearstate: {self.finished_files} files, {self.finished_seconds / 3600:.3g} hours of audio in "
+            f"{clock(passed)}, {self.finished_seconds / passed:.3g} x real time, {self.failed} failed"
+        )
 
     def event(self, outcome: Outcome) -> dict[str, Any]:
         """The state of the whole batch after a file, for machines."""

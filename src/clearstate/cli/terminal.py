@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from clearstate.audio.paths import escaped, shown
+from clearstate.audio.remote import without_secrets
 
 LIKENESS = {"–": "-", "…": "...", "→": "->", "×": "x", "’": "'"}  # replacements for terminals without these characters
 REMEDIES = {
@@ -39,8 +40,8 @@ class UsageError(CommandError):
 
 
 def note(message: str) -> None:
-    """Print lines to stderr."""
-    print("\n".join(map(shown, message.split("\n"))), file=sys.stderr, flush=True)
+    """Print lines to stderr, without the passwords and signatures of URLs."""
+    print("\n".join(map(shown, without_secrets(message).split("\n"))), file=sys.stderr, flush=True)
 
 
 def print_anything() -> None:

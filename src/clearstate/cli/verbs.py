@@ -94,6 +94,8 @@ class Batch:
             given = [name for name, value in (("--address", self.address), ("--workers", self.workers)) if value]
             if given:
                 raise UsageError(f"{' and '.join(given)}: for --engine ray only; --jobs sets the processes here")
+        elif self.jobs != 1:
+            raise UsageError(f"--jobs {self.jobs}: for local processes; --workers sets the workers of --engine ray")
 
     @property
     def resumes(self) -> bool:
@@ -120,14 +122,17 @@ class Batch:
             settings: the options that change the outputs.
             into_folders: the jobs' targets are folders.
         """
+        local = self.engine == EngineName.local
+        if not local and any(is_stream(name) for job in jobs for name in (job.source, job.target)):
+            raise UsageError("--engine ray works on files; leave it out for '-' and pipes")
         manifest = None
         if self.resumes:
             single = not into_folders and [job.target for job in jobs] == [self.output]  # -o names a file
             manifest = Manifest(None if single else self.output, settings, self.overwrite)
-        local = self.engine == EngineName.local
         return run_batch(
             jobs, opener, processes=self.jobs if local else self.workers or 0, lengths=seconds,
             engine=find(self.engine, self.address), manifest=manifest, events=self.as_json and not local,
+            summary=not local,
         )  # fmt: skip
 
 

@@ -55,11 +55,11 @@ class Outcome:
         """The entry of the JSON report."""
         known = {
             "input": without_secrets(self.source),
-            "output": None if self.error else self.target,
+            "output": None if self.error or self.target is None else without_secrets(self.target),
             "ok": self.error is None,
         }
         if self.error:
-            return known | {"error": self.error}
+            return known | {"error": without_secrets(self.error)}
         return known | self.report | {"wall_seconds": round(self.wall, 3), "speed": round(self.speed, 2)}
 
 

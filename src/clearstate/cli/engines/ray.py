@@ -8,6 +8,8 @@ the cluster has no room holds none. A job is tried three times.
 import functools
 import importlib
 import os
+import re
+import socket
 import threading
 import time
 from collections import deque
@@ -26,6 +28,8 @@ from clearstate.cli.terminal import CommandError, UsageError, explain, note
 ATTEMPTS = 3
 PATIENCE = 60.0  # seconds without a worker after which a note tells so
 POLL = 0.2  # seconds
+CONNECT = 10.0  # seconds
+HOST_PORT = re.compile(r"[^/]+:\d+")
 FAREWELL = 10.0  # seconds that workers have to remove their partial outputs after Ctrl-C
 
 
@@ -202,8 +206,11 @@ def _connect(address: str | None) -> Any:
     here = address or os.environ.get("RAY_ADDRESS")
     extra = {} if here else {"include_dashboard": False}
     try:
+        if here and HOST_PORT.fullmatch(here):  # Ray itself waits for minutes
+            host, port = here.rsplit(":", 1)
+            socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT).close()
         ray.init(address=here, log_to_driver=False, logging_level="ERROR", configure_logging=True, **extra)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise CommandError(
             f"--address {here}: no Ray cluster answers ({_first_line(error)}); start one with `ray start --head`"
         ) from error
