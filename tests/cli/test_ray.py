@@ -1,6 +1,7 @@
 """A Ray cluster of two nodes here: workers, a node and the driver are killed, and every file is done once."""
 
 import functools
+import io
 import json
 import os
 import signal
@@ -17,6 +18,7 @@ import soundfile
 from as_typed import in_this_process
 from ray_doubles import open_worker
 
+from clearstate.audio import remote
 from clearstate.cli.batch import run_batch
 from clearstate.cli.engines import EngineName, find
 from clearstate.cli.inputs import Job
@@ -63,7 +65,7 @@ def test_a_cluster_that_does_not_answer_is_named_at_once(tmp_path, address, monk
 
 
 @pytest.fixture(scope="module")
-def cluster():
+def cluster(s3):  # the workers get its credentials from the environment, as on real machines
     pytest.importorskip("ray", reason="Ray is not installed: pip install 'clearstate[ray]'")
     from ray.cluster_utils import Cluster
 
@@ -238,3 +240,25 @@ def test_the_verbs_give_the_same_files_as_local_processes(cluster, tmp_path):
     again = in_this_process("enhance", *args, tmp_path / "there", "--engine", "ray", "--address", cluster.address)
     files = json.loads(again.stdout)["files"]
     assert sum(file.get("resumed", False) for file in files) == 3
+
+
+@pytest.mark.slow
+def test_a_cluster_works_from_storage_to_storage_and_continues_there(cluster, s3):
+    fs, _ = remote.file_system(s3)
+    fs.mkdir("archive")
+    generator = np.random.default_rng(0)
+    for i in range(4):
+        file = io.BytesIO()
+        soundfile.write(file, generator.normal(0, 0.05, 8000), 16_000, format="WAV")
+        remote.write(io.BytesIO(file.getvalue()), f"{s3}/in/{i}.wav")
+    args = ("enhance", f"{s3}/in/", "-o", f"{s3}/out/", "--json", "--engine", "ray", "--address", cluster.address)
+    done = in_this_process(*args)
+    assert done.returncode == 0, done.stderr
+    fs.invalidate_cache()
+    assert [file for file in fs.find("archive/out") if file.endswith(".wav")] == [
+        f"archive/out/{i}.wav" for i in range(4)
+    ]
+    remote.write(io.BytesIO(file.getvalue()), f"{s3}/in/new.wav")
+    files = json.loads(in_this_process(*args).stdout)["files"]
+    assert {remote.base_name(file["input"]) for file in files if not file.get("resumed")} == {"new.wav"}
+    assert len(files) == 5

@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 
 import numpy as np
 import pytest
@@ -14,33 +13,13 @@ from clearstate.audio import remote
 fsspec = pytest.importorskip("fsspec", reason="fsspec is not installed: pip install 'clearstate[remote]'")
 pytestmark = pytest.mark.filterwarnings("default")  # those of the storage drivers
 
-SECRET = "a-secret-key-that-is-shown-nowhere"
+SECRET = "a-secret-key-that-is-shown-nowhere"  # as in conftest.py
 
 
 def sound(seed=0, seconds=0.5, rate=16_000):
     file = io.BytesIO()
     soundfile.write(file, np.random.default_rng(seed).normal(0, 0.05, int(seconds * rate)), rate, format="WAV")
     return file.getvalue()
-
-
-@pytest.fixture(scope="module")
-def s3():
-    server_module = pytest.importorskip("moto.server", reason="moto is not installed: pip install 'moto[server]'")
-    pytest.importorskip("s3fs", reason="s3fs is not installed: pip install s3fs")
-    server = server_module.ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    before = dict(os.environ)
-    os.environ |= {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "somebody",
-        "AWS_SECRET_ACCESS_KEY": SECRET,
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    yield "s3://archive"
-    server.stop()
-    os.environ.clear()
-    os.environ.update(before)
 
 
 @pytest.fixture(params=["memory", "s3"])
@@ -122,12 +101,13 @@ def test_separate_uploads_all_files_of_a_recording_with_their_names(store):
     assert json.loads(remote.read(file["timeline"]))["input"] == f"{store}/talk.wav"
 
 
-def test_a_batch_continues_and_existing_files_are_refused(store):
+@pytest.mark.parametrize("slash", ["", "/"])
+def test_a_batch_continues_and_existing_files_are_refused(store, slash):
     for name in ("a", "b", "taken"):
         put(f"{store}/in/{name}.wav", sound())
     put(f"{store}/out/taken.wav", b"of somebody else")
     put(f"{store}/in/bad.wav", b"no sound")
-    args = ("enhance", f"{store}/in", "-o", f"{store}/out", "--resume", "--json")
+    args = ("enhance", f"{store}/in", "-o", f"{store}/out{slash}", "--resume", "--json")
     done = run(*args)
     files = {remote.base_name(file["input"]): file for file in json.loads(done.stdout)["files"]}
     assert done.returncode == 1

@@ -39,7 +39,8 @@ class Manifest:
     """
 
     def __init__(self, folder: str | None, settings: dict[str, Any], overwrite: bool = False) -> None:
-        self._folder, self._overwrite = folder, overwrite
+        self._folder = folder.rstrip("/") if folder and is_remote(folder) else folder
+        self._overwrite = overwrite
         self._settings = json.dumps({"version": __version__} | settings, sort_keys=True, default=str)
         self._logs: dict[str, Log] = {}
 
@@ -149,7 +150,7 @@ class RemoteLog(Log):
     """One manifest at a URL, where nothing can be appended: each object holds the lines of half a minute."""
 
     def __init__(self, folder: str) -> None:
-        self.folder = folder.rstrip("/")
+        self.folder = folder
         found = {entry.url: entry.size for entry in remote.find(self.folder)}
         self._sizes = {_relative(url, self.folder): size for url, size in found.items()}
         parts = sorted(name for name in self._sizes if fnmatch(name, PARTS))
