@@ -3,7 +3,10 @@
 import json
 import os
 
+import numpy as np
 import pytest
+import soundfile
+from as_typed import in_this_process
 
 from clearstate.cli.engines.contract import Outcome
 from clearstate.cli.inputs import Job
@@ -125,3 +128,34 @@ def test_without_an_output_folder_the_manifest_is_in_the_folder_of_each_output(t
     manifest.close()
     assert [(tmp_path / folder / NAME).exists() for folder in ("x", "y")] == [True, True]
     assert Manifest(None, SETTINGS).begin(jobs[1:])[0] == []
+
+
+@pytest.mark.parametrize("verb", ["enhance", "separate", "extend", "restore"])
+@pytest.mark.parametrize("output", ["out", "out/", None])
+def test_every_verb_continues_on_request(tmp_path, monkeypatch, verb, output):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in").mkdir()
+    for name in ("a", "b"):
+        soundfile.write(f"in/{name}.wav", np.random.default_rng(0).normal(0, 0.05, 4000), 16_000)
+    args = [verb, "in", "--json", "--resume", *(["-o", output] if output else [])]
+    first = in_this_process(*args)
+    assert first.returncode == 0, first.stderr
+    made = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.wav")}
+    assert [path.parent.name for path in tmp_path.rglob(NAME)] == [(output or "in").strip("/")]
+    os.utime("in/b.wav", (1, 1))
+    again = in_this_process(*args)
+    assert again.returncode == 0, again.stderr
+    files = {file["input"]: file for file in json.loads(again.stdout)["files"]}
+    assert files[os.path.join("in", "a.wav")].pop("resumed") and "resumed" not in files[os.path.join("in", "b.wav")]
+    before = {file["input"]: file for file in json.loads(first.stdout)["files"]}
+    assert files[os.path.join("in", "a.wav")].keys() == before[os.path.join("in", "a.wav")].keys()
+    redone = {
+        path.name[0] for path, time in made.items() if path.parent.name != "in" and path.stat().st_mtime_ns != time
+    }
+    assert redone <= {"b"}
+
+
+def test_without_resume_no_manifest_is_written(tmp_path):
+    soundfile.write(tmp_path / "a.wav", np.zeros(1600), 16_000)
+    assert in_this_process("enhance", tmp_path / "a.wav").returncode == 0
+    assert not list(tmp_path.glob("*.jsonl"))
