@@ -1,0 +1,211 @@
+"""What is between a microphone and a loudspeaker: the model, and a buffer between two sound cards.
+
+The microphone's thread calls `captured`, the loudspeaker's thread calls `play`. Two sound cards have two clocks, and
+both threads may be late. The buffer therefore keeps a reserve: the samples that remain after `play` took its own. Once
+per second, the smallest reserve of that second is compared with the wanted one. The difference is corrected by one
+sample per block, which is inaudible.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Block = NDArray[np.float32]  # (channels, n)
+
+MOST_RESERVE = 8  # blocks; every dropout adds one block to the wanted reserve, up to this
+MOST_EXCESS = 10  # blocks; more than this after a standstill is skipped at once
+LEVEL_SECONDS = 0.1  # time constant of the level meters
+LOAD_SECONDS = 1.0  # time constant of load and latency
+SILENT = 1e-6  # -120 dBFS, the lowest level shown
+
+
+class LiveStream(Protocol):
+    """What the cable needs from `clearstate.Stream`."""
+
+    sample_rate: int
+    channels: int
+    latency_samples: int
+
+    def process(self, chunk: Any) -> Block:
+        """The next samples of the output, as many as in `chunk`."""
+        ...
+
+    def flush(self) -> Block:
+        """The last `latency_samples` of the output."""
+        ...
+
+
+@dataclass(frozen=True)
+class Meter:
+    """What the status line shows."""
+
+    level_in: float  # dBFS
+    level_out: float  # dBFS
+    latency: float | None  # seconds from microphone to loudspeaker, measured; None before the first sound
+    load: float  # processing time as a share of the block
+    dropouts: int
+    seconds: float  # of sound played
+    bypass: bool
+
+
+class Cable:
+    """Pass sound from a microphone through `stream` to a loudspeaker.
+
+    Args:
+        stream: the model.
+        block: samples per call of `captured` and `play`; the unit of the reserve.
+        record: receives every block before and after the model. The blocks after are late by `stream.latency_samples`.
+    """
+
+    def __init__(self, stream: LiveStream, block: int, record: Callable[[Block, Block], None] | None = None) -> None:
+        self.stream, self.block, self.record = stream, block, record
+        self.bypass = False
+        self.dropouts = 0
+        self._dry = np.zeros((stream.channels, stream.latency_samples), np.float32)
+        self._share = 0.0  # of the unprocessed sound in the output, 0 to 1; moves within one block
+        self._lock = threading.Lock()
+        self._wanted = block  # samples of reserve
+        self._levels = [0.0, 0.0]  # RMS of input and output
+        self._load = 0.0
+        self._latency: float | None = None
+        self._pushed = 0  # samples that entered the buffer since the start
+        self._played = 0  # samples that left it
+        self.restart()
+
+    def restart(self) -> None:
+        """Empty the buffer, because a device was away. The model keeps its state."""
+        with self._lock:
+            self._held = np.zeros((self.stream.channels, 0), np.float32)
+            self._running = False
+            self._since = 0  # samples played since the restart
+            self._least: int | None = None  # smallest reserve of this second
+            self._counted = 0  # samples of this second
+            self._slip = 0  # samples to skip, or to insert if negative
+            self._anchor: tuple[int, float] | None = None  # a sample's number in the input, and when it was captured
+
+    def captured(self, block: Block, when: float | None = None) -> None:
+        """Take the next samples of the microphone.
+
+        Args:
+            when: time of the first sample in seconds; None if unknown.
+        """
+        start, count = time.perf_counter(), block.shape[1]
+        out = self._mixed(self.stream.process(block), block)
+        if self.record:
+            self.record(block, out)
+        with self._lock:
+            self._anchor = None if when is None else (self._pushed, when)
+            self._held = np.concatenate([self._held, out], axis=1)
+            self._pushed += count
+            if not self._running:  # the loudspeaker has not started
+                self._held = self._held[:, -(self._wanted + self.block) :]
+        seconds = count / self.stream.sample_rate
+        for i, samples in enumerate((block, out)):
+            fallen = self._levels[i] * np.exp(-seconds / LEVEL_SECONDS)
+            self._levels[i] = max(float(np.sqrt(np.mean(np.square(samples)))) if count else 0.0, float(fallen))
+        keep = np.exp(-seconds / LOAD_SECONDS)
+        self._load = float(keep * self._load + (1 - keep) * (time.perf_counter() - start) / max(seconds, 1e-9))
+
+    def finish(self) -> None:
+        """Pass the last samples, which the model holds back, to `record`."""
+        rest = self.stream.flush()
+        if self.record:
+            nothing = np.zeros_like(rest)
+            self.record(nothing[:, :0], self._mixed(rest, nothing))
+
+    def play(self, count: int, when: float | None = None) -> Block:
+        """Return the next `count` samples for the loudspeaker; silence if there are none.
+
+        Args:
+            when: time at which the first of them sounds, in seconds of the same clock; None if unknown.
+        """
+        with self._lock:
+            held = self._held.shape[1]
+            if not self._running:
+                self._running = held >= self._wanted + count
+            if not self._running:
+                return np.zeros((self.stream.channels, count), np.float32)
+            if held < count:
+                return self._dropout(count)
+            take = min(count + int(np.sign(self._slip)), held) if count > 1 else count
+            self._slip -= take - count
+            self._measure(held, count, when)
+            out, self._held = self._held[:, :take], self._held[:, take:]
+            self._played += count
+            self._since += count
+            self._correct(held - take, count)
+        return out if take == count else stretched(out, count)
+
+    def lost(self) -> None:
+        """Count samples that the system lost."""
+        if self._settled():
+            self.dropouts += 1
+
+    def meter(self) -> Meter:
+        """The present values."""
+        low, high = (20 * float(np.log10(max(level, SILENT))) for level in self._levels)
+        seconds = self._played / self.stream.sample_rate
+        return Meter(low, high, self._latency, self._load, self.dropouts, seconds, self.bypass)
+
+    def _mixed(self, wet: Block, dry: Block) -> Block:
+        """The model's output, or in bypass the input with the same delay; a change is a cross-fade over the block."""
+        both, count = np.concatenate([self._dry, dry], axis=1), wet.shape[1]
+        late, self._dry = both[:, :count], both[:, count:]
+        before, self._share = self._share, float(self.bypass) if count else self._share
+        if before == self._share:
+            return late if before else wet
+        share = np.linspace(before, self._share, count, dtype=np.float32)
+        return np.asarray(wet + share * (late - wet), np.float32)
+
+    def _dropout(self, count: int) -> Block:
+        """Play the rest and silence; wait until the reserve is there again, which becomes longer."""
+        self.lost()
+        out = np.zeros((self.stream.channels, count), np.float32)
+        out[:, : self._held.shape[1]] = self._held[:, :count]
+        self._held, self._running, self._least, self._counted, self._slip = self._held[:, count:], False, None, 0, 0
+        self._wanted = min(self._wanted + self.block, MOST_RESERVE * self.block)
+        return out
+
+    def _settled(self) -> bool:
+        """Devices start unevenly: the first second does not count."""
+        return self._since > self.stream.sample_rate
+
+    def _measure(self, held: int, count: int, when: float | None) -> None:
+        """The time from capturing to playing the sample at the front of the buffer."""
+        if when is None or self._anchor is None:
+            return
+        number, captured = self._anchor
+        front = self._pushed - held - self.stream.latency_samples
+        latency = when - captured - (front - number) / self.stream.sample_rate
+        keep = np.exp(-count / self.stream.sample_rate / LOAD_SECONDS) if self._latency is not None else 0.0
+        self._latency = float(keep * (self._latency or 0.0) + (1 - keep) * latency)
+
+    def _correct(self, reserve: int, count: int) -> None:
+        """Once per second, decide how many samples to skip or to insert."""
+        self._least = reserve if self._least is None else min(self._least, reserve)
+        self._counted += count
+        if self._counted < self.stream.sample_rate:
+            return
+        excess = self._least - self._wanted
+        self._least, self._counted = None, 0
+        if excess > MOST_EXCESS * self.block:
+            self.lost()
+            self._held, self._slip = self._held[:, excess:], 0
+        else:  # within the allowance, leave it
+            self._slip = excess if excess > self.block or excess < -self.block // 2 else 0
+
+
+def stretched(block: Block, count: int) -> Block:
+    """Interpolate a block to `count` samples.
+
+    >>> stretched(np.array([[0.0, 1.0, 2.0]]), 5)
+    array([[0. , 0.5, 1. , 1.5, 2. ]], dtype=float32)
+    """
+    size = block.shape[1]
+    places = np.linspace(0, size - 1, count)
+    return np.stack([np.interp(places, np.arange(size), row) for row in block]).astype(np.float32)
