@@ -29,7 +29,12 @@ class Server:
     def __init__(self, folder):
         self.folder, socket = folder, folder / "native"
         folder.chmod(0o700)
-        self.env = {**os.environ, "XDG_RUNTIME_DIR": str(folder), "XDG_CONFIG_HOME": str(folder), "PULSE_SERVER": f"unix:{socket}"}
+        self.env = {
+            **os.environ,
+            "XDG_RUNTIME_DIR": str(folder),
+            "XDG_CONFIG_HOME": str(folder),
+            "PULSE_SERVER": f"unix:{socket}",
+        }
         for name in ("PULSE_SOURCE", "PULSE_SINK", "DBUS_SESSION_BUS_ADDRESS"):
             self.env.pop(name, None)
         options = ["-n", "--daemonize=no", "--exit-idle-time=-1", "--use-pid-file=no"]

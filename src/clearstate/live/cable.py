@@ -1,9 +1,9 @@
 """What is between a microphone and a loudspeaker: the model, and a buffer between two sound cards.
 
 The microphone's thread calls `captured`, the loudspeaker's thread calls `play`. Two sound cards have two clocks, and
-both threads may be late. The buffer therefore keeps a reserve: the samples that remain after `play` took its own. Once
-per second, the smallest reserve of that second is compared with the wanted one. The difference is corrected by one
-sample per block, which is inaudible.
+both threads may be late. The buffer therefore keeps a reserve: the samples that remain after `play` took its own. Every
+few seconds, the smallest reserve since the last time is compared with the wanted one. The difference is corrected by
+one sample per block, which is inaudible.
 """
 
 import threading
@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 Block = NDArray[np.float32]  # (channels, n)
 
 MOST_RESERVE = 8  # blocks; every dropout adds one block to the wanted reserve, up to this
+START_SECONDS = 1.0  # after this, the reserve is cut to the wanted one at once
+WATCH_SECONDS = 4.0  # between two corrections after that
 MOST_EXCESS = 10  # blocks; more than this after a standstill is skipped at once
 LEVEL_SECONDS = 0.1  # time constant of the level meters
 LOAD_SECONDS = 1.0  # time constant of load and latency
@@ -83,8 +85,8 @@ class Cable:
             self._held = np.zeros((self.stream.channels, 0), np.float32)
             self._running = False
             self._since = 0  # samples played since the restart
-            self._least: int | None = None  # smallest reserve of this second
-            self._counted = 0  # samples of this second
+            self._least: int | None = None  # smallest reserve since the last correction
+            self._counted = 0  # samples since the last correction
             self._slip = 0  # samples to skip, or to insert if negative
             self._anchor: tuple[int, float] | None = None  # a sample's number in the input, and when it was captured
 
@@ -172,8 +174,8 @@ class Cable:
         return out
 
     def _settled(self) -> bool:
-        """Devices start unevenly: the first second does not count."""
-        return self._since > self.stream.sample_rate
+        """Devices start unevenly, so the first seconds do not count."""
+        return self._since > (1 + START_SECONDS) * self.stream.sample_rate
 
     def _measure(self, held: int, count: int, when: float | None) -> None:
         """The time from capturing to playing the sample at the front of the buffer."""
@@ -186,18 +188,19 @@ class Cable:
         self._latency = float(keep * (self._latency or 0.0) + (1 - keep) * latency)
 
     def _correct(self, reserve: int, count: int) -> None:
-        """Once per second, decide how many samples to skip or to insert."""
+        """After the first second and then every WATCH_SECONDS, decide how many samples to skip or to insert."""
         self._least = reserve if self._least is None else min(self._least, reserve)
         self._counted += count
-        if self._counted < self.stream.sample_rate:
+        starting = self._since <= (1 + START_SECONDS) * self.stream.sample_rate
+        if self._counted < (START_SECONDS if starting else WATCH_SECONDS) * self.stream.sample_rate:
             return
         excess = self._least - self._wanted
-        self._least, self._counted = None, 0
-        if excess > MOST_EXCESS * self.block:
+        self._least, self._counted, self._slip = None, 0, 0
+        if (starting and excess > 0) or excess > MOST_EXCESS * self.block:
             self.lost()
-            self._held, self._slip = self._held[:, excess:], 0
-        else:  # within the allowance, leave it
-            self._slip = excess if excess > self.block or excess < -self.block // 2 else 0
+            self._held = self._held[:, excess:]
+        elif not -self.block // 2 <= excess <= 2 * self.block:  # late threads, not clocks, cause less than this
+            self._slip = excess
 
 
 def stretched(block: Block, count: int) -> Block:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from clearstate.audio.formats import WRITABLE, examples
 from clearstate.audio.info import AudioInfo
 from clearstate.audio.io import check_target, open_writer
 from clearstate.audio.streams import STDIO
@@ -43,10 +44,12 @@ class Recorder:
         error: why the recording ended early, if it did. Then neither file exists.
     Raises:
         OSError: if a file exists (without `overwrite`) or its folder does not.
-        AudioError: for an unknown extension.
+        ValueError: for an unknown extension.
     """
 
     def __init__(self, path: str, rate: int, channels: int, latency: int, overwrite: bool = False) -> None:
+        if Path(path).suffix.lower() not in WRITABLE:
+            raise ValueError(f"{path}: expected a name that ends in one of {examples(WRITABLE)}")
         self.names = before_and_after(path)
         for name in self.names:
             check_target(name, STDIO, overwrite)

@@ -13,7 +13,7 @@ from clearstate.live import devices
 from clearstate.live.cable import Cable
 
 TICK_SECONDS = 0.1  # between two looks at the devices' threads
-SILENCE_SECONDS = 2.0  # a device that asks nothing for this long has disappeared
+SILENCE_SECONDS = 3.0  # a device that asks nothing for this long has disappeared
 LOOK_SECONDS = 1.0  # between two looks at the list of devices
 BLOCKS = 2  # of buffer that a device is asked to have
 

@@ -1,0 +1,261 @@
+"""`clearstate live` between two null sinks of a real PulseAudio server.
+
+The blocks are long, because machines that run tests are busy. What is compared is the sound itself: what a program
+records from the loudspeaker, with what `clearstate.Stream` makes of what was played into the microphone.
+"""
+
+import os
+import pty
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import soxr
+from scipy.signal import correlate
+from sound_server import LOUDSPEAKER, MICROPHONE, RATE, Tap
+
+import clearstate
+from clearstate.metrics.intrusive import si_sdr
+from clearstate.models import PRESETS
+
+CLIPS = Path(__file__).resolve().parents[2] / "examples" / "clips"
+BLOCK_MS = 100
+PATIENCE = 60  # seconds; kernels may have to be compiled
+
+pytestmark = pytest.mark.skipif(PRESETS["live"].weights is None, reason="the package holds no weights of 'live'")
+
+
+class Command:
+    """The command on a terminal of its own."""
+
+    def __init__(self, server, *words):
+        self._terminal, inside = pty.openpty()
+        options = ["--input", MICROPHONE, "--output", LOUDSPEAKER, "--block", str(BLOCK_MS), *map(str, words)]
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "clearstate", "live", *options],
+            env={**server.env, "COLUMNS": "150", "TERM": "xterm", "CUDA_VISIBLE_DEVICES": ""},
+            stdin=inside, stdout=inside, stderr=inside, start_new_session=True,
+        )  # fmt: skip
+        os.close(inside)
+        self.said = ""
+
+    def until(self, pattern, seconds=PATIENCE):
+        """Wait for new text on the terminal."""
+        end, start = time.monotonic() + seconds, len(self.said)
+        while not (found := re.search(pattern, self.said[start:])):
+            assert time.monotonic() < end, f"{pattern!r} did not appear in:\n{self.said[-2_000:]}"
+            self.listen(0.2)
+        return found
+
+    def listen(self, seconds=0.0):
+        end = time.monotonic() + seconds
+        while select.select([self._terminal], [], [], max(0.0, end - time.monotonic()))[0]:
+            try:
+                fresh = os.read(self._terminal, 1 << 16).decode(errors="replace")
+            except OSError:  # the command has exited
+                break
+            self.said += re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", fresh)
+            if not fresh or time.monotonic() > end:
+                break
+
+    def press(self, key):
+        os.write(self._terminal, key.encode())
+
+    def sounding(self):
+        """Wait until sound flows and the first seconds, while devices start, have passed."""
+        self.until(r"latency +\d+ ms")
+        for _ in range(5):
+            self.listen(0.5)
+        return self
+
+    def end(self, number=signal.SIGINT):
+        """Ask it to end; the exit code, and the last line."""
+        self.process.send_signal(number)
+        until = time.monotonic() + PATIENCE
+        while self.process.poll() is None and time.monotonic() < until:
+            self.listen(0.1)
+        self.listen(0.3)
+        os.close(self._terminal)
+        return self.process.wait(1)
+
+
+@pytest.fixture
+def command(server):
+    started = []
+
+    def start(*words):
+        started.append(Command(server, *words))
+        return started[-1]
+
+    yield start
+    for each in started:
+        if each.process.poll() is None:
+            each.process.kill()
+            each.process.wait()
+
+
+def clip(kind, seconds):
+    """The three shipped clips one after the other, again and again."""
+    parts = [
+        soundfile.read(CLIPS / f"{name}.{kind}.flac", dtype="float32")[0] for name in ("fire_10db", "chainsaw_5db")
+    ]
+    once = soxr.resample(np.concatenate(parts), 16_000, RATE)
+    return np.tile(once, int(np.ceil(seconds * RATE / len(once))))[: seconds * RATE]
+
+
+def place(sound, part):
+    """Where `part` is in `sound`."""
+    return int(np.argmax(correlate(sound, part, "valid", method="fft")))
+
+
+def impulses():
+    """Short bursts of noise with unequal pauses: their place is unmistakable."""
+    rng, parts = np.random.default_rng(0), []
+    for pause in (0.5, 0.7, 0.4, 0.6):
+        parts += [rng.uniform(-0.5, 0.5, RATE // 50), np.zeros(round(pause * RATE))]
+    return np.concatenate(parts).astype(np.float32)
+
+
+def followed(expected, heard, window=RATE // 5, reach=RATE // 100):
+    """SI-SDR of each window with speech, at its own place near that of the window before.
+
+    Two clocks may be corrected by a sample in each block. A gap, a click or a jump is far more.
+    """
+    scores, offset = [], 0
+    for start in range(0, len(expected) - window + 1, window):
+        part = expected[start : start + window]
+        if part.std() < expected.std() / 10:
+            continue
+        first = max(0, start + offset - reach)
+        offset = first + place(heard[first : start + offset + window + reach], part) - start
+        scores.append(float(si_sdr(part, heard[start + offset : start + offset + window])))
+    return scores
+
+
+def dropouts(said):
+    return int(re.findall(r"(\d+) dropouts?", said)[-1])
+
+
+def measured(said):
+    return float(re.findall(r"latency (\d+) ms \(measured\)", said)[-1]) / 1000
+
+
+@pytest.mark.parametrize("seconds", [8, pytest.param(60, marks=pytest.mark.slow)])
+def test_a_noisy_clip_comes_out_clean_aligned_and_without_a_gap(server, command, tmp_path, seconds):
+    noisy, clean = clip("noisy", seconds), clip("clean", seconds)
+    running = command("--record", tmp_path / "call.wav").sounding()
+    taps = [Tap(server, source) for source in (MICROPHONE, f"{LOUDSPEAKER}.monitor")]
+    server.play(noisy)
+    time.sleep(1.5)
+    (before, _), (after, _) = (tap.stop() for tap in taps)
+    assert running.end() == 0, running.said
+    assert dropouts(running.said) == 0, running.said
+
+    stream = clearstate.Stream("live", RATE)
+    expected = np.concatenate([stream.process(noisy), stream.flush()])[stream.latency_samples :]
+    start = place(after, expected)
+    heard = after[start : start + len(noisy)]
+    assert len(heard) == len(noisy)
+    assert min(followed(expected, after[start:])) > 12, followed(expected, after[start:])
+    assert si_sdr(clean, heard) > si_sdr(clean, noisy) + 3
+    assert place(before, noisy) >= 0
+
+    (first, rate), (second, _) = (soundfile.read(tmp_path / f"call.{kind}.wav") for kind in ("before", "after"))
+    assert rate == RATE and len(first) == len(second)
+    at = place(first, noisy)
+    assert si_sdr(noisy, first[at : at + len(noisy)]) > 40
+    assert si_sdr(expected, second[at : at + len(noisy)]) > 20  # aligned to the sample with the other file
+
+
+def test_an_impulse_takes_the_latency_that_is_shown_and_bypass_is_the_input(server, command):
+    running = command().sounding()
+    running.press("b")
+    running.until("bypass  in")
+    taps = [Tap(server, source) for source in (MICROPHONE, f"{LOUDSPEAKER}.monitor")]
+    sound = impulses()
+    server.play(sound)
+    time.sleep(1.5)
+    (before, began), (after, later) = (tap.stop() for tap in taps)
+    running.press("b")
+    running.until("live  in")
+    assert running.end() == 0
+    first, second = place(before, sound), place(after, sound)
+    latency = later + second / RATE - began - first / RATE
+    assert latency == pytest.approx(measured(running.said), abs=0.06)  # the bursts of the server: 20 ms each way
+    assert 0.03 < latency < 1
+    assert si_sdr(sound, after[second : second + len(sound)]) > 10  # the model would remove the bursts
+    assert dropouts(running.said) == 0
+
+
+@pytest.mark.parametrize("sink", ["microphone", "loudspeaker"])
+def test_a_device_that_disappears_and_returns_is_used_again(server, command, sink):
+    running = command().sounding()
+    server.unload(sink)
+    running.until(f"{sink}.* has disappeared; waiting for it")
+    elsewhere = Tap(server, "elsewhere.monitor")
+    time.sleep(1)
+    server.load(sink)
+    running.until("is back")
+    assert not elsewhere.stop()[0].any()  # nothing on the server's default device
+    running.sounding()
+    tap = Tap(server, f"{LOUDSPEAKER}.monitor")
+    server.play(clip("noisy", 2))
+    time.sleep(1.5)
+    after = tap.stop()[0]
+    assert running.end() == 0
+    stream = clearstate.Stream("live", RATE)
+    expected = stream.process(clip("noisy", 2))
+    start = place(after, expected[RATE:])
+    assert si_sdr(expected[RATE:], after[start : start + RATE]) > 5
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, "q"])
+def test_it_ends_cleanly_and_the_terminal_is_as_before(server, command, tmp_path, number):
+    running = command("--record", tmp_path / "call.flac").sounding()
+    if number == "q":
+        running.press("q")
+        running.until("recorded")
+        number = 0
+    assert running.end(number) == 0, running.said
+    assert "Traceback" not in running.said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["call.after.flac", "call.before.flac"]
+    assert soundfile.info(tmp_path / "call.after.flac").duration > 2
+
+
+def test_killed_it_leaves_no_recording_under_its_name(server, command, tmp_path):
+    running = command("--record", tmp_path / "call.wav").sounding()
+    running.process.kill()
+    running.process.wait()
+    assert list(tmp_path.glob("[!.]*")) == []
+
+
+def test_the_list_names_the_devices_of_the_server(server):
+    words = [sys.executable, "-m", "clearstate", "live", "--list"]
+    listed = subprocess.run(words, env=server.env, capture_output=True, text=True, check=True, timeout=PATIENCE).stdout
+    assert re.search(r"input .*microphone\.monitor +2 +48000 Hz", listed)
+    assert re.search(r"output .*loudspeaker +2 +48000 Hz", listed)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--input", "no such thing"], "no input device is called 'no such thing'"),
+        (["--model", "saf-typo"], "saf-typo"),
+        (["--record", "nowhere/call.wav"], "does not exist"),
+    ],
+)
+def test_wrong_use_is_one_line_and_exit_code_2(server, words, says):
+    options = ["--input", MICROPHONE, "--output", LOUDSPEAKER, *words]
+    done = subprocess.run(
+        [sys.executable, "-m", "clearstate", "live", *options],
+        env=server.env, capture_output=True, text=True, timeout=PATIENCE,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert says in done.stderr and done.stderr.count("\n") == 1
