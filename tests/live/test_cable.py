@@ -122,7 +122,7 @@ def test_bypass_is_the_input_with_the_same_delay_and_without_a_click():
     under_test, sound = cable(), sine(2)
     parts = []
     for number, start in enumerate(range(0, sound.shape[1], BLOCK)):
-        under_test.bypass = 60 <= number < 120
+        under_test.switch.bypass = 60 <= number < 120
         under_test.captured(sound[:, start : start + BLOCK])
         parts.append(under_test.play(BLOCK))
     played, late = np.concatenate(parts, 1)[0], LATE + BLOCK

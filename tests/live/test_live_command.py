@@ -125,10 +125,10 @@ def impulses():
     return np.concatenate(parts).astype(np.float32)
 
 
-def followed(expected, heard, window=RATE // 5, reach=RATE // 100):
-    """SI-SDR of each window with speech, at its own place near that of the window before.
+def followed(expected, heard, window=RATE // 50, reach=RATE // 1000):
+    """SI-SDR of each 20 ms with speech, at its own place within 1 ms of that of the one before.
 
-    Two clocks may be corrected by a sample in each block. A gap, a click or a jump is far more.
+    Two clocks may be corrected by two samples in 20 ms. A gap, a click or a jump is far more.
     """
     scores, offset = [], 0
     for start in range(0, len(expected) - window + 1, window):
@@ -170,7 +170,8 @@ def test_a_noisy_clip_comes_out_clean_aligned_and_without_a_gap(server, command,
     np.testing.assert_allclose(after, expected, atol=2e-4)  # aligned to the sample
     assert si_sdr(clean, after[during]) > si_sdr(clean, noisy) + 3
     scores = followed(after[during], sounded[place(sounded, after[during]) :])
-    assert min(scores) > 15, scores  # all of it sounded
+    assert len(scores) > 20 * seconds
+    assert min(scores) > 5, sorted(scores)[:20]  # all of it sounded; a gap of 5 ms gives 4.8 dB
 
 
 def test_an_impulse_takes_the_latency_that_is_shown_and_bypass_is_the_input(server, command):

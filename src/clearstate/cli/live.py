@@ -166,7 +166,7 @@ def watch(session: "Session", cable: "Cable") -> None:
         def tick() -> None:
             for key in keys.pressed():
                 if key in "bB":
-                    cable.bypass = not cable.bypass
+                    cable.switch.bypass = not cable.switch.bypass
                 elif key in "qQ\x03\x04":
                     stop.set()
             if console.is_terminal:

@@ -3,43 +3,26 @@
 The microphone's thread calls `captured`, the loudspeaker's thread calls `play`. Two sound cards have two clocks, and
 both threads may be late. The buffer therefore keeps a reserve: the samples that remain after `play` took its own. Every
 few seconds, the smallest reserve since the last time is compared with the wanted one. The difference is corrected by
-one sample per block, which is inaudible.
+playing a little faster or slower, which is inaudible.
 """
 
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
-Block = NDArray[np.float32]  # (channels, n)
+from clearstate.tasks.bypass import Block, LiveStream, Switch
 
 MOST_RESERVE = 8  # blocks; every dropout adds one block to the wanted reserve, up to this
 START_SECONDS = 1.0  # after this, the reserve is cut to the wanted one at once
+MOST_STRETCH = 0.002  # of a block that is skipped or inserted; changes the pitch by 3 cents
 WATCH_SECONDS = 4.0  # between two corrections after that
 MOST_EXCESS = 10  # blocks; more than this after a standstill is skipped at once
 LEVEL_SECONDS = 0.1  # time constant of the level meters
 LOAD_SECONDS = 1.0  # time constant of load and latency
 SILENT = 1e-6  # -120 dBFS, the lowest level shown
-
-
-class LiveStream(Protocol):
-    """What the cable needs from `clearstate.Stream`."""
-
-    sample_rate: int
-    channels: int
-    latency_samples: int
-
-    def process(self, chunk: Any) -> Block:
-        """The next samples of the output, as many as in `chunk`."""
-        ...
-
-    def flush(self) -> Block:
-        """The last `latency_samples` of the output."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -66,10 +49,8 @@ class Cable:
 
     def __init__(self, stream: LiveStream, block: int, record: Callable[[Block, Block], None] | None = None) -> None:
         self.stream, self.block, self.record = stream, block, record
-        self.bypass = False
+        self.switch = Switch(stream)
         self.dropouts = 0
-        self._dry = np.zeros((stream.channels, stream.latency_samples), np.float32)
-        self._share = 0.0  # of the unprocessed sound in the output, 0 to 1; moves within one block
         self._lock = threading.Lock()
         self._wanted = block  # samples of reserve
         self._levels = [0.0, 0.0]  # RMS of input and output
@@ -97,7 +78,7 @@ class Cable:
             when: time of the first sample in seconds; None if unknown.
         """
         start, count = time.perf_counter(), block.shape[1]
-        out = self._mixed(self.stream.process(block), block)
+        out = self.switch.process(block)
         if self.record:
             self.record(block, out)
         with self._lock:
@@ -115,10 +96,9 @@ class Cable:
 
     def finish(self) -> None:
         """Pass the last samples, which the model holds back, to `record`."""
-        rest = self.stream.flush()
+        rest = self.switch.flush()
         if self.record:
-            nothing = np.zeros_like(rest)
-            self.record(nothing[:, :0], self._mixed(rest, nothing))
+            self.record(rest[:, :0], rest)
 
     def play(self, count: int, when: float | None = None) -> Block:
         """Return the next `count` samples for the loudspeaker; silence if there are none.
@@ -134,7 +114,8 @@ class Cable:
                 return np.zeros((self.stream.channels, count), np.float32)
             if held < count:
                 return self._dropout(count)
-            take = min(count + int(np.sign(self._slip)), held) if count > 1 else count
+            most = max(1, round(MOST_STRETCH * count))
+            take = min(count + int(np.clip(self._slip, -most, most)), held) if count > 1 else count
             self._slip -= take - count
             self._measure(held, count, when)
             out, self._held = self._held[:, :take], self._held[:, take:]
@@ -152,17 +133,7 @@ class Cable:
         """The present values."""
         low, high = (20 * float(np.log10(max(level, SILENT))) for level in self._levels)
         seconds = self._played / self.stream.sample_rate
-        return Meter(low, high, self._latency, self._load, self.dropouts, seconds, self.bypass)
-
-    def _mixed(self, wet: Block, dry: Block) -> Block:
-        """The model's output, or in bypass the input with the same delay; a change is a cross-fade over the block."""
-        both, count = np.concatenate([self._dry, dry], axis=1), wet.shape[1]
-        late, self._dry = both[:, :count], both[:, count:]
-        before, self._share = self._share, float(self.bypass) if count else self._share
-        if before == self._share:
-            return late if before else wet
-        share = np.linspace(before, self._share, count, dtype=np.float32)
-        return np.asarray(wet + share * (late - wet), np.float32)
+        return Meter(low, high, self._latency, self._load, self.dropouts, seconds, self.switch.bypass)
 
     def _dropout(self, count: int) -> Block:
         """Play the rest and silence; wait until the reserve is there again, which becomes longer."""
