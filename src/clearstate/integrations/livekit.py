@@ -7,7 +7,7 @@ audio = rtc.AudioStream(track, noise_cancellation=ClearstateProcessor())     # w
 room_io.AudioInputOptions(noise_cancellation=lambda _: ClearstateProcessor())    # with LiveKit Agents
 """
 
-from clearstate.integrations.pcm16 import Pcm16Stream, shared_model
+from clearstate.integrations.pcm16 import Pcm16Stream
 
 try:
     from livekit import rtc
@@ -16,12 +16,14 @@ try:
 except (ImportError, AttributeError) as error:
     raise ImportError("this needs the package livekit, 1.0.23 or later: pip install 'clearstate[livekit]'") from error
 
+USUAL_RATE = 48_000  # Hz
+
 
 class ClearstateProcessor(_Base):  # type: ignore[misc, valid-type, unused-ignore]
     """A frame processor for the `noise_cancellation` of an `AudioStream`, at any sample rate.
 
     LiveKit passes frames around it while `enabled` is False. Every participant needs a processor of its own; all share
-    one model, which the constructor loads.
+    one model, which the constructor loads so that the first frame need not wait.
 
     Args:
         model: name or folder of a causal model.
@@ -34,7 +36,7 @@ class ClearstateProcessor(_Base):  # type: ignore[misc, valid-type, unused-ignor
         self._enabled = True
         self._stream: Pcm16Stream | None = None
         self._publication = ""
-        shared_model(model, backend)
+        Pcm16Stream(USUAL_RATE, model=model, strength=strength, backend=backend)
 
     @property
     def enabled(self) -> bool:

@@ -2,11 +2,15 @@
 
 from functools import cache
 
+import numpy as np
+
 from clearstate.audio import pcm
 from clearstate.runtime import open_model
 from clearstate.runtime.contract import EnhancementModel
 from clearstate.tasks.bypass import Switch
 from clearstate.tasks.stream import Stream
+
+WARM_UP_SECONDS = 0.1  # of silence: compiles what the first call would compile in the middle of a call
 
 
 @cache
@@ -35,6 +39,8 @@ class Pcm16Stream:
         backend: str = "auto",
     ) -> None:
         self.stream = Stream(shared_model(model, backend), sample_rate, channels, strength)
+        self.stream.process(np.zeros((channels, round(WARM_UP_SECONDS * sample_rate)), np.float32))
+        self.stream.reset()
         self.enabled = True
         self._switch, self._width, self._held = Switch(self.stream), 2 * channels, b""
 
