@@ -1,10 +1,14 @@
 """The filter in real Pipecat pipelines, with Pipecat's own frames."""
 
 import asyncio
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 
 pytest.importorskip("pipecat", reason="needs the package pipecat-ai: pip install 'clearstate[pipecat]'")
 
@@ -12,7 +16,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # Pipecat imports audioop
     from pipecat.frames.frames import EndFrame, FilterEnableFrame, InputAudioRawFrame
     from pipecat.pipeline.pipeline import Pipeline
-    from pipecat.processors.frame_processor import FrameDirection, FrameProcessor
+    from pipecat.processors.frame_processor import FrameProcessor
     from pipecat.transports.base_input import BaseInputTransport
     from pipecat.transports.base_transport import TransportParams
 
@@ -22,6 +26,7 @@ from pipecat.pipeline.worker import PipelineParams, PipelineWorker
 from pipecat.workers.runner import WorkerRunner
 
 from clearstate.integrations.pcm16 import Pcm16Stream
+from clearstate.metrics.intrusive import si_sdr
 from clearstate.models import PRESETS
 
 pytestmark = pytest.mark.skipif(PRESETS["live"].weights is None, reason="the package holds no weights of 'live'")
@@ -33,6 +38,12 @@ def pieces(rate, channels=1, seed=0, seconds=SECONDS):
     """20 ms each, as bytes."""
     x = np.random.default_rng(seed).normal(0, 3_000, (round(seconds * rate), channels)).astype("<i2")
     return [x[i : i + rate // 50].tobytes() for i in range(0, len(x), rate // 50)]
+
+
+def same(first, second):
+    """Whether 16-bit samples agree: other chunks round differently."""
+    x, y = (np.frombuffer(data, "<i2").astype(int) for data in (first, second))
+    return x.shape == y.shape and np.abs(x - y).max() <= 2
 
 
 class Microphone(BaseInputTransport):
@@ -91,7 +102,7 @@ def test_the_audio_of_a_transport_is_filtered_at_any_rate(rate, channels):
     frames = asyncio.run(call(sent, rate, channels))
     assert [len(frame.audio) for frame in frames] == [len(piece) for piece in sent]
     assert {(frame.sample_rate, frame.num_channels) for frame in frames} == {(rate, channels)}
-    assert b"".join(frame.audio for frame in frames) == Pcm16Stream(rate, channels).process(b"".join(sent))
+    assert same(b"".join(frame.audio for frame in frames), Pcm16Stream(rate, channels).process(b"".join(sent)))
 
 
 def test_twenty_calls_at_once_hear_themselves_only():
@@ -100,7 +111,7 @@ def test_twenty_calls_at_once_hear_themselves_only():
 
     for seed, frames in enumerate(asyncio.run(everybody())):
         expected = Pcm16Stream(16_000).process(b"".join(pieces(16_000, seed=seed)))
-        assert b"".join(frame.audio for frame in frames) == expected, seed
+        assert same(b"".join(frame.audio for frame in frames), expected), seed
 
 
 def test_a_frame_of_pipecat_switches_it_off_without_a_jump_in_time():
@@ -121,8 +132,12 @@ def test_a_frame_of_pipecat_switches_it_off_without_a_jump_in_time():
     assert on[-640:] != sent[-640 - late : -late]
 
 
-def test_the_filter_is_one_of_pipecat():
-    assert FrameDirection.DOWNSTREAM  # the pipelines above ran with the installed package
-    from pipecat.audio.filters.base_audio_filter import BaseAudioFilter
-
-    assert isinstance(ClearstateFilter(), BaseAudioFilter)
+def test_the_example_removes_noise(tmp_path):
+    examples = Path(__file__).resolve().parents[2] / "examples"
+    noisy, clean = (examples / "clips" / f"fire_10db.{kind}.flac" for kind in ("noisy", "clean"))
+    command = [sys.executable, str(examples / "pipecat_agent.py"), str(noisy), str(tmp_path / "out.wav")]
+    subprocess.run(command, check=True, capture_output=True, timeout=300)
+    (reference, _), (before, _), (after, _) = map(soundfile.read, (clean, noisy, tmp_path / "out.wav"))
+    reference, before = reference[8_000:40_000], before[8_000:40_000]
+    late = int(np.argmax(np.correlate(after, reference)))
+    assert si_sdr(reference, after[late : late + 32_000]) > si_sdr(reference, before) + 6
