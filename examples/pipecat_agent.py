@@ -1,6 +1,6 @@
 """Remove noise before a Pipecat pipeline. A file replaces the caller: pipecat_agent.py noisy.wav clean.wav
 
-In your agent, keep the transport that you have (Daily, LiveKit, WebRTC, a telephone) and add one line: `audio_in_filter`.
+In your agent, keep the transport that you have (Daily, LiveKit, WebRTC, a telephone) and add `audio_in_filter` to it.
 """
 
 import asyncio

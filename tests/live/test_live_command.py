@@ -127,10 +127,10 @@ def impulses():
     return np.concatenate(parts).astype(np.float32)
 
 
-def followed(expected, heard, window=RATE // 50, reach=RATE // 1000):
-    """SI-SDR of each 20 ms with speech, at its own place within 1 ms of that of the one before.
+def followed(expected, heard, window=RATE // 50, reach=RATE // 200):
+    """SI-SDR of each 20 ms with speech, at its own place within 5 ms of that of the one before.
 
-    Two clocks may be corrected by two samples in 20 ms. A gap, a click or a jump is far more.
+    A reserve may be corrected by 2 ms per second, also in a pause. A gap, a click or a jump is sudden.
     """
     whole = place(heard, expected)
     first = max(0, whole - RATE // 10)
@@ -231,8 +231,7 @@ def test_a_device_that_disappears_and_returns_is_used_again(server, command, sin
     after = tap.stop()[0]
     assert running.end() == 0
     expected = clearstate.Stream("live", RATE).process(clip("noisy", 2))[RATE:]
-    start = place(after, expected)
-    assert si_sdr(expected, after[start : start + RATE]) > 5
+    assert np.median(followed(expected, after)) > 8  # not more: frames start elsewhere than in the sound before
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, "q"])
