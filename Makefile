@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WORKERS ?= 2
 
-.PHONY: demo test test-core check bench build web clean
+.PHONY: demo test test-core test-agents check bench build web clean
 
 demo: .venv-demo/.installed  ## enhance the shipped example; prints where the result, its picture and its scores are
 	.venv-demo/bin/python examples/demo.py
@@ -13,6 +13,12 @@ demo: .venv-demo/.installed  ## enhance the shipped example; prints where the re
 test: $(STAMP)  ## every test, on WORKERS processes; those with live audio have the machine to themselves
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not browser"
 	$(BIN)/python -m pytest -m browser
+
+# Pipecat needs older versions of some packages, so its tests have an environment of their own, without PyTorch.
+test-agents:  ## the filters for Pipecat and LiveKit, with the real packages
+	test -x .venv-agents/bin/python || $(PYTHON) -m venv .venv-agents
+	.venv-agents/bin/python -m pip install --quiet pytest '.[pipecat,livekit]'
+	.venv-agents/bin/python -m pytest tests/integrations --confcutdir=tests/integrations
 
 # The core alone: the wheel in a new environment without PyTorch, Numba or a compiler.
 test-core: build  ## build the wheel, install it in a new environment, and test what it can do there
@@ -52,4 +58,4 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-core .venv-demo build dist demo web/build web/dist web/node_modules
+	rm -rf $(VENV) .venv-core .venv-agents .venv-demo build dist demo web/build web/dist web/node_modules

@@ -10,9 +10,6 @@ from clearstate.cli.terminal import UsageError, explain, note
 from clearstate.cli.verbs import Backend, Runtime, check_stdin, check_stdout
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from clearstate.tasks.stream import Stream
 
 
@@ -79,39 +76,20 @@ def pump(stream: "Stream", source: BinaryIO, sink: BinaryIO, channels: int, samp
     Raises:
         ValueError: if the input ends inside a sample.
     """
-    width = channels * (2 if sample_format is Format.s16le else 4)  # bytes of one sample of all channels
+    from clearstate.audio import pcm
+
+    kind: pcm.SampleType = "<i2" if sample_format is Format.s16le else "<f4"
+    width = channels * int(kind[-1])  # bytes of one sample of all channels
     held = b""
     while fresh := source.read1(1 << 16):  # type: ignore[attr-defined]  # a buffered pipe has it
         held += fresh
         whole = len(held) - len(held) % width
-        sink.write(encode(stream.process(decode(held[:whole], channels, sample_format)), sample_format))
+        sink.write(pcm.encode(stream.process(pcm.decode(held[:whole], channels, kind)), kind))
         sink.flush()
         held = held[whole:]
-    sink.write(encode(stream.flush(), sample_format))
+    sink.write(pcm.encode(stream.flush(), kind))
     sink.flush()
     if held:
         raise ValueError(
             f"the input ended after {len(held)} of the {width} bytes of a sample; check --channels and --format"
         )
-
-
-def decode(data: bytes, channels: int, sample_format: Format) -> "NDArray[np.float32]":
-    """Convert bytes to float32 samples (channels, n) in [-1, 1]."""
-    import numpy as np
-
-    if sample_format is Format.s16le:
-        flat = np.frombuffer(data, "<i2").astype(np.float32) / 32768
-    else:
-        flat = np.frombuffer(data, "<f4").astype(np.float32)
-    return np.ascontiguousarray(flat.reshape(-1, channels).T)  # (channels, n)
-
-
-def encode(samples: "NDArray[np.float32]", sample_format: Format) -> bytes:
-    """Convert float samples (channels, n) to bytes; integers are rounded and clipped."""
-    import numpy as np
-
-    flat = np.asarray(samples, np.float32).T  # (n, channels)
-    if sample_format is Format.s16le:
-        flat = np.clip(np.rint(flat * 32768), -32768, 32767)
-        return flat.astype("<i2").tobytes()
-    return np.ascontiguousarray(flat, "<f4").tobytes()

@@ -1,0 +1,1 @@
+"""Remove noise between a microphone and a loudspeaker or virtual cable; `clearstate live` is its command."""
