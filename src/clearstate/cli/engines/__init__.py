@@ -22,7 +22,7 @@ def find(name: EngineName, address: str | None = None) -> Engine:
     """
     if name == EngineName.local:
         return local.run
-    from clearstate.cli.engines import ray
+    from clearstate.cli.engines.ray import check_installed, run
 
-    ray.check_installed()
-    return functools.partial(ray.run, address=address)
+    check_installed()
+    return functools.partial(run, address=address)
