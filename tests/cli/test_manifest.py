@@ -159,3 +159,13 @@ def test_without_resume_no_manifest_is_written(tmp_path):
     soundfile.write(tmp_path / "a.wav", np.zeros(1600), 16_000)
     assert in_this_process("enhance", tmp_path / "a.wav").returncode == 0
     assert not list(tmp_path.glob("*.jsonl"))
+
+
+def test_a_voice_that_somebody_edited_is_not_replaced(tmp_path):
+    soundfile.write(tmp_path / "a.wav", np.random.default_rng(0).normal(0, 0.05, 4000), 16_000)
+    args = ("separate", tmp_path / "a.wav", "-o", tmp_path / "out", "--resume")
+    assert in_this_process(*args).returncode == 0
+    (tmp_path / "out" / "a.speaker1.wav").write_text("edited by hand")
+    done = in_this_process(*args)
+    assert done.returncode == 1 and "already exists" in done.stderr
+    assert (tmp_path / "out" / "a.speaker1.wav").read_text() == "edited by hand"

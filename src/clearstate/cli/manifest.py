@@ -60,7 +60,7 @@ class Manifest:
             entry = log.entries.get(_identity(job, log.folder))
             if entry and self._is_done(entry, job, log):
                 known.append(_outcome(entry, job))
-            elif _occupied(job, log) and not self._overwrite and not (entry and _is_ours(entry, log)):
+            elif not self._overwrite and not (_is_ours(entry, log) if entry else not _occupied(job, log)):
                 known.append(Outcome(job.source, job.target, error=already_exists(job.target)))
             else:
                 todo.append(replace(job, replace=job.replace or entry is not None))
