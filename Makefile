@@ -32,7 +32,7 @@ check: $(STAMP)  ## lint, format, types, import rules, doctests
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
-	$(BIN)/python -m pytest --doctest-modules src/clearstate -p no:cacheprovider
+	$(BIN)/python -m pytest --doctest-modules src/clearstate --ignore src/clearstate/integrations -p no:cacheprovider
 
 bench: $(STAMP)  ## every benchmark; each prints a ratio against a reference in the same run
 	for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
