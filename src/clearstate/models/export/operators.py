@@ -55,17 +55,20 @@ def _many_steps(u: Value, dt: Value, A: Value, B: Value, C: Value, state: Value,
         shape = op.Concat(op.Shape(u, start=0, end=1), op.Shape(A), axis=0)
         state = op.Expand(op.Constant(value=ir.tensor([0.0], dtype=ir.DataType.FLOAT)), shape)  # (b, d, n)
     u, dt, B, C = (op.Transpose(x, perm=[1, 0, 2]) for x in (u, dt, B, C))
-    per_frame = [op.Unsqueeze(x, [2]) for x in (dt, op.Mul(dt, u))]  # (t, b, 1, d)
-    per_frame += [op.Unsqueeze(B, [3]), op.Unsqueeze(C, [2])]  # (t, b, n, 1), (t, b, 1, n)
+    dt, drive = op.Unsqueeze(dt, [2]), op.Unsqueeze(op.Mul(dt, u), [2])  # (t, b, 1, d)
+    B, C = op.Unsqueeze(B, [3]), op.Unsqueeze(C, [2])  # (t, b, n, 1), (t, b, 1, n)
     first, rate = op.Transpose(state, perm=[0, 2, 1]), op.Transpose(A, perm=[1, 0])
-    last, y = _scan(first, rate, per_frame, reverse)  # (b, n, d), (t, b, 1, d)
+    if A.shape[1] == 1:  # a state as small as a frame: what can be done for all frames at once is
+        last, states = _scan(first, None, [op.Exp(op.Mul(dt, rate)), op.Mul(drive, B)], reverse)
+        y = op.MatMul(C, states)
+    else:
+        last, y = _scan(first, rate, [dt, drive, B, C], reverse)  # (b, n, d), (t, b, 1, d)
     return op.Transpose(op.Squeeze(y, [2]), perm=[1, 0, 2]), op.Transpose(last, perm=[0, 2, 1])
 
 
-def _scan(first: Value, rate: Value, per_frame: list[Value], reverse: bool) -> Any:
-    """The loop: the last state (b, n, d), and y (t, b, 1, d)."""
-    names = ("h", "dt", "drive", "B", "C")  # (b, n, d), (b, 1, d), (b, 1, d), (b, n, 1), (b, 1, n)
-    h, dt, drive, B, C = inputs = [ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT)) for name in names]
+def _scan(first: Value, rate: Value | None, per_frame: list[Value], reverse: bool) -> Any:
+    """The loop: the last state (b, n, d), and y (t, b, 1, d); without a rate, all states (t, b, n, d) in place of y."""
+    inputs = [ir.Value(name=f"frame_{k}", type=ir.TensorType(ir.DataType.FLOAT)) for k in range(1 + len(per_frame))]
     nodes: list[ir.Node] = []
 
     def add(kind: str, *values: Value) -> Value:
@@ -73,9 +76,15 @@ def _scan(first: Value, rate: Value, per_frame: list[Value], reverse: bool) -> A
         nodes[-1].outputs[0].name = f"step_{len(nodes)}"
         return nodes[-1].outputs[0]
 
-    decay = add("Exp", add("Mul", dt, rate))
-    new = add("Add", add("Mul", decay, h), add("Mul", drive, B))
-    y = add("MatMul", C, new)
+    if rate is None:
+        h, decay, driven = inputs
+        new = add("Add", add("Mul", decay, h), driven)
+        y = add("Identity", new)
+    else:
+        h, dt, drive, B, C = inputs  # (b, n, d), (b, 1, d), (b, 1, d), (b, n, 1), (b, 1, n)
+        decay = add("Exp", add("Mul", dt, rate))
+        new = add("Add", add("Mul", decay, h), add("Mul", drive, B))
+        y = add("MatMul", C, new)
     body = ir.Graph(inputs, [new, y], nodes=nodes, name="step", opset_imports={"": OPSET})
     attributes = {
         "body": body, "num_scan_inputs": len(per_frame), "scan_input_directions": len(per_frame) * [int(reverse)],
