@@ -11,8 +11,8 @@ demo: .venv-demo/.installed  ## enhance the shipped example; prints where the re
 	.venv-demo/bin/python examples/demo.py
 
 test: $(STAMP)  ## every test, on WORKERS processes; those with live audio have the machine to themselves
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not browser"
-	$(BIN)/python -m pytest -m browser
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not browser and not alone"
+	$(BIN)/python -m pytest -m "browser or alone"
 
 # Pipecat needs older versions of some packages, so its tests have an environment of their own, without PyTorch.
 test-agents:  ## the filters for Pipecat and LiveKit, with the real packages

@@ -33,7 +33,10 @@ LEAST_DB = 5  # of `followed`; half a window of silence leaves 0 dB, a gap that 
 KINDS = ("before", "after")
 PATIENCE = 60  # seconds; kernels may have to be compiled
 
-pytestmark = pytest.mark.skipif(PRESETS["live"].weights is None, reason="the package holds no weights of 'live'")
+pytestmark = [
+    pytest.mark.alone,
+    pytest.mark.skipif(PRESETS["live"].weights is None, reason="the package holds no weights of 'live'"),
+]
 
 
 class Command:
