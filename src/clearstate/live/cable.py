@@ -2,8 +2,8 @@
 
 The microphone's thread calls `captured`, the loudspeaker's thread calls `play`. Two sound cards have two clocks, and
 both threads may be late. The buffer therefore keeps a reserve: the samples that remain after `play` took its own. Every
-few seconds, the smallest reserve since the last time is compared with the wanted one. The difference is corrected by
-playing a little faster or slower, which is inaudible.
+few seconds, its mean since the last time is compared with the wanted one. A large difference is corrected by playing a
+little faster or slower, which is inaudible.
 """
 
 import threading
@@ -16,7 +16,7 @@ import numpy as np
 from clearstate.tasks.bypass import Block, LiveStream, Switch
 
 MOST_RESERVE = 8  # blocks; every dropout adds one block to the wanted reserve, up to this
-START_SECONDS = 1.0  # after this, the reserve is cut to the wanted one at once
+START_SECONDS = 1.0  # after this, the wanted reserve is made at once
 MOST_STRETCH = 0.002  # of a block that is skipped or inserted; changes the pitch by 3 cents
 WATCH_SECONDS = 4.0  # between two corrections after that
 MOST_EXCESS = 10  # blocks; more than this after a standstill is skipped at once
@@ -66,8 +66,8 @@ class Cable:
             self._held = np.zeros((self.stream.channels, 0), np.float32)
             self._running = False
             self._since = 0  # samples played since the restart
-            self._least: int | None = None  # smallest reserve since the last correction
-            self._counted = 0  # samples since the last correction
+            self._counted = 0  # samples played since the last correction
+            self._sum = 0  # of the reserve, over these samples
             self._slip = 0  # samples to skip, or to insert if negative
             self._anchor: tuple[int, float] | None = None  # a sample's number in the input, and when it was captured
 
@@ -140,7 +140,7 @@ class Cable:
         self.lost()
         out = np.zeros((self.stream.channels, count), np.float32)
         out[:, : self._held.shape[1]] = self._held[:, :count]
-        self._held, self._running, self._least, self._counted, self._slip = self._held[:, count:], False, None, 0, 0
+        self._held, self._running, self._sum, self._counted, self._slip = self._held[:, count:], False, 0, 0, 0
         self._wanted = min(self._wanted + self.block, MOST_RESERVE * self.block)
         return out
 
@@ -160,16 +160,18 @@ class Cable:
 
     def _correct(self, reserve: int, count: int) -> None:
         """After the first second and then every WATCH_SECONDS, decide how many samples to skip or to insert."""
-        self._least = reserve if self._least is None else min(self._least, reserve)
+        self._sum += reserve * count
         self._counted += count
         starting = self._since <= (1 + START_SECONDS) * self.stream.sample_rate
         if self._counted < (START_SECONDS if starting else WATCH_SECONDS) * self.stream.sample_rate:
             return
-        excess = self._least - self._wanted
-        self._least, self._counted, self._slip = None, 0, 0
-        if (starting and excess > 0) or excess > MOST_EXCESS * self.block:
+        excess = self._sum // self._counted - self._wanted
+        self._sum, self._counted, self._slip = 0, 0, 0
+        if starting and excess < -self.block // 2:
+            self._running = False  # until the reserve is there
+        elif starting or excess > MOST_EXCESS * self.block:
             self.lost()
-            self._held = self._held[:, excess:]
+            self._held = self._held[:, max(0, reserve - self._wanted) :]
         elif not -self.block // 2 <= excess <= 2 * self.block:  # late threads, not clocks, cause less than this
             self._slip = excess
 
