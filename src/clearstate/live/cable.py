@@ -15,9 +15,10 @@ import numpy as np
 
 from clearstate.tasks.bypass import Block, LiveStream, Switch
 
+FIRST_RESERVE = 2  # blocks; a thread may be late by one
 MOST_RESERVE = 8  # blocks; every dropout adds one block to the wanted reserve, up to this
 START_SECONDS = 1.0  # after this, the wanted reserve is made at once
-MOST_STRETCH = 0.002  # of a block that is skipped or inserted; changes the pitch by 3 cents
+MOST_STRETCH = 0.001  # of a block that is skipped or inserted; changes the pitch by 2 cents
 WATCH_SECONDS = 4.0  # between two corrections after that
 MOST_EXCESS = 10  # blocks; more than this after a standstill is skipped at once
 LEVEL_SECONDS = 0.1  # time constant of the level meters
@@ -52,7 +53,7 @@ class Cable:
         self.switch = Switch(stream)
         self.dropouts = 0
         self._lock = threading.Lock()
-        self._wanted = block  # samples of reserve
+        self._wanted = FIRST_RESERVE * block  # samples
         self._levels = [0.0, 0.0]  # RMS of input and output
         self._load = 0.0
         self._latency: float | None = None
