@@ -121,9 +121,11 @@ def test_twenty_participants_at_once_hear_themselves_only():
 
     for seed, (processor, arrived) in enumerate(zip(processors, asyncio.run(call()), strict=True)):
         received = joined(processor.received)
-        loud = np.frombuffer(received, "<i2")
-        own, other = (np.frombuffer(joined(frames(16_000, seed=s)), "<i2")[4_000:4_800] for s in (seed, seed + 1))
-        likeness = [np.abs(np.correlate(loud.astype(float), voice.astype(float))).max() for voice in (own, other)]
+        loud = np.frombuffer(received, "<i2").astype(float)
+        sent = [np.frombuffer(joined(frames(16_000, seed=s)), "<i2").astype(float) for s in (seed, seed + 1)]
+        # The SDK may lose frames while a track starts, and resamples others, so the best of several parts counts.
+        parts = range(0, len(sent[0]) - 800, 800)
+        likeness = [max(np.abs(np.correlate(loud, x[i : i + 800])).max() for i in parts) for x in sent]
         assert likeness[0] > 3 * likeness[1]  # the sound of this participant
         expected = Pcm16Stream(16_000).process(received)
         assert same(joined(arrived), expected[: len(joined(arrived))])

@@ -92,8 +92,10 @@ def test_a_device_of_the_sound_server_is_opened_through_it(monkeypatch):
 def test_a_device_of_the_sound_server_that_is_gone_is_noticed(monkeypatch):
     found = find("cable", "output")
     assert devices.present(found)
-    monkeypatch.setitem(SERVER, "sinks", "")
+    monkeypatch.setitem(SERVER, "sinks", SERVER["sinks"].replace("cable", "another"))
     assert not devices.present(found)
+    monkeypatch.setitem(SERVER, "sinks", "")  # no answer
+    assert devices.present(found)
     assert devices.present(find("speakers", "output"))
 
 

@@ -254,6 +254,14 @@ def test_it_ends_cleanly_and_the_terminal_is_as_before(server, command, tmp_path
     assert soundfile.info(tmp_path / "call.after.flac").duration > 2
 
 
+def test_signals_that_come_twice_or_at_any_moment_end_it_cleanly(server, command, tmp_path):
+    running = command("--record", tmp_path / "call.wav").sounding()
+    for _ in range(200):
+        running.process.send_signal(signal.SIGINT)
+    assert running.end(signal.SIGINT) == 0, running.said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["call.after.wav", "call.before.wav"]
+
+
 def test_killed_it_leaves_no_recording_under_its_name(server, command, tmp_path):
     running = command("--record", tmp_path / "call.wav").sounding()
     running.process.kill()

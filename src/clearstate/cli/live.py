@@ -2,9 +2,8 @@
 
 import signal
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
 KEYS = "b: bypass   q: quit"
 LOWEST_DB = -60.0  # the left end of a level meter
 WARM_UP_SECONDS = 0.1
+PATIENCE_SECONDS = 2.0  # before a second Ctrl-C ends the program at once
 
 
 def run(
@@ -99,17 +99,18 @@ def run(
         raise UsageError(explain(error)) from error
     warm_up(stream)
     cable = Cable(stream, max(1, round(rate * block / 1000)), recorder.put if recorder else None)
-    complete = False
-    try:
-        watch(Session(cable, source, target, note), cable)
-        complete = True
-    except (ValueError, ImportError) as error:
-        raise UsageError(explain(error)) from error
-    finally:
-        if recorder and complete:
-            cable.finish()
-        if recorder:
-            recorder.close(complete)
+    with Stop() as stop:
+        complete = False
+        try:
+            watch(Session(cable, source, target, note), cable, stop)
+            complete = True
+        except (ValueError, ImportError) as error:
+            raise UsageError(explain(error)) from error
+        finally:
+            if recorder and complete:
+                cable.finish()
+            if recorder:
+                recorder.close(complete)
     conclude(cable, recorder)
 
 
@@ -148,12 +149,12 @@ def warm_up(stream: "Stream") -> None:
     stream.reset()
 
 
-def watch(session: "Session", cable: "Cable") -> None:
+def watch(session: "Session", cable: "Cable", stop: "Stop") -> None:
     """Run the session until the user or the system asks for its end. On a terminal, show a status line."""
     from rich.console import Console
     from rich.live import Live
 
-    stream, stop = cable.stream, threading.Event()
+    stream = cable.stream
     block, late = (1000 * samples / stream.sample_rate for samples in (cable.block, stream.latency_samples))
     note(
         f"clearstate: {session.source.name} to {session.target.name}, {stream.sample_rate} Hz, {stream.channels} ch, "
@@ -161,18 +162,18 @@ def watch(session: "Session", cable: "Cable") -> None:
     )
     console = Console(stderr=True)
     session.tell = lambda line: console.print(f"clearstate: {line}", markup=False, highlight=False, soft_wrap=True)
-    with stopping(stop), Keys() as keys, Live(console=console, auto_refresh=False, transient=True) as live:
+    with Keys() as keys, Live(console=console, auto_refresh=False, transient=True) as live:
 
         def tick() -> None:
             for key in keys.pressed():
                 if key in "bB":
                     cable.switch.bypass = not cable.switch.bypass
                 elif key in "qQ\x03\x04":
-                    stop.set()
+                    stop.asked = True
             if console.is_terminal:
                 live.update(status(cable.meter(), session.waiting, KEYS if keys.working else ""), refresh=True)
 
-        session.run(stop, tick)
+        session.run(lambda: stop.asked, tick)
 
 
 def status(meter: "Meter", waiting: str, keys: str) -> "Text":
@@ -218,24 +219,35 @@ def conclude(cable: "Cable", recorder: "Recorder | None") -> None:
         note(f"clearstate: recorded {recorder.names[0]} and {recorder.names[1]}")
 
 
-@contextmanager
-def stopping(stop: threading.Event) -> Iterator[None]:
-    """Let the first Ctrl-C or SIGTERM set `stop`. The second one acts as usual."""
-    before: dict[int, Any] = {}
+class Stop:
+    """Whether the user or the system has asked for the end, by a key, Ctrl-C or SIGTERM.
 
-    def asked(number: int, frame: Any) -> None:
-        stop.set()
-        signal.signal(number, before[number])
+    Scripts and terminals often send a signal twice. Only one that comes after PATIENCE_SECONDS acts as usual. A plain
+    attribute holds the answer: a signal handler must not wait for the lock of a `threading.Event`.
+    """
 
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-        if hasattr(signal, name):
-            number = getattr(signal, name)
-            before[number] = signal.signal(number, asked)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
+    def __init__(self) -> None:
+        self.asked = False
+        self._first: float | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "Stop":
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+            if hasattr(signal, name):
+                number = getattr(signal, name)
+                self._before[number] = signal.signal(number, self._signalled)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def _signalled(self, number: int, frame: Any) -> None:
+        self.asked, now = True, time.monotonic()
+        self._first = now if self._first is None else self._first
+        if now - self._first > PATIENCE_SECONDS:
+            signal.signal(number, self._before[number])
+            signal.raise_signal(number)
 
 
 class Keys:

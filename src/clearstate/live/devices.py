@@ -140,7 +140,10 @@ def present(device: Device) -> bool:
 
     The server moves the streams of a device that disappears to another one, without a word.
     """
-    return device.number is not None or device.name in [other.name for other in _of_the_server(device.kind)]
+    if device.number is not None:
+        return True
+    names = [other.name for other in _of_the_server(device.kind)]
+    return device.name in names or not names  # a server that does not answer says nothing about the device
 
 
 def _is_server(device: Device) -> bool:

@@ -1,7 +1,6 @@
 """Connect a `Cable` to two devices, and connect it again when a device that disappeared returns."""
 
 import math
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -36,31 +35,34 @@ class Session:
         self._error: BaseException | None = None
         self._asked = [0.0, 0.0]  # when the devices' threads last ran
 
-    def run(self, stop: threading.Event, tick: Callable[[], None]) -> None:
-        """Run until `stop` is set; `tick` is called ten times per second.
+    def run(self, stopped: Callable[[], bool], tick: Callable[[], None]) -> None:
+        """Run until `stopped()`; `tick` is called ten times per second.
+
+        Nothing here waits for a lock, so a signal handler may decide that it is time to stop.
 
         Raises:
             DeviceError: if a device cannot be opened at the start. Later, the session waits for it.
         """
         started = False
-        while not stop.is_set():
+        while not stopped():
             try:
                 with self._open():
                     if started:
                         self.tell("the device is back")
                     self.waiting, started = "", True
-                    self.waiting = self._watch(stop, tick)
+                    self.waiting = self._watch(stopped, tick)
             except devices.DeviceError as error:
                 if not started:
                     raise
                 self.waiting = self.waiting or str(error)
-            if self.waiting and not stop.is_set():
-                self._wait(stop, tick)
+            if self.waiting and not stopped():
+                self._wait(stopped, tick)
 
-    def _watch(self, stop: threading.Event, tick: Callable[[], None]) -> str:
-        """Return when `stop` is set, or when a device has disappeared, with the reason."""
+    def _watch(self, stopped: Callable[[], bool], tick: Callable[[], None]) -> str:
+        """Return when `stopped()`, or when a device has disappeared, with the reason."""
         looked = time.monotonic()
-        while not stop.wait(TICK_SECONDS):
+        while not stopped():
+            time.sleep(TICK_SECONDS)
             tick()
             if self._error:
                 raise self._error
@@ -73,11 +75,12 @@ class Session:
             looked = now if look else looked
         return ""
 
-    def _wait(self, stop: threading.Event, tick: Callable[[], None]) -> None:
+    def _wait(self, stopped: Callable[[], bool], tick: Callable[[], None]) -> None:
         until = time.monotonic() + LOOK_SECONDS
-        while time.monotonic() < until and not stop.wait(TICK_SECONDS):
+        while time.monotonic() < until and not stopped():
+            time.sleep(TICK_SECONDS)
             tick()
-        if not stop.is_set():
+        if not stopped():
             devices.renew()
 
     @contextmanager
