@@ -60,6 +60,10 @@ def open_empty() -> Any:
     return work
 
 
+def silent(outcome: Any) -> None:
+    """Show nothing of a finished file."""
+
+
 def timed(engine: Any, jobs: list[Job], opener: Any, workers: int, lengths: dict[str, float]) -> dict[str, Any]:
     """Run jobs into a new folder, with a manifest as on an archive."""
     seen: list[tuple[float, float]] = []  # when an outcome arrived, and its seconds of work
@@ -72,9 +76,8 @@ def timed(engine: Any, jobs: list[Job], opener: Any, workers: int, lengths: dict
     with tempfile.TemporaryDirectory() as folder:
         placed = [Job(job.source, os.path.join(folder, os.path.basename(job.source))) for job in jobs]
         began, processor = time.perf_counter(), time.process_time()
-        quiet = lambda outcome: None  # noqa: E731
         outcomes = run_batch(
-            placed, opener, processes=workers, lengths=lengths, show=quiet, engine=watched,
+            placed, opener, processes=workers, lengths=lengths, show=silent, engine=watched,
             manifest=Manifest(folder, {}),
         )  # fmt: skip
         processor = time.process_time() - processor

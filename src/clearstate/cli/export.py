@@ -57,7 +57,7 @@ def run(
     from clearstate.models import PRESETS, build, load_model
     from clearstate.models.export import export_onnx
     from clearstate.runtime import open_model
-    from clearstate.runtime.agreement import HALF_LIMIT, LIMIT, compare, size_in_mb
+    from clearstate.runtime.agreement import HALF_LIMIT, LIMIT, compare
 
     try:
         network = build(model).eval() if untrained else load_model(model)
@@ -71,7 +71,7 @@ def run(
     task: Any = getattr(network, "task", "enhance")
     found = compare(open_model(target, task), open_model(network, task))
     note(
-        f"{size_in_mb(target):.1f} MB; largest difference from PyTorch {found.difference:.1e} of the peak in "
+        f"{target.stat().st_size / 1e6:.1f} MB; largest difference from PyTorch {found.difference:.1e} of the peak in "
         f"{found.cases} comparisons; {found.real_time_factor:.4f} s per second of audio on one thread"
         + (f", {found.hop_ms:.2f} ms a hop" if found.hop_ms is not None else "")
     )

@@ -1,5 +1,6 @@
 """The report of `clearstate inspect` in words: text on a terminal, and the facts that the page shows."""
 
+import shlex
 from typing import TYPE_CHECKING
 
 from clearstate.audio.paths import shown
@@ -38,9 +39,7 @@ def advice(found: "Inspection") -> list[str]:
     commands = list(dict.fromkeys(one.command for one in found.findings if one.command))
     kinds = {one.kind for one in found.findings if one.command}
     if len(kinds - {"speakers"}) > 1:
-        from clearstate.tasks.findings import quoted
-
-        restore = f"clearstate restore {quoted(found.input)}"
+        restore = f"clearstate restore {shlex.quote(found.input)}"
         return [restore, *(command for command in commands if command.startswith("clearstate separate"))]
     return commands
 

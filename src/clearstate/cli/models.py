@@ -97,17 +97,9 @@ def show(rows: Iterable[dict[str, Any]], cost: bool) -> None:
 def figures(name: str, cost: bool) -> dict[str, Any]:
     """Size, rate, latency and work of a preset, from the network itself; without PyTorch, from its .onnx file."""
     from clearstate.models import PRESETS, build
-    from clearstate.runtime import exported_file
 
-    if not has_torch() and not cost and (file := exported_file(name)):
-        from clearstate.runtime.onnx import open_session
-
-        known = open_session(str(file), 0)[1]
-        rate, causal, counted = int(known["sample_rate"]), known["causal"] == "1", int(known["parameters"])
-        latency = 1000 * (int(known["latency"]) + int(known["hop"])) / rate if causal else None
-        return {"parameters": counted, "sample_rate": rate, "causal": causal, "latency_ms": latency}
     if not has_torch() and not cost:
-        return {"parameters": None, "sample_rate": None, "causal": None, "latency_ms": None}
+        return figures_of_file(name)
     model: Any = build(name, **PRESETS[name].shipped_config)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     latency = 1000 * (model.latency + model.hop) / model.sample_rate if model.causal else None
@@ -120,6 +112,20 @@ def figures(name: str, cost: bool) -> dict[str, Any]:
         work = count(model)
         found |= {"macs_per_second": work.macs, "macs_by_kind": work.parts}
     return found
+
+
+def figures_of_file(name: str) -> dict[str, Any]:
+    """The same without the work; None for a model that has no .onnx file."""
+    from clearstate.runtime import exported_file
+    from clearstate.runtime.onnx import open_session
+
+    file = exported_file(name)
+    if file is None:
+        return dict.fromkeys(("parameters", "sample_rate", "causal", "latency_ms"))
+    known = open_session(str(file), 0)[1]
+    rate, causal = int(known["sample_rate"]), known["causal"] == "1"
+    latency = 1000 * (int(known["latency"]) + int(known["hop"])) / rate if causal else None
+    return {"parameters": int(known["parameters"]), "sample_rate": rate, "causal": causal, "latency_ms": latency}
 
 
 def describe(name: str, *, cost: bool = False) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """clearstate serve: files over HTTP and live streams over WebSockets. The service itself is in `serve/`."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -69,13 +70,9 @@ def run(
 
     Exit codes: 0 stopped by SIGTERM, 1 cannot start, 2 wrong use, 130 interrupted.
     """
-    try:
-        import fastapi  # noqa: F401
-        import prometheus_client  # noqa: F401
-        import uvicorn  # noqa: F401
-        import websockets  # noqa: F401
-    except ImportError as error:
-        raise UsageError(f"serve needs {error.name}: pip install 'clearstate[serve]'") from error
+    for package in ("fastapi", "prometheus_client", "uvicorn", "websockets"):
+        if find_spec(package) is None:
+            raise UsageError(f"serve needs {package}: pip install 'clearstate[serve]'")
     from clearstate.serve.keys import read_keys
     from clearstate.serve.server import prepared
     from clearstate.serve.settings import Settings, usable_cores

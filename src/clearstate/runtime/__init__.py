@@ -13,8 +13,6 @@ from clearstate.installed import has_torch, need_torch
 from clearstate.runtime.contract import EnhancementModel, ExtensionModel, SeparationModel, wrong_task
 
 Task = Literal["enhance", "separate", "extend"]
-Backend = Literal["auto", "onnx", "torch"]
-Source = str | os.PathLike[str]
 
 BACKENDS = ("auto", "onnx", "torch")
 BREAK_EVEN_SECONDS = 180.0  # of audio: the compiled kernels save as much time as loading PyTorch takes; docs/LOG.md

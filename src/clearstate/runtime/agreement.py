@@ -3,7 +3,6 @@
 import time
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -99,8 +98,3 @@ def _difference(x: Array, wanted: Array) -> float:
         raise ValueError(f"the exported model returned {x.shape}, the network {wanted.shape}")
     difference = np.nan_to_num(np.abs(x - wanted), nan=np.inf)
     return float(difference.max() / np.abs(wanted).max())
-
-
-def size_in_mb(path: Path) -> float:
-    """The size of a file in megabytes."""
-    return path.stat().st_size / 1e6

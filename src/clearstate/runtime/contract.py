@@ -4,7 +4,7 @@
 or your own class.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Protocol
 
 import numpy as np
@@ -25,6 +25,16 @@ def wrong_task(name: str, task: str, wanted: str) -> str:
     """The error message for a model of another task."""
     kind, default = KINDS[wanted]
     return f"{name} is {KINDS[task][0]}; `{wanted}` needs {kind}, such as {default}"
+
+
+def given_sampling(steps: int | None, seed: int | None) -> dict[str, int]:
+    """The settings of a diffusion model that are given."""
+    return {name: value for name, value in (("steps", steps), ("seed", seed)) if value is not None}
+
+
+def no_sampling(name: str, given: Collection[str]) -> str:
+    """The error message for settings of a diffusion model, given to a model of another kind."""
+    return f"{name} works in one step: {' and '.join(given)} do not apply to it"
 
 
 class Model(Protocol):

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from clearstate.runtime.contract import Advance, Array, wrong_task
+from clearstate.runtime.contract import Advance, Array, given_sampling, no_sampling, wrong_task
 
 HOPS_AT_ONCE = 64  # of a stream: a fifth faster than 250, whose intermediate results leave the cache
 
@@ -108,9 +108,8 @@ class OnnxExtender(OnnxModel):
 
     def __init__(self, path: str | os.PathLike[str], *, steps: int | None = None, seed: int | None = None) -> None:
         super().__init__(path)
-        given = [name for name, value in (("steps", steps), ("seed", seed)) if value is not None]
-        if given:
-            raise ValueError(f"{self.name} works in one step: {' and '.join(given)} do not apply to it")
+        if given := given_sampling(steps, seed):
+            raise ValueError(no_sampling(self.name, given))
 
     def run(self, narrow: Array, bandwidth_hz: float, position: int, progress: Callable[[int, int], None]) -> Array:
         return self.whole(narrow, bandwidth_hz=np.array([bandwidth_hz], np.float32))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from clearstate.kernels import live as fused
 from clearstate.kernels.threads import inference
-from clearstate.runtime.contract import Advance, Array, wrong_task
+from clearstate.runtime.contract import Advance, Array, given_sampling, no_sampling, wrong_task
 
 
 @runtime_checkable
@@ -131,9 +131,9 @@ class TorchExtender(TorchModel):
     def __init__(self, network: nn.Module, *, steps: int | None = None, seed: int | None = None) -> None:
         super().__init__(network)
         self.diffuses = bool(getattr(network, "is_diffusion", False))
-        self.sampling = {name: value for name, value in (("steps", steps), ("seed", seed)) if value is not None}
+        self.sampling = given_sampling(steps, seed)
         if self.sampling and not self.diffuses:
-            raise ValueError(f"{self.name} works in one step: {' and '.join(self.sampling)} do not apply to it")
+            raise ValueError(no_sampling(self.name, self.sampling))
         if steps is not None and steps < 1:
             raise ValueError(f"steps {steps}: expected 1 or more, such as 6")
 

@@ -1,5 +1,6 @@
 """What is wrong with a recording, and which command helps. `restore` chooses its steps from the same findings."""
 
+import shlex
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -35,7 +36,7 @@ def find(found: "Inspection") -> list[Finding]:
     """List what is wrong, the worst first."""
     if found.peak_dbfs is None:
         return [Finding("silent", "digital silence", None)]
-    file = quoted(found.input)
+    file = shlex.quote(found.input)
     restore = f"clearstate restore {file}"
     listed: list[Finding] = []
 
@@ -106,14 +107,3 @@ def percent(share: float) -> str:
     ('100 %', '0.12 %')
     """
     return f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.2g} %"
-
-
-def quoted(name: str) -> str:
-    """A file name as a shell takes it.
-
-    >>> quoted("talk.wav"), quoted("my talk.wav")
-    ('talk.wav', "'my talk.wav'")
-    """
-    import shlex
-
-    return shlex.quote(name)

@@ -8,7 +8,8 @@ and one for everything else, in which the recurrences are `Scan` loops.
 Other models have the input `samples` (batch, n) and the output `output`, (batch, n) or (batch, speakers, n). Extension
 models also have the input `bandwidth_hz` (batch,).
 
-The metadata of the file say what it is: `METADATA` lists them.
+The metadata of the file say what it is: name, task, parameters, sample_rate, hop, latency, causal, speakers, licence,
+version, and states (JSON: shapes without the batch). `runtime/onnx.py` reads them.
 """
 
 import json
@@ -28,20 +29,6 @@ from clearstate.audio.atomic import replacing
 from clearstate.models.export.live_hop import LiveHop
 from clearstate.models.live import Live
 from clearstate.models.s4m import S4M
-
-METADATA = (
-    "name",
-    "task",
-    "parameters",
-    "sample_rate",
-    "hop",
-    "latency",
-    "causal",
-    "speakers",
-    "licence",
-    "version",
-    "states",
-)
 
 
 def export_onnx(model: nn.Module, path: Path, *, name: str, licence: str = "", half: bool = False) -> None:
