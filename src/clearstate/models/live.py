@@ -12,7 +12,7 @@ The spectrum is divided by a running level before the network sees it: the outpu
 
 For live sound `kernels/live` has the same arithmetic compiled into one function.
 
-b batch, t frames, f bins, k bands (fine: f / 4, coarse: config.bands), c channels.
+b batch, t frames, f bins, k bands, c channels.
 """
 
 from collections.abc import Iterable
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clearstate.models.parts.band_attention import BandAttention
+from clearstate.models.parts.band_codec import BandCodec
 from clearstate.models.parts.running_level import running_power
 from clearstate.models.parts.stft import analyse, compress, expand, sqrt_hann, synthesise
 from clearstate.ssm import Mamba, MambaState
@@ -61,21 +62,7 @@ class LiveState(NamedTuple):
     tail: Tensor  # samples that later frames still add to (b, n_fft - hop)
 
 
-class FineBlock(nn.Module):
-    """Residual convolution over neighbouring fine bands of one frame."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(channels)
-        self.spread = nn.Conv2d(channels, channels, (1, 3), padding=(0, 1))
-        self.mix = nn.Linear(channels, channels)
-
-    def forward(self, x: Tensor) -> Tensor:  # (b, t, k, c)
-        y = self.spread(self.norm(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # channels last throughout
-        return x + self.mix(F.silu(y))
-
-
-class Live(nn.Module):
+class Live(BandCodec):
     """See the module's drawing. Maps noisy (b, n) to enhanced (b, n); `step` does the same hop by hop."""
 
     Config = LiveConfig
@@ -83,19 +70,12 @@ class Live(nn.Module):
     window: Tensor
 
     def __init__(self, config: LiveConfig | None = None) -> None:
-        super().__init__()
-        self.config = config = LiveConfig() if config is None else config
-        fine, c, bands = config.fine_channels, config.channels, config.bands
-        self.fine_bands = config.n_fft // 2 // config.fine_bins
+        config = LiveConfig() if config is None else config
+        super().__init__(config)
+        c, bands = config.channels, config.bands
         self.sample_rate, self.hop = config.sample_rate, config.hop
         self.latency = config.n_fft - config.hop  # samples by which step() trails forward()
         self.register_buffer("window", sqrt_hann(config.n_fft), persistent=False)
-        # Encoder: bins, half of them shared with the next band, to one fine band; fine bands to coarse ones.
-        self.bins_to_fine = nn.Linear(2 * config.fine_bins * 3, fine)
-        self.encoder = nn.ModuleList(FineBlock(fine) for _ in range(config.fine_blocks))
-        self.fine_to_bands = nn.Linear(self.fine_bands, bands, bias=False)
-        self.widen = nn.Linear(fine, c)
-        self.place = nn.Parameter(0.02 * torch.randn(bands, c))  # what tells one band from another
         self.time_norms = nn.ModuleList(nn.LayerNorm(c) for _ in range(config.blocks))
         self.time = nn.ModuleList(Mamba(c, d_state=config.states, expand=1) for _ in range(config.blocks))
         self.frequency = nn.ModuleList(BandAttention(c, config.heads) for _ in range(config.blocks))
@@ -106,24 +86,6 @@ class Live(nn.Module):
         self.wide = Mamba(config.wide, d_state=config.wide_states)
         self.wide_out = nn.Linear(config.wide, config.gathered * bands)
         self.scatter = nn.Linear(config.gathered, c)
-        # Decoder.
-        self.narrow = nn.Linear(c, fine)
-        self.bands_to_fine = nn.Linear(bands, self.fine_bands, bias=False)
-        self.joins = nn.ModuleList(nn.Linear(2 * fine, fine) for _ in range(config.fine_blocks))
-        self.decoder = nn.ModuleList(FineBlock(fine) for _ in range(config.fine_blocks))
-        self.head_norm = nn.LayerNorm(fine)
-        self.head = nn.Linear(fine, 2 * config.fine_bins)
-        self._start_transparent()
-
-    def _start_transparent(self) -> None:
-        """Begin with a mask of one, and with coarse bands that are local averages of fine ones."""
-        fine, coarse = (torch.linspace(0, 1, n) for n in (self.fine_bands, self.config.bands))
-        near = (1 - (coarse[:, None] - fine).abs() * (self.config.bands - 1)).clamp(min=0)  # (coarse, fine) triangles
-        with torch.no_grad():
-            self.fine_to_bands.weight.copy_(near / near.sum(1, keepdim=True) + 0.02 * torch.randn_like(near))
-            self.bands_to_fine.weight.copy_(near.T + 0.02 * torch.randn_like(near.T))
-            self.head.weight.mul_(0.1)
-            self.head.bias.copy_(torch.tensor([1.0, 0.0]).repeat(self.config.fine_bins))
 
     def forward(self, noisy: Tensor) -> Tensor:
         """Enhance whole signals (b, n), n >= 1. The stream over all of it, its delay cut off."""
@@ -166,10 +128,7 @@ class Live(nn.Module):
         """The model between STFT and iSTFT: spectra (b, t, f) and states to spectra and states."""
         level, level_state = self.running_level(spec, level_state)
         parts = compress(spec / level, self.config.exponent)  # (b, t, f, 2)
-        skips = [self.to_fine_bands(parts)]  # (b, t, k, c)
-        for block in self.encoder:
-            skips.append(block(skips[-1]))
-        x = self.fine_to_bands(self.widen(skips[-1]).transpose(2, 3)).transpose(2, 3) + self.place
+        x, skips = self.encode(parts)
         after = []
         for i in range(self.config.blocks):
             x, mamba = self.mix_time(i, x, bands[i])
@@ -177,29 +136,13 @@ class Live(nn.Module):
             x = self.frequency[i](x)
             if i == 0:
                 x, wide = self.mix_whole_band(x, wide)
-        x = self.bands_to_fine(self.narrow(x).transpose(2, 3)).transpose(2, 3)  # (b, t, k, c)
-        for join, block in zip(self.joins, self.decoder, strict=True):
-            x = block(join(torch.cat([x, skips.pop()], dim=-1)))
-        mask = self.head(self.head_norm(x)).flatten(2).unflatten(2, (-1, 2))  # (b, t, f - 1, 2)
-        mask = torch.cat([mask, mask[:, :, -1:]], dim=2)  # the highest bin shares its neighbour's
-        masked = torch.view_as_real(torch.view_as_complex(parts) * torch.view_as_complex(mask))
+        masked = torch.view_as_real(torch.view_as_complex(parts) * self.decode(x, skips))
         return expand(masked, self.config.exponent) * level, level_state, tuple(after), wide
 
     def running_level(self, spec: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Root of the mean power of the frames so far (b, t, 1), never zero, and the state to pass on."""
         power, state = running_power(spec, state, self.config.level_seconds * self.config.sample_rate / self.config.hop)
         return (power + 1e-12).sqrt(), state
-
-    def to_fine_bands(self, parts: Tensor) -> Tensor:
-        """The bins in and around each group, twice as many, to one fine band: (b, t, f, 2) to (b, t, k, c).
-
-        The magnitude is given beside real and imaginary part: their signs are random, and no linear layer finds it.
-        """
-        magnitude = (parts.square().sum(-1, keepdim=True) + 1e-12).sqrt()
-        x = torch.cat([parts, magnitude], dim=-1)[:, :, :-1]  # (b, t, f - 1, 3)
-        bins = self.config.fine_bins
-        x = F.pad(x, (0, 0, bins // 2, bins // 2)).unfold(2, 2 * bins, bins)  # (b, t, k, 3, bins)
-        return self.bins_to_fine(x.flatten(3))
 
     def mix_time(self, i: int, x: Tensor, state: MambaState) -> tuple[Tensor, MambaState]:
         """Mamba along time, the same for every band: (b, t, k, c)."""

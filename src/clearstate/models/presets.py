@@ -46,6 +46,7 @@ PRESETS: dict[str, Preset] = {
     preset.name: preset
     for preset in (
         _preset("live", "enhance", "live:Live", "the default: small, causal, real time on a CPU"),
+        _preset("studio", "enhance", "studio:Studio", "for recordings: `live`, looking both ways"),
         _preset(
             "semamba-basic-causal",
             "enhance",
