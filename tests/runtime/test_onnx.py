@@ -67,6 +67,14 @@ def test_several_signals_at_once_are_those_signals_one_by_one():
         np.testing.assert_allclose(model.open_stream(1)(row[None])[0], wanted, atol=1e-6)
 
 
+def test_the_output_of_a_hop_stays_when_the_next_ones_follow():
+    model = OnnxEnhancer(LIVE)
+    x = noise_like_speech(1, 6 * model.hop, model.sample_rate)
+    advance = model.open_stream(1)
+    hops = [advance(hop) for hop in np.split(x, 6, axis=1)]
+    np.testing.assert_allclose(np.concatenate(hops, axis=1), model.open_stream(1)(x), atol=1e-6)
+
+
 @pytest.mark.parametrize("shape", [(2, 256), (1, 100), (256,)])
 def test_samples_of_another_shape_are_refused(shape):
     with pytest.raises(ValueError, match=r"expected \(1, m 256\)"):

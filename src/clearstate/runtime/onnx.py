@@ -42,23 +42,47 @@ class OnnxModel:
             raise ValueError(wrong_task(self.name, self.metadata["task"], self.task))
         self.sample_rate, self.hop = int(self.metadata["sample_rate"]), int(self.metadata["hop"])
         self.latency, self.causal = int(self.metadata["latency"]), self.metadata["causal"] == "1"
+        self.speakers = int(self.metadata.get("speakers", 1))
         self.states = {name: tuple(shape) for name, shape in json.loads(self.metadata["states"]).items()}
 
     def stream_of(self, rows: int) -> Advance:
-        """A function that runs the next samples (rows, m hop) and keeps the state."""
-        run, wanted = self.session.run, ["output", *(name.replace("state_", "next_", 1) for name in self.states)]
-        feeds = {name: np.zeros((rows, *shape), np.float32) for name, shape in self.states.items()}
-        states, longest = list(feeds), HOPS_AT_ONCE * self.hop
+        """A function that runs the next samples (rows, m hop) and keeps the state.
+
+        The states stay in arrays of the stream, of which a run reads one set and writes the other.
+        """
+        from onnxruntime import OrtValue
+
+        def zeros(*shape: int) -> Any:
+            return OrtValue.ortvalue_from_numpy(np.zeros(shape, np.float32))
+
+        states = [{name: zeros(rows, *shape) for name, shape in self.states.items()} for _ in range(2)]
+        voices = (self.speakers,) if self.task == "separate" else ()
+
+        def bound(hops: int, turn: int) -> tuple[Any, Any, Any]:
+            samples, output = zeros(rows, hops * self.hop), zeros(rows, *voices, hops * self.hop)
+            binding = self.session.io_binding()
+            binding.bind_ortvalue_input("samples", samples)
+            binding.bind_ortvalue_output("output", output)
+            for name in self.states:
+                binding.bind_ortvalue_input(name, states[turn][name])
+                binding.bind_ortvalue_output(name.replace("state_", "next_", 1), states[1 - turn][name])
+            return samples, binding, output
+
+        one_hop, turn = (bound(1, 0), bound(1, 1)), 0
 
         def advance(x: Array) -> Array:
+            nonlocal turn
             if x.ndim != 2 or len(x) != rows or x.shape[1] % self.hop:
                 raise ValueError(f"samples of shape {x.shape}: expected ({rows}, m {self.hop})")
             pieces = []
-            for start in range(0, x.shape[1], longest):
-                feeds["samples"] = np.ascontiguousarray(x[:, start : start + longest], np.float32)
-                output, *after = run(wanted, feeds)
-                feeds.update(zip(states, after, strict=True))
-                pieces.append(output)
+            for start in range(0, x.shape[1], HOPS_AT_ONCE * self.hop):
+                piece = np.ascontiguousarray(x[:, start : start + HOPS_AT_ONCE * self.hop], np.float32)
+                hops = piece.shape[1] // self.hop
+                samples, binding, output = one_hop[turn] if hops == 1 else bound(hops, turn)
+                samples.update_inplace(piece)
+                self.session.run_with_iobinding(binding)
+                turn = 1 - turn
+                pieces.append(output.numpy().copy())  # a view of what the next run overwrites
             return pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=-1)
 
         return advance
@@ -88,10 +112,6 @@ class OnnxSeparator(OnnxModel):
     """A separation model; see `contract.SeparationModel`."""
 
     task = "separate"
-
-    @property
-    def speakers(self) -> int:
-        return int(self.metadata["speakers"])
 
     def open_stream(self) -> Advance:
         advance = self.stream_of(1)
@@ -128,6 +148,7 @@ def open_session(path: str, changed: int) -> tuple[Any, dict[str, str]]:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.enable_mem_reuse = False  # memory that was planned for reuse: three times as much, and slower
     options.log_severity_level = 3  # errors; they arrive as exceptions, too
     try:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
