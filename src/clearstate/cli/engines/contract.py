@@ -19,6 +19,25 @@ Progress = Callable[[float, float], None]  # seconds of audio done, total second
 Worker = Callable[[Job, Progress], dict[str, Any]]  # returns the file's entries in the JSON report
 Advance = Callable[[str, float, float], None]  # source, seconds of audio done, total seconds
 
+MOST_HELPERS = 8  # per file: reading, resampling and writing then take the time of the worker that has the file
+SHARE_SECONDS = 60.0  # of a file, for each worker that computes blocks of it
+
+
+@dataclass(frozen=True)
+class InBlocks:
+    """A worker whose model works in blocks of a file, which other workers can compute (`tasks.blocks.lending`)."""
+
+    work: Worker
+
+    def __call__(self, job: Job, progress: Progress) -> dict[str, Any]:
+        """Do a job."""
+        return self.work(job, progress)
+
+
+def useful_workers(jobs: list[Job]) -> int:
+    """The most workers that can share these jobs, if the model works in blocks."""
+    return sum(1 + min(MOST_HELPERS, int(job.seconds / SHARE_SECONDS)) for job in jobs)
+
 
 @dataclass(frozen=True)
 class Outcome:
