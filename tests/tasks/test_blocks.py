@@ -93,9 +93,8 @@ def test_an_error_of_the_model_arrives():
 
     blocks = Overlapping(fails, 1, 1, LAYOUT, elsewhere=fails)
     with lending(lambda: Helpers(Elsewhere().start, 9)):
-        blocks.push(np.zeros((1, 500), np.float32))
         with pytest.raises(ValueError, match="the model fails"):
-            blocks.finish()
+            _ = blocks.push(np.zeros((1, 500), np.float32)), blocks.finish()
 
 
 @pytest.mark.parametrize("backend", ["onnx", "torch"])
