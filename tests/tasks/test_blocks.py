@@ -92,9 +92,8 @@ def test_an_error_of_the_model_arrives():
         raise ValueError("the model fails")
 
     blocks = Overlapping(fails, 1, 1, LAYOUT, elsewhere=fails)
-    with lending(lambda: Helpers(Elsewhere().start, 9)):
-        with pytest.raises(ValueError, match="the model fails"):
-            _ = blocks.push(np.zeros((1, 500), np.float32)), blocks.finish()
+    with lending(lambda: Helpers(Elsewhere().start, 9)), pytest.raises(ValueError, match="the model fails"):
+        _ = blocks.push(np.zeros((1, 500), np.float32)), blocks.finish()
 
 
 @pytest.mark.parametrize("backend", ["onnx", "torch"])
