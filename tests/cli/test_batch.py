@@ -9,7 +9,11 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
+from as_typed import in_this_process
+from engine_doubles import open_block_worker
 
 from clearstate.cli.batch import Outcome, run_batch
 from clearstate.cli.inputs import Job
@@ -156,3 +160,27 @@ def test_ctrl_c_stops_soon_and_lets_every_worker_clean_up(tmp_path, processes):
     assert child.returncode == 130, complaint
     assert not complaint, complaint
     assert [path.name for path in Path(tmp_path).iterdir()] == ["slow.py"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("deadly", [False, True], ids=["helpers work", "helpers die"])
+def test_other_processes_compute_blocks_of_a_single_long_file(tmp_path, deadly):
+    job = Job(str(tmp_path / "long.wav"), str(tmp_path / "out.wav"))
+    opener = functools.partial(open_block_worker, str(tmp_path), deadly)
+    (outcome,) = run_batch([job], opener, processes=2, lengths={job.source: 600.0})
+    assert outcome.error is None and Path(job.target).read_text() == "half whole"
+    blocks = [line.split() for line in (tmp_path / "blocks").read_text().splitlines()]
+    assert len({process for _, process in blocks}) == 2 and len({position for position, _ in blocks}) == 13
+
+
+@pytest.mark.slow
+def test_a_long_file_has_the_same_bytes_with_any_number_of_processes(tmp_path):
+    soundfile.write(tmp_path / "long.wav", np.random.default_rng(0).normal(0, 0.05, 61 * 8_000), 8_000)
+    written = []
+    for processes in (1, 2):
+        done = in_this_process(
+            "extend", tmp_path / "long.wav", "--jobs", processes, "-o", tmp_path / f"{processes}.wav"
+        )
+        assert done.returncode == 0, done.stderr
+        written.append((tmp_path / f"{processes}.wav").read_bytes())
+    assert written[0] == written[1]

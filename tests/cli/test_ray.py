@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import soundfile
 from as_typed import in_this_process
-from ray_doubles import open_worker
+from engine_doubles import open_block_worker, open_worker
 
 from clearstate.audio import remote
 from clearstate.cli.batch import run_batch
@@ -116,7 +116,7 @@ def check_all_whole(jobs, leave=()):
 def test_two_workers_share_the_files_the_longest_first_and_each_is_done_once(cluster, tmp_path):
     jobs = jobs_in(tmp_path, 6)
     lengths = {job.source: float(i) for i, job in enumerate(jobs)}
-    outcomes = run(cluster, jobs, functools.partial(open_worker, str(tmp_path)), lengths=lengths)
+    outcomes = run(cluster, jobs, functools.partial(open_worker, str(tmp_path), 0.7), lengths=lengths)
     assert [outcome.error for outcome in outcomes] == [None] * 6
     assert set(attempts(tmp_path).values()) == {1} and len(pids(tmp_path)) == 2
     first = (tmp_path / "attempts").read_text().split()[0:4:2]
@@ -164,10 +164,31 @@ def test_a_node_that_disappears_takes_no_file_with_it(cluster, tmp_path):
     check_all_whole(jobs)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("deadly", [False, True], ids=["helpers work", "helpers die"])
+def test_idle_workers_compute_blocks_of_a_long_file(cluster, tmp_path, deadly):
+    jobs = jobs_in(tmp_path, 1)
+    opener = functools.partial(open_block_worker, str(tmp_path), deadly)
+    (outcome,) = run(cluster, jobs, opener, lengths={jobs[0].source: 600.0})
+    assert outcome.error is None
+    check_all_whole(jobs)
+    blocks = [line.split() for line in (tmp_path / "blocks").read_text().splitlines()]
+    assert len({process for _, process in blocks}) == 2
+    assert len({position for position, _ in blocks}) == 13
+
+
+@pytest.mark.slow
+def test_a_short_file_has_no_helpers(cluster, tmp_path):
+    jobs = jobs_in(tmp_path, 1)
+    opener = functools.partial(open_block_worker, str(tmp_path))
+    run(cluster, jobs, opener, lengths={jobs[0].source: 30.0})
+    assert len({line.split()[1] for line in (tmp_path / "blocks").read_text().splitlines()}) == 1
+
+
 DRIVER = """
 import functools, sys
 from pathlib import Path
-from ray_doubles import open_worker
+from engine_doubles import open_block_worker, open_worker
 from clearstate.cli.batch import run_batch
 from clearstate.cli.engines import EngineName, find
 from clearstate.cli.inputs import Job

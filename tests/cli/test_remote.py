@@ -9,6 +9,7 @@ import soundfile
 from as_typed import in_this_process
 
 from clearstate.audio import remote
+from clearstate.audio.length import inspect_url
 
 fsspec = pytest.importorskip("fsspec", reason="fsspec is not installed: pip install 'clearstate[remote]'")
 pytestmark = pytest.mark.filterwarnings("default")  # those of the storage drivers
@@ -164,3 +165,21 @@ def test_without_fsspec_one_line_tells_what_to_install(monkeypatch):
 )
 def test_passwords_and_signatures_are_removed(text, clean):
     assert remote.without_secrets(text) == clean
+
+
+@pytest.mark.parametrize("verb", ["enhance", "separate", "extend", "restore"])
+def test_a_large_wav_is_read_where_it_is_with_the_same_result(s3, tmp_path, monkeypatch, verb):
+    fs, _ = remote.file_system(s3)
+    if not fs.exists("archive"):
+        fs.mkdir("archive")
+    put(f"{s3}/large.wav", sound(rate=8_000, seconds=1))
+    results, opened = [], []
+    monkeypatch.setattr("clearstate.audio.io.inspect_url", lambda url: opened.append(url) or inspect_url(url))
+    for least in (1, 1 << 30):
+        monkeypatch.setattr("clearstate.cli.engines.contract.LEAST_BYTES", least)
+        opened.clear()
+        done = run(verb, f"{s3}/large.wav", "-o", f"{tmp_path}/{least}/", "--json")
+        assert done.returncode == 0, done.stderr
+        assert bool(opened) == (least == 1)
+        results.append({path.name: path.read_bytes() for path in (tmp_path / f"{least}").iterdir()})
+    assert results[0] == results[1] and results[0]

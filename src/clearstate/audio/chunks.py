@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterator
 from fractions import Fraction
 from typing import BinaryIO, NamedTuple
 
+from clearstate.audio.remote import open_file
+
 Chunk = tuple[bytes, bytes]  # name, content
 
 MOST_BYTES = 2**26  # of a chunk; only the sound itself is longer
@@ -60,7 +62,7 @@ def family_of(head: bytes) -> str | None:
 
 def read_chunks(path: str | os.PathLike[str]) -> list[Chunk]:
     """Read the chunks of a file, without the sound and the chunks that the writer creates."""
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         family = family_of(file.read(12))
         file.seek(0)
         found = [
@@ -112,7 +114,7 @@ def packed(family: str, chunks: list[Chunk]) -> bytes:
 
 def channel_mask(path: str | os.PathLike[str]) -> int | None:
     """The channel mask (loudspeaker positions) of an extensible WAV; None for other files."""
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         place = _mask_place(file)
         if place is None:
             return None

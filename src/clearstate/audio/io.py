@@ -44,9 +44,10 @@ from clearstate.audio.info import (
     in_words,
     until_broken,
 )
-from clearstate.audio.length import Extent, Part, View, inspect
+from clearstate.audio.length import Extent, Part, View, inspect, inspect_url
 from clearstate.audio.paths import native_name
 from clearstate.audio.quiet import quiet, tell
+from clearstate.audio.remote import is_remote, without_secrets
 from clearstate.audio.streams import STDIO, is_stream
 from clearstate.audio.vorbis import OggCommenter
 from clearstate.audio.wav_pipe import PipeWriter, open_pipe
@@ -68,7 +69,7 @@ LIBSNDFILE_MARK = " (libsndfile-"  # libsndfile appends it to the software name 
 
 
 def open_reader(path: str | os.PathLike[str], track: int | None = None) -> Reader:
-    """Open any audio file, a WAV pipe, or "-" (stdin).
+    """Open any audio file, a WAV pipe, "-" (stdin), or a URL of a WAV, AIFF or CAF file (`audio/remote.py`).
 
     Args:
         track: sound track of a video, counted from 1; None selects the container's default.
@@ -77,6 +78,10 @@ def open_reader(path: str | os.PathLike[str], track: int | None = None) -> Reade
         AudioError: if the file is not audio, is empty or damaged, or needs the PyAV extra.
     """
     name = os.fspath(path)
+    if is_remote(name):
+        if (extent := inspect_url(name)) is None:
+            raise AudioError(f"{without_secrets(name)}: is no complete WAV, AIFF or CAF file; copy it here first")
+        return FileReader(name, extent)
     if is_stream(name):
         return open_pipe(name, open_reader)
     if not os.path.exists(name):
@@ -116,6 +121,7 @@ class FileReader:
     def __init__(self, name: str, extent: Extent | None = None) -> None:
         self._extent = extent or inspect(name)
         self._files: list[soundfile.SoundFile] = []
+        self._views: list[View] = []
         try:
             for part in self._extent.parts:
                 self._files.append(self._open(name, part))
@@ -125,9 +131,11 @@ class FileReader:
             raise
 
     def _open(self, name: str, part: Part) -> soundfile.SoundFile:
-        whole = not part.patches and part.start == 0 and len(self._extent.parts) == 1
+        whole = not part.patches and part.start == 0 and len(self._extent.parts) == 1 and not is_remote(name)
+        if not whole:
+            self._views.append(View(name, part))
         with quiet():
-            file = soundfile.SoundFile(native_name(name) if whole else View(name, part))
+            file = soundfile.SoundFile(native_name(name) if whole else self._views[-1])
         if not LEAST_HERTZ <= file.samplerate <= MOST_HERTZ:
             rate = file.samplerate
             file.close()
@@ -207,7 +215,11 @@ class FileReader:
         out = np.full((size, file.channels), np.nan)
         try:
             with quiet() if file.format == "MP3" else nullcontext():
-                return file.read(out=out).T, ""
+                block = file.read(out=out).T
+            for view in self._views:
+                if view.error:
+                    raise view.error
+            return block, ""
         except soundfile.LibsndfileError as error:
             came = np.flatnonzero(~np.isnan(out).all(axis=1))
             return out[: came[-1] + 1 if len(came) else 0].T, error.error_string.rstrip(".") or "the data ends there"
@@ -228,7 +240,7 @@ class FileReader:
 
     def close(self) -> None:
         """Close all parts."""
-        for file in self._files:
+        for file in (*self._files, *self._views):
             file.close()
 
     def __enter__(self) -> "FileReader":

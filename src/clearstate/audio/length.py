@@ -21,6 +21,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from clearstate.audio.remote import BLOCK, open_file
+
 Bytes = bytes | mmap.mmap
 
 W64_RIFF = b"riff\x2e\x91\xcf\x11\xa5\xd6\x28\xdb\x04\xc1\x00\x00"
@@ -108,12 +110,48 @@ def inspect_bytes(data: Bytes) -> Extent:
     return _mpeg(data, begin) or _whole(data)
 
 
+class Window:
+    """The bytes of an open file, read where they are asked for."""
+
+    def __init__(self, file: Any) -> None:
+        self._file, self._size = file, file.seek(0, io.SEEK_END)
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, part: slice) -> bytes:
+        start, stop, _ = part.indices(self._size)
+        self._file.seek(start)
+        return bytes(self._file.read(max(0, stop - start)))
+
+
+def inspect_url(url: str) -> Extent | None:
+    """The extent of a complete file of a chunk-based format at a URL; None for any other file.
+
+    Only headers are fetched. The length of other formats is known after a look at all bytes.
+    """
+    with open_file(url) as file:
+        if not file.seekable():
+            return None
+        data = Window(file)
+        magic = data[:16] if data[:16] == W64_RIFF else data[:4]
+        if magic not in FORMS or not (magic in (b"caff", W64_RIFF) or data[8:12] in KINDS):
+            return None
+        extent = _chunked(data, magic)
+        return extent if extent.plain and extent.share == 1 else None
+
+
 class View(io.RawIOBase):
-    """One part of a file as a file object, with a corrected header."""
+    """One part of a file as a file object, with a corrected header.
+
+    Attributes:
+        error: why the storage could not be read; C code that reads from here sees the end of the file.
+    """
 
     def __init__(self, path: str, part: Part) -> None:
-        self._file = open(path, "rb", buffering=2**16)  # noqa: SIM115 - closed in close()
+        self._file = open_file(path, BLOCK)
         self._part, self._at = part, 0
+        self.error: Exception | None = None
 
     def seek(self, position: int, whence: int = io.SEEK_SET) -> int:
         """Move to a position in the part."""
@@ -129,8 +167,12 @@ class View(io.RawIOBase):
         """Fill the buffer, up to the end of the part."""
         place = self._part.start + self._at
         room = max(0, min(len(buffer), self._part.end - place))
-        self._file.seek(place)
-        data = bytearray(self._file.read(room))
+        try:
+            self._file.seek(place)
+            data = bytearray(self._file.read(room))
+        except Exception as error:
+            self.error = error
+            return 0
         for position, fixed in self._part.patches.items():
             for offset, byte in enumerate(fixed, start=position - place):
                 if 0 <= offset < len(data):
@@ -161,7 +203,7 @@ def _whole(data: Bytes, promised: int = 0) -> Extent:
 # --- uncompressed sound: WAV and similar formats ---------------------------------------------------------------------
 
 
-def _chunked(data: Bytes, magic: bytes) -> Extent:
+def _chunked(data: Bytes | Window, magic: bytes) -> Extent:
     parts: list[Part] = []
     start: int | None = 0
     while start is not None:
@@ -170,7 +212,7 @@ def _chunked(data: Bytes, magic: bytes) -> Extent:
     return Extent(tuple(parts), share)
 
 
-def _chunked_part(data: Bytes, magic: bytes, start: int) -> tuple[Part, float, int | None]:
+def _chunked_part(data: Bytes | Window, magic: bytes, start: int) -> tuple[Part, float, int | None]:
     """One recording, the available share of its sound, and the start of the next recording in a joined file."""
     form = FORMS[magic]
     long_size: int | None = None  # position of RF64's 64-bit size of the sound
@@ -197,7 +239,7 @@ def _chunked_part(data: Bytes, magic: bytes, start: int) -> tuple[Part, float, i
     return Part(start, len(data)), 1.0, None
 
 
-def _chunks(data: Bytes, form: Form, at: int) -> Iterator[tuple[bytes, int, int, int]]:
+def _chunks(data: Bytes | Window, form: Form, at: int) -> Iterator[tuple[bytes, int, int, int]]:
     """Yield name, position, content position and content size of each chunk."""
     width = struct.calcsize(form.size)
     head = form.name + width
@@ -211,7 +253,7 @@ def _chunks(data: Bytes, form: Form, at: int) -> Iterator[tuple[bytes, int, int,
         at += -at % form.align
 
 
-def _ends_in_chunks(data: Bytes, form: Form, at: int) -> bool:
+def _ends_in_chunks(data: Bytes | Window | Window, form: Form, at: int) -> bool:
     """Whether only complete chunks follow; then a size of 0 before them is correct."""
     end = at
     for name, _, body, size in _chunks(data, form, at):

@@ -1,6 +1,7 @@
 """Files at a URL, such as s3://bucket/talk.wav, through fsspec (extra `[remote]`).
 
-Any format and any verb works on local copies: `local_copies` fetches the source into a temporary folder and uploads the
+`open_file` reads a file block by block. `audio/io.py` does so with WAV, AIFF, CAF and Wave64, whose headers tell what
+follows. `local_copies` fetches any source into a temporary folder, which is faster for short files. It also uploads the
 outputs when they are complete. Credentials come from the environment or the configuration files of the storage.
 """
 
@@ -17,7 +18,9 @@ from typing import Any, NamedTuple
 URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 SECRET = re.compile(r"(://)[^/@\s]*@|\?[^\s'\"]*")  # user and password, and the signature of a signed URL
 WEB = ("http://", "https://")
-BLOCK = 1 << 22  # bytes
+BLOCK = 1 << 22  # bytes of sound
+HEAD_BLOCK = 1 << 16  # bytes of headers and tags
+KEPT_BLOCKS = 4  # of a file that is read block by block
 
 
 class Entry(NamedTuple):
@@ -131,6 +134,21 @@ def is_folder(url: str) -> bool:
     return not url.startswith(WEB) and bool(fs.isdir(path))
 
 
+def open_file(name: str | os.PathLike[str], block: int = HEAD_BLOCK) -> Any:
+    """Open a file or a URL to read bytes. At a URL, only blocks that are read are fetched.
+
+    Args:
+        block: bytes that are fetched at a time.
+    Raises:
+        ImportError, ValueError: see `file_system`.   OSError: if it cannot be opened.
+    """
+    if not is_remote(name):
+        return open(name, "rb")
+    fs, path = file_system(os.fspath(name))
+    cache = {"cache_type": "blockcache", "cache_options": {"maxblocks": KEPT_BLOCKS}}
+    return fs.open(path, "rb", block_size=block, **cache)
+
+
 def read(url: str) -> bytes:
     """The contents of a small file."""
     fs, path = file_system(url)
@@ -148,19 +166,20 @@ def write(source: Any, url: str) -> None:
 
 
 @contextmanager
-def local_copies(source: str, target: str, places: dict[str, str]) -> Iterator[tuple[str, str]]:
+def local_copies(source: str, target: str, places: dict[str, str], in_place: bool = False) -> Iterator[tuple[str, str]]:
     """Yield local names for a source and a target that may be URLs; upload the outputs when the block ends well.
 
     Args:
         target: a URL of a folder ends in "/".
         places: receives the URL of each local folder, for `back`.
+        in_place: the source is not copied.
     """
     with tempfile.TemporaryDirectory(prefix="clearstate-") as folder:
         inside, outputs = os.path.join(folder, "in"), os.path.join(folder, "out")
         os.mkdir(inside)
         os.mkdir(outputs)
         here, there, home = source, target, ""
-        if is_remote(source):
+        if is_remote(source) and not in_place:
             here = os.path.join(inside, base_name(source))
             places[inside] = parent(source)
             fs, path = file_system(source)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from clearstate.audio import chunks, id3, vorbis
 from clearstate.audio.chunks import Chunk
+from clearstate.audio.remote import is_remote, open_file
 from clearstate.audio.vorbis import Comment, Picture
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def of(info: "AudioInfo") -> Metadata:
     """The metadata of an opened recording."""
     if info.metadata is not None:
         return info.metadata
-    found = read(info.name) if os.path.isfile(info.name) else Metadata()
+    found = read(info.name) if is_remote(info.name) or os.path.isfile(info.name) else Metadata()
     if info.container == "AV" and not (found.comments or found.pictures or found.chunks):
         found = _from_av(info.name)
     if not (found.comments or found.tag or found.chunks):
@@ -121,7 +122,7 @@ def _more_chunks(family: str, known: list[Chunk], text: bytes) -> list[Chunk]:
 
 def read(path: str | os.PathLike[str]) -> Metadata:
     """Read the metadata of a FLAC, Ogg, WAV, AIFF, CAF or MP3 file; empty for other files."""
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         tag = id3.tag_of(file)
         start = file.tell()
         head = file.read(12)

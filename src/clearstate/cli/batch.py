@@ -11,6 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from clearstate.audio.paths import shown
@@ -54,7 +55,8 @@ def run_batch(
     if manifest:
         jobs, outcomes = manifest.begin(jobs)
     if processes != 1:  # the longest first; where the length is unknown, bytes of 16 kHz mono tell it roughly
-        jobs = sorted(jobs, key=lambda job: -lengths.get(job.source, job.size / 32_000))
+        jobs = [replace(job, seconds=lengths.get(job.source, job.size / 32_000)) for job in jobs]
+        jobs = sorted(jobs, key=lambda job: -job.seconds)
     by_key = {(job.source, job.target): job for job in jobs}
     with Display(len(jobs), sum(lengths.get(job.source, 0.0) for job in jobs), show, events) as display:
         try:

@@ -9,6 +9,7 @@ import typer
 from clearstate.audio.streams import STDIO
 from clearstate.cli.batch import Outcome, Progress, Worker
 from clearstate.cli.engines import EngineName
+from clearstate.cli.engines.contract import InBlocks
 from clearstate.cli.inputs import Job, make_room, plan
 from clearstate.cli.terminal import UsageError, explain
 from clearstate.cli.verbs import (
@@ -171,4 +172,4 @@ def open_worker(
         )
         return {"seconds": report.seconds, "sample_rate": report.sample_rate, "channels": report.channels}
 
-    return work
+    return work if enhancer.model.causal else InBlocks(work)

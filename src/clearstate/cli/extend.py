@@ -8,6 +8,7 @@ import typer
 from clearstate.audio.streams import STDIO
 from clearstate.cli.batch import Outcome, Progress, Worker
 from clearstate.cli.engines import EngineName
+from clearstate.cli.engines.contract import InBlocks
 from clearstate.cli.inputs import Job, make_room, plan
 from clearstate.cli.terminal import UsageError, explain
 from clearstate.cli.verbs import (
@@ -144,7 +145,7 @@ def open_worker(
             "note": f"it held {reach}" if done.extended else f"{why_not}: nothing was added",
         }  # fmt: skip
 
-    return work
+    return InBlocks(work)
 
 
 def _choose(model: str | None, fast: bool) -> str:

@@ -29,6 +29,7 @@ class Job:
     replace: bool = False  # an existing target is an earlier output of this job
     stamp: str = ""  # changes when the source changes; empty if the file system tells
     size: int = 0  # bytes of the source, where its length is unknown
+    seconds: float = 0.0  # of audio, as far as known
 
 
 @dataclass

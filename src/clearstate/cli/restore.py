@@ -10,6 +10,7 @@ from clearstate.audio.paths import shown
 from clearstate.audio.streams import STDIO
 from clearstate.cli.batch import Outcome, Progress, Worker
 from clearstate.cli.engines import EngineName
+from clearstate.cli.engines.contract import InBlocks
 from clearstate.cli.inputs import Job, make_room, plan
 from clearstate.cli.verbs import (
     Address,
@@ -128,7 +129,7 @@ def open_worker(skip: list[str], dry_run: bool, overwrite: bool, track: int | No
         )
         return in_json(done)
 
-    return work
+    return work if "band" in skip else InBlocks(work)
 
 
 def in_json(done: "Restoration") -> dict[str, Any]:

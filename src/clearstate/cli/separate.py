@@ -14,6 +14,7 @@ from clearstate.audio.remote import is_remote
 from clearstate.audio.streams import STDIO, as_stdio, is_stream
 from clearstate.cli.batch import Outcome, Progress, Worker
 from clearstate.cli.engines import EngineName
+from clearstate.cli.engines.contract import InBlocks
 from clearstate.cli.inputs import Job, Plan, gather, gather_remote, one_name, too_long
 from clearstate.cli.terminal import UsageError, explain, note
 from clearstate.cli.verbs import (
@@ -123,7 +124,7 @@ def open_worker(model: str, backend: str, enhance: str | None, overwrite: bool, 
             "timeline": done.timeline, "speakers": speakers,
         }  # fmt: skip
 
-    return work
+    return work if separator.model.causal else InBlocks(work)
 
 
 def places(inputs: list[str], output: str | None) -> tuple[list[Job], list[tuple[str, str]]]:

@@ -25,7 +25,12 @@ Inputs = Annotated[
     list[str],
     typer.Argument(metavar="INPUT", help="Audio files, folders (with their subfolders), patterns, or - for stdin."),
 ]
-Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, help="Number of files to process at the same time.")]
+Jobs = Annotated[
+    int,
+    typer.Option(
+        "--jobs", "-j", min=1, help="Number of files to process at the same time, or of parts of a single long file."
+    ),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace existing output files.")]
 Track = Annotated[
     int | None,

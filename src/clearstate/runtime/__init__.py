@@ -6,6 +6,7 @@ A model runs with ONNX Runtime (`onnx.py`, an exported file) or with PyTorch and
 
 import os
 import sys
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -41,17 +42,22 @@ def open_model(model: Any, task: Task, *, backend: str = "auto", **sampling: int
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend {backend!r}: expected {', '.join(map(repr, BACKENDS))}")
+    again = None
     if isinstance(model, (str, os.PathLike)):
         name = os.fspath(model)
         _check(name, task)
         exported = exported_file(name)
-        if choose(name, exported, backend) == "onnx":
+        runtime = choose(name, exported, backend)
+        again = opened_once, (name, task, runtime, *sampling.items())
+        if runtime == "onnx":
             from clearstate.models.weights import tell_licence
             from clearstate.runtime.onnx import OnnxEnhancer, OnnxExtender, OnnxSeparator
 
             tell_licence(name)
             runners = {"enhance": OnnxEnhancer, "separate": OnnxSeparator, "extend": OnnxExtender}
-            return runners[task](str(exported), **sampling)
+            runner: Any = runners[task](str(exported), **sampling)
+            runner.again = again
+            return runner
         from clearstate.models import load_model
 
         model = load_model(name)
@@ -60,8 +66,16 @@ def open_model(model: Any, task: Task, *, backend: str = "auto", **sampling: int
         from clearstate.runtime.torch import TorchEnhancer, TorchExtender, TorchSeparator
 
         wrappers = {"enhance": TorchEnhancer, "separate": TorchSeparator, "extend": TorchExtender}
-        return wrappers[task](model, **sampling)
+        wrapper: Any = wrappers[task](model, **sampling)
+        wrapper.again = again
+        return wrapper
     return model
+
+
+@lru_cache(maxsize=4)
+def opened_once(name: str, task: Task, backend: str, *sampling: tuple[str, int | None]) -> Any:
+    """The model that these arguments of `open_model` open; the same object for each call in a process."""
+    return open_model(name, task, backend=backend, **dict(sampling))
 
 
 def choose(name: str, exported: Path | None, backend: str = "auto") -> str:

@@ -5,7 +5,7 @@ or your own class.
 """
 
 from collections.abc import Callable, Collection
-from typing import Any, Protocol
+from typing import Any, Protocol, SupportsIndex
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,15 @@ def given_sampling(steps: int | None, seed: int | None) -> dict[str, int]:
 def no_sampling(name: str, given: Collection[str]) -> str:
     """The error message for settings of a diffusion model, given to a model of another kind."""
     return f"{name} works in one step: {' and '.join(given)} do not apply to it"
+
+
+class Portable:
+    """A model that is pickled as a call which opens it again, so that other processes receive no weights."""
+
+    again: tuple[Callable[..., Any], tuple[Any, ...]] | None = None  # set by `open_model`
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
+        return self.again or super().__reduce_ex__(protocol)
 
 
 class Model(Protocol):

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from clearstate.runtime.contract import Advance, Array, given_sampling, no_sampling, wrong_task
+from clearstate.runtime.contract import Advance, Array, Portable, given_sampling, no_sampling, wrong_task
 
 HOPS_AT_ONCE = 64  # of a stream: a fifth faster than 250, whose intermediate results leave the cache
 
 
-class OnnxModel:
+class OnnxModel(Portable):
     """The part of the wrapper that all tasks share.
 
     Args:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from clearstate.kernels import live as fused
 from clearstate.kernels.threads import inference
-from clearstate.runtime.contract import Advance, Array, given_sampling, no_sampling, wrong_task
+from clearstate.runtime.contract import Advance, Array, Portable, given_sampling, no_sampling, wrong_task
 
 
 @runtime_checkable
@@ -25,7 +25,7 @@ class Surveyed(Protocol):
     def overview(self, pieces: Tensor, gain: Tensor) -> Any: ...
 
 
-class TorchModel:
+class TorchModel(Portable):
     """The part of the wrapper that all tasks share.
 
     Raises:

@@ -13,6 +13,7 @@ Arrays are NumPy, (channels, n). A `pair` is (2, channels, n): the noisy and the
 and with the same delay.
 """
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -241,12 +242,8 @@ class Levelled:
             self.offset = Offset(channels, model.hop, model.sample_rate)
         else:
             known = overviews or [None] * channels
-
-            def run(x: Array, position: int) -> Array:
-                # Channel by channel: a batch would be no faster on a CPU, and need the memory of all at once.
-                return np.stack([model.run(row, overview) for row, overview in zip(x, known, strict=True)])
-
-            self.runner = Overlapping(run, channels, channels, layout_at(model.sample_rate))
+            run = partial(run_rows, model, known)
+            self.runner = Overlapping(run, channels, channels, layout_at(model.sample_rate), elsewhere=run)
             self.offset = offset_for(model, channels)
         self.delay, self.grid = self.runner.delay, self.runner.grid
         self.warm_up = int(WARM_UP_SECONDS * model.sample_rate) // self.grid * self.grid if warm_up else 0
@@ -279,6 +276,11 @@ class Levelled:
         pair = np.empty((2, *noisy.shape), dtype=np.float32)
         pair[0], pair[1] = noisy, enhanced
         return pair
+
+
+def run_rows(model: EnhancementModel, overviews: list[Any], x: Array, position: int) -> Array:
+    """Enhance a block (channels, n), channel by channel: a batch is no faster on a CPU and needs more memory."""
+    return np.stack([model.run(row, overview) for row, overview in zip(x, overviews, strict=True)])
 
 
 def layout_at(rate: int) -> Layout:

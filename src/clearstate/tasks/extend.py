@@ -14,7 +14,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -342,26 +342,35 @@ class Added(Overlapping):
     """Process one signal at MODEL_RATE in overlapping blocks; the model adds the band above `reach` Hz."""
 
     def __init__(self, model: ExtensionModel, channels: int, reach: float, within: Callable[[float], None]) -> None:
-        self.model, self.reach, self.within, self.channels = model, reach, within, channels
         length, context = (round(s * MODEL_RATE / GRID) * GRID for s in (BLOCK_SECONDS, CONTEXT_SECONDS))
         layout = Layout(length, 2 * context, round(FADE_SECONDS * MODEL_RATE))
-        super().__init__(self._widened, channels, channels, layout, dtype=np.float64)
-        self.high = highpass(round(reach))
+        run, elsewhere = partial(widened, model, reach, within), partial(widened, model, reach, None)
+        super().__init__(run, channels, channels, layout, dtype=np.float64, elsewhere=elsewhere)
 
-    def _widened(self, x: Array, position: int) -> Array:
-        return x + np.stack([self._added(channel, position, c / len(x)) for c, channel in enumerate(x)])
 
-    def _added(self, x: Array, position: int, share: float) -> Array:
-        """The band that the model adds to one channel (n,). Channels run one by one to save memory."""
+def widened(
+    model: ExtensionModel, reach: float, within: Callable[[float], None] | None, x: Array, position: int
+) -> Array:
+    """Add the band above `reach` Hz to a block (channels, n). Channels run one by one to save memory.
 
+    Args:
+        within: called with the finished share of the block.
+    """
+    high = highpass(round(reach))
+
+    def added(x: Array, c: int) -> Array:
         def progress(done: int, steps: int) -> None:
-            self.within(share + done / steps / self.channels)
+            if within:
+                within((c + done / steps) / channels)
 
         narrow = Offset(1, MODEL_RATE // 80, MODEL_RATE).push(x[None].astype(np.float32), last=True)[0]
-        change = (self.model.run(narrow, self.reach, position, progress) - narrow).astype(np.float64)
+        change = (model.run(narrow, reach, position, progress) - narrow).astype(np.float64)
         size = next_fast_len(len(x) + TAPS - 1)
-        filtered = np.fft.irfft(np.fft.rfft(change, size) * np.fft.rfft(self.high, size), size)
+        filtered = np.fft.irfft(np.fft.rfft(change, size) * np.fft.rfft(high, size), size)
         return filtered[TAPS // 2 : TAPS // 2 + len(x)]
+
+    channels = len(x)
+    return x + np.stack([added(channel, c) for c, channel in enumerate(x)])
 
 
 def next_fast_len(least: int) -> int:

@@ -27,6 +27,7 @@ from clearstate.audio.atomic import explained, replacing
 from clearstate.audio.declip import Declipper
 from clearstate.audio.dehum import HumRemover
 from clearstate.audio.io import AudioInfo, Block, BrokenOffError, check_target, open_reader, open_writer, until_broken
+from clearstate.audio.remote import open_file
 from clearstate.audio.streams import STDIO, close_stream, is_stream, open_stream
 from clearstate.tasks.chain import open_chain
 from clearstate.tasks.enhance import Enhancer
@@ -351,7 +352,7 @@ def copies(source: str, target: AnyPath) -> bool:
 
 def copy(source: str, target: AnyPath) -> None:
     """Copy a file byte for byte; it appears complete or not at all."""
-    with open(source, "rb") as file:
+    with open_file(source) as file:
         if is_stream(target):
             stream = open_stream(target, "wb")
             try:

@@ -11,6 +11,7 @@ below. Both sum to one over the speakers, so the sum of the outputs is the input
 Arrays are NumPy: X (channels, n), E (speakers, n), results (speakers, channels, n).
 """
 
+from functools import partial
 from itertools import permutations
 from typing import Any
 
@@ -148,12 +149,16 @@ def runner_for(model: SeparationModel, channels: int, mix: Mix) -> Runner:
 
         return Stream(step, channels, model.speakers, model.hop, model.latency, np.float64)
 
-    def run(X: Array, position: int) -> Array:
-        level = Offset(1, max(1, rate // 80), rate).push(mix(X)[None].astype(np.float32), last=True)
-        return model.run(level[0]).astype(np.float64)
-
     length, overlap, fade = (round(s * rate) for s in (BLOCK_SECONDS, OVERLAP_SECONDS, FADE_SECONDS))
-    return Overlapping(run, channels, model.speakers, Layout(length, overlap, fade), best_order, np.float64)
+    run, layout = partial(run_mixed, model, mix), Layout(length, overlap, fade)
+    return Overlapping(run, channels, model.speakers, layout, best_order, np.float64, elsewhere=run)
+
+
+def run_mixed(model: SeparationModel, mix: Mix, X: Array, position: int) -> Array:
+    """Separate a block (channels, n), mixed to one channel, into (speakers, n)."""
+    rate = model.sample_rate
+    level = Offset(1, max(1, rate // 80), rate).push(mix(X)[None].astype(np.float32), last=True)
+    return model.run(level[0]).astype(np.float64)
 
 
 # ---------------------------------------------------------------------------------------------------------- shares

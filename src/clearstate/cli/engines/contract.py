@@ -5,6 +5,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -18,6 +19,26 @@ from clearstate.cli.terminal import clock, explain
 Progress = Callable[[float, float], None]  # seconds of audio done, total seconds
 Worker = Callable[[Job, Progress], dict[str, Any]]  # returns the file's entries in the JSON report
 Advance = Callable[[str, float, float], None]  # source, seconds of audio done, total seconds
+
+MOST_HELPERS = 8  # per file: reading, resampling and writing then take the time of the worker that has the file
+LEAST_BYTES = 1 << 26  # of a file at a URL that is read block by block; a copy of a shorter one is faster
+SHARE_SECONDS = 60.0  # of a file, for each worker that computes blocks of it
+
+
+@dataclass(frozen=True)
+class InBlocks:
+    """A worker whose model works in blocks of a file, which other workers can compute (`tasks.blocks.lending`)."""
+
+    work: Worker
+
+    def __call__(self, job: Job, progress: Progress) -> dict[str, Any]:
+        """Do a job."""
+        return self.work(job, progress)
+
+
+def useful_workers(jobs: list[Job]) -> int:
+    """The most workers that can share these jobs, if the model works in blocks."""
+    return sum(1 + min(MOST_HELPERS, int(job.seconds / SHARE_SECONDS)) for job in jobs)
 
 
 @dataclass(frozen=True)
@@ -109,13 +130,24 @@ def _do(work: Worker, job: Job, progress: Progress, places: dict[str, str]) -> t
     if not is_remote(job.source) and not is_remote(job.target):
         report = work(job, progress)
         return report, _sizes(_written(job, report))
-    with local_copies(job.source, job.target, places) as (source, target):
+    with local_copies(job.source, job.target, places, in_place=_is_read_in_blocks(job)) as (source, target):
         local = replace(job, source=source, target=target)
         report = work(local, progress)
         if "timeline" in report:
             _name_input(report["timeline"], without_secrets(job.source))
         sizes = _sizes(_written(local, report))
     return back(report, places), {back(name, places): size for name, size in sizes.items()}
+
+
+def _is_read_in_blocks(job: Job) -> bool:
+    """Whether the source is at a URL and needs no local copy. One with a password or signature would be in messages."""
+    if job.size < LEAST_BYTES or not is_remote(job.source) or without_secrets(job.source) != job.source:
+        return False
+    from clearstate.audio.length import inspect_url
+
+    with suppress(Exception):  # not every storage can seek; a copy tells what else is wrong
+        return inspect_url(job.source) is not None
+    return False
 
 
 def _name_input(timeline: str, source: str) -> None:

@@ -1,4 +1,7 @@
-"""The default engine: this process, or several processes of this machine."""
+"""The default engine: this process, or several processes of this machine.
+
+A single file is done in this process. If its model works in blocks, the other processes compute some of them.
+"""
 
 import functools
 import multiprocessing
@@ -7,10 +10,11 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from clearstate.audio.streams import is_stream
-from clearstate.cli.engines.contract import Advance, Outcome, Worker, attempt, refuse
+from clearstate.cli.engines.contract import Advance, InBlocks, Outcome, Worker, attempt, refuse, useful_workers
 from clearstate.cli.inputs import Job
 from clearstate.cli.signals import unwind_when_terminated
 from clearstate.cli.terminal import explain
@@ -20,14 +24,48 @@ def run(jobs: list[Job], open_worker: Callable[[], Worker], workers: int, advanc
     """Run the jobs in `workers` processes; see `contract.Engine`."""
     streams = any(is_stream(job.source) for job in jobs)  # worker processes cannot read our pipes
     if workers <= 1 or len(jobs) == 1 or streams:
-        return _in_this_process(jobs, open_worker, advance)
+        return _in_this_process(jobs, open_worker, advance, min(workers, useful_workers(jobs)) - 1)
     return _in_processes(jobs, open_worker, min(workers, len(jobs)), advance)
 
 
-def _in_this_process(jobs: list[Job], open_worker: Callable[[], Worker], advance: Advance) -> Iterator[Outcome]:
+def _in_this_process(
+    jobs: list[Job], open_worker: Callable[[], Worker], advance: Advance, helpers: int
+) -> Iterator[Outcome]:
     work = open_worker()
-    for job in jobs:
-        yield attempt(work, job, functools.partial(advance, job.source))
+    with _helping(helpers) if helpers > 0 and isinstance(work, InBlocks) else nullcontext():
+        for job in jobs:
+            yield attempt(work, job, functools.partial(advance, job.source))
+
+
+@contextmanager
+def _helping(processes: int) -> Iterator[None]:
+    """Let new processes compute blocks of the files inside the `with` block."""
+    from clearstate.tasks.blocks import Helpers, lending  # imports NumPy
+
+    before = multiprocessing.active_children()
+    threads = max(1, (os.cpu_count() or 1) // (processes + 1))
+    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _set_threads, (threads,))
+    try:
+        with _without_interrupts():
+            pool.submit(os.getpid)  # starts the processes
+        helpers = Helpers(pool.submit, processes)
+        with lending(lambda: helpers):
+            yield
+    finally:
+        for process in multiprocessing.active_children():
+            if process not in before:
+                process.terminate()  # it holds nothing that matters
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Processes that start inside the `with` block ignore Ctrl-C, also while they start: this process handles it."""
+    own_handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, own_handler)
 
 
 def _in_processes(
@@ -39,12 +77,8 @@ def _in_processes(
     threads = max(1, (os.cpu_count() or 1) // processes)
     pool = ProcessPoolExecutor(processes, context, _begin_process, (open_worker, stop, news, threads))
     try:
-        # The workers inherit this: only this process handles Ctrl-C, also while they start.
-        own_handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        try:
+        with _without_interrupts():
             pending: dict[Future[Outcome], Job] = {pool.submit(_one_job, job): job for job in jobs}
-        finally:
-            signal.signal(signal.SIGINT, own_handler)
         while pending:
             done, _ = wait(pending, timeout=0.1, return_when=FIRST_COMPLETED)
             while not news.empty():
@@ -71,13 +105,18 @@ def _begin_process(open_worker: Callable[[], Worker], stop: Any, news: Any, thre
     """Set up a worker process. It ignores Ctrl-C: the parent handles it and sets `stop`."""
     global _stop, _news, _work
     unwind_when_terminated()  # SIGTERM to the whole process group must not end us in the middle of a file
-    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ[variable] = str(threads)
+    _set_threads(threads)
     _stop, _news = stop, news
     try:
         _work = open_worker()
     except Exception as error:  # raised here, it would break the whole pool without a reason
         _work = functools.partial(refuse, explain(error))
+
+
+def _set_threads(threads: int) -> None:
+    """Set the number of threads of libraries that are not loaded yet."""
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ[variable] = str(threads)
 
 
 def _one_job(job: Job) -> Outcome:

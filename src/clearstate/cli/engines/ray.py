@@ -3,6 +3,9 @@
 An actor receives its next job when it has finished one, so a slow file holds up no other. A new actor replaces one that
 dies (killed, out of memory, its machine gone). It receives jobs only after its model is loaded, so an actor for which
 the cluster has no room holds none. A job is tried three times.
+
+When no job is left to begin, idle actors compute blocks of the files that still run, if the model works in blocks. Such
+a helper may die: the actor that has the file computes the block itself.
 """
 
 import functools
@@ -17,13 +20,24 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from importlib.util import find_spec
+from itertools import cycle
 from typing import Any
 
 from clearstate import __version__
 from clearstate.audio.remote import is_remote
-from clearstate.cli.engines.contract import Advance, Outcome, Worker, attempt, refuse
+from clearstate.cli.engines.contract import (
+    MOST_HELPERS,
+    Advance,
+    InBlocks,
+    Outcome,
+    Worker,
+    attempt,
+    refuse,
+    useful_workers,
+)
 from clearstate.cli.inputs import Job
 from clearstate.cli.terminal import CommandError, UsageError, explain, note
+from clearstate.tasks.blocks import Helpers, Run, lending
 
 ATTEMPTS = 3
 PATIENCE = 60.0  # seconds without a worker after which a note tells so
@@ -56,7 +70,8 @@ def run(
     ray = _connect(address)
     workers = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
     local = any(not is_remote(name) for job in jobs for name in (job.source, job.target))
-    fleet = _Fleet(ray, open_worker, min(workers, len(jobs)), os.getcwd() if local else None)
+    most = min(workers, useful_workers(jobs))
+    fleet = _Fleet(ray, open_worker, min(workers, len(jobs)), most, os.getcwd() if local else None)
     try:
         yield from fleet.work_through(jobs)
     finally:
@@ -65,16 +80,21 @@ def run(
 
 
 class _Fleet:
-    """The actors of a run, and what each is doing."""
+    """The actors of a run, and what each is doing.
 
-    def __init__(self, ray: Any, open_worker: Callable[[], Worker], size: int, folder: str | None) -> None:
-        self.ray = ray
+    Args:
+        size: number of actors at first.   most: number of actors if the model works in blocks.
+    """
+
+    def __init__(self, ray: Any, open_worker: Callable[[], Worker], size: int, most: int, folder: str | None) -> None:
+        self.ray, self.most = ray, most
         self.open_worker, self.folder = ray.put(open_worker), folder
-        self.actor_class = ray.remote(num_cpus=1, max_concurrency=2, max_restarts=0)(Actor)
+        self.actor_class = ray.remote(num_cpus=1, max_concurrency=4, max_restarts=0)(Actor)
         self.actors: set[Any] = set()
         self.starting: dict[Any, Any] = {}  # actor by the reference to its answer
         self.working: dict[Any, tuple[Any, Job, int]] = {}  # actor, job, attempts before
         self.idle: list[Any] = []
+        self.lent: dict[Any, list[Any]] = {}  # helpers by the actor that they help
         self.lost_starts = 0  # in a row
         self.size = size
         for _ in range(size):
@@ -94,6 +114,7 @@ class _Fleet:
             while todo and self.idle:
                 actor, (job, before) = self.idle.pop(), todo.popleft()
                 self.working[actor.work.remote(job)] = (actor, job, before)
+            self.lend()
             references = [*self.starting, *self.working]
             for reference in self.ray.wait(references, timeout=POLL)[0]:
                 if reference in self.starting:
@@ -119,7 +140,7 @@ class _Fleet:
             CommandError: if no actor can be started.
         """
         try:
-            version = self.ray.get(reference)
+            version, in_blocks = self.ray.get(reference)
         except self.ray.exceptions.RayError as error:
             self.actors.discard(actor)
             self.lost_starts += 1
@@ -135,6 +156,21 @@ class _Fleet:
             )
         self.lost_starts = 0
         self.idle.append(actor)
+        if in_blocks:
+            for _ in range(self.size, self.most):
+                self.start()
+            self.size = max(self.size, self.most)
+
+    def lend(self) -> None:
+        """Tell each actor with a job which idle actors compute blocks for it."""
+        lent: dict[Any, list[Any]] = {actor: [] for actor, _, _ in self.working.values()}
+        borrowers = cycle(lent.values())
+        for helper in self.idle[: MOST_HELPERS * len(lent)]:
+            next(borrowers).append(helper)
+        for actor, helpers in lent.items():
+            if helpers != self.lent.get(actor, []):
+                actor.borrow.remote(helpers)
+        self.lent = lent
 
     def result(self, actor: Any, job: Job, reference: Any) -> Outcome:
         """The outcome of a job; a new actor replaces one that died."""
@@ -169,7 +205,8 @@ class Actor:
     """
 
     def __init__(self, open_worker: Callable[[], Worker], folder: str | None) -> None:
-        self._stop = threading.Event()
+        self._stop, self._lock, self._working = threading.Event(), threading.Lock(), False
+        self._helpers: Helpers | None = None
         for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
             os.environ[variable] = "1"
         try:
@@ -179,16 +216,35 @@ class Actor:
         except Exception as error:  # raised here, it would look like a crash
             self._work = functools.partial(refuse, explain(error))
 
-    def ready(self) -> str:
-        """The version of the package; answered when the model is loaded."""
-        return __version__
+    def ready(self) -> tuple[str, bool]:
+        """The version of the package, and whether the model works in blocks; answered when the model is loaded."""
+        return __version__, isinstance(self._work, InBlocks)
 
     def work(self, job: Job) -> Outcome:
         """Do one job."""
+        self._working = True
         try:
-            return attempt(self._work, job, self._progress)
+            with self._lock, lending(lambda: self._helpers):
+                return attempt(self._work, job, self._progress)
         except KeyboardInterrupt:
             return Outcome(job.source, job.target, error="interrupted", final=True)
+        finally:
+            self._working, self._helpers = False, None
+
+    def borrow(self, helpers: list[Any]) -> None:
+        """Take these actors as helpers."""
+        self._helpers = _helpers(helpers) if helpers else None
+
+    def block(self, run: Run, x: Any, position: int) -> Any:
+        """Compute a block for another actor.
+
+        Raises:
+            RuntimeError: if this actor has a job of its own now.
+        """
+        if not self._working:
+            with self._lock:  # one block at a time
+                return run(x.copy(), position)  # what Ray passes is read-only
+        raise RuntimeError("this worker has a file")
 
     def stop(self) -> None:
         """Abandon the job that runs."""
@@ -197,6 +253,21 @@ class Actor:
     def _progress(self, done: float, total: float) -> None:
         if self._stop.is_set():
             raise KeyboardInterrupt  # not an Exception: the file is abandoned, not counted as failed
+
+
+def _helpers(actors: list[Any]) -> Helpers:
+    """Actors that compute blocks in turn."""
+    ray = importlib.import_module("ray")
+    turns = cycle(actors)
+    stored: tuple[Run, Any] | None = None  # a run is sent once
+
+    def start(run: Run, x: Any, position: int) -> Any:
+        nonlocal stored
+        if stored is None or stored[0] is not run:
+            stored = run, ray.put(run)
+        return next(turns).block.remote(stored[1], x, position).future()
+
+    return Helpers(start, len(actors))
 
 
 def _connect(address: str | None) -> Any:
