@@ -88,21 +88,35 @@ class Served:
         return self.process.poll() is None
 
     @property
+    def processes(self) -> list[Path]:
+        """The service and its processes for streams, in /proc. Those for files have a low priority."""
+        tasks = Path(f"/proc/{self.process.pid}/task")
+        pids = [pid for children in tasks.glob("*/children") for pid in children.read_text().split()]
+        found = [Path("/proc", pid) for pid in [str(self.process.pid), *pids]]
+        return [path for path in found if int(stat_of(path)[16]) <= os.nice(0)]
+
+    @property
     def cpu(self) -> float:
         """Processor seconds so far, without the processes for files."""
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        fields = map(stat_of, self.processes)
+        return sum(int(field[11]) + int(field[12]) for field in fields) / os.sysconf("SC_CLK_TCK")
 
     @property
     def memory(self) -> float:
         """Resident MB, without the processes for files."""
-        return int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+        pages = sum(int((path / "statm").read_text().split()[1]) for path in self.processes)
+        return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
     def connect(self) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.port), timeout=30)
 
     def get(self, path: str) -> bytes:
         return ask(self, f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+
+
+def stat_of(process: Path) -> list[str]:
+    """The fields of a process in /proc, from its state on."""
+    return (process / "stat").read_text().rsplit(")", 1)[1].split()
 
 
 def ask(served: Served, request: bytes) -> bytes:

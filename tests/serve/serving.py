@@ -91,7 +91,7 @@ class Served:
 def in_a_thread(model, spool, **settings):
     # ONNX Runtime loads faster than PyTorch, which matters in the processes for files.
     settings = {"backend": "onnx"} | settings if str(model) == "live" else settings
-    settings = {"threads": 2, "port": 0, "lag_seconds": 10.0, "drain_seconds": 1.0, **settings}
+    settings = {"processes": 0, "port": 0, "lag_seconds": 10.0, "drain_seconds": 1.0, **settings}
     addresses, ready = [], threading.Event()
 
     def started(address):
@@ -113,7 +113,7 @@ def in_a_thread(model, spool, **settings):
 @contextmanager
 def in_a_process(model, spool, *options, env=None, **popen):
     command = [sys.executable, "-m", "clearstate", "serve", "--port", "0", "--model", str(model), "--spool", str(spool)]
-    command += ["--backend", "onnx"]
+    command += ["--backend", "onnx"]  # loads faster than PyTorch
     log = Path(spool, "log.txt")
     with open(log, "w") as stderr:
         process = subprocess.Popen(
@@ -147,3 +147,17 @@ def sound(samples):
 def noise(samples, channels=1, seed=0):
     shape = (samples, channels) if channels > 1 else samples
     return np.random.default_rng(seed).normal(0, 0.1, shape).astype(np.float32)
+
+
+def pids_below(pid):
+    """The processes that a process has started."""
+    files = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for file in files for child in file.read_text().split()]
+
+
+def wait_for_end(pids):
+    """Wait until none of these processes exists."""
+    deadline = time.monotonic() + 30
+    while alive := [pid for pid in pids if os.path.exists(f"/proc/{pid}")]:
+        assert time.monotonic() < deadline, alive
+        time.sleep(0.05)

@@ -1,32 +1,36 @@
 """Which streams are admitted, and what the parts behind them promise."""
 
 import asyncio
-import threading
 import time
+from collections import Counter
 
 import pytest
 
+from clearstate.runtime import open_model
 from clearstate.serve import admission as admission_module
 from clearstate.serve.admission import Admission, Cost
 from clearstate.serve.errors import CODES, RefusedError
-from clearstate.serve.hops import Hops
-from clearstate.serve.metrics import Metrics, Times
+from clearstate.serve.metrics import Metrics, Tally
 from clearstate.serve.settings import Settings
 from clearstate.serve.spool import Spool
+from clearstate.serve.streams import Streams
 
 
 class Clock:
     """The clocks that an admission reads."""
 
     def __init__(self, monkeypatch):
-        self.now = self.cpu = self.loop = 100.0
-        for name, value in (("monotonic", "now"), ("process_time", "cpu"), ("thread_time", "loop")):
+        self.now = self.cpu = 100.0
+        for name, value in (("monotonic", "now"), ("process_time", "cpu"), ("thread_time", "cpu")):
             monkeypatch.setattr(admission_module.time, name, lambda value=value: getattr(self, value))
         monkeypatch.setattr(admission_module, "usable_cores", lambda: 2)
 
-    def run(self, admission, seconds, cores=0.0, loop=0.0):
+    def run(self, admission, seconds, *cores):
+        """Let time pass, in which the processes for streams use these shares of a core."""
         for _ in range(round(seconds / 0.25)):
-            self.now, self.cpu, self.loop = self.now + 0.25, self.cpu + 0.25 * cores, self.loop + 0.25 * loop
+            self.now += 0.25
+            for place, used in enumerate(cores):
+                admission.count(Tally(), place, 0.25 * used)
             admission.tick()
 
 
@@ -35,49 +39,64 @@ def clock(monkeypatch):
     return Clock(monkeypatch)
 
 
-def opened(cost=0.01, **settings):
-    return Admission(Settings(threads=2, **settings), Cost(cost, 2 * cost, 16_000), Metrics())
+def opened(cost=0.01, processes=2, **settings):
+    return Admission(Settings(**settings), Cost(cost, 2 * cost, 16_000), Metrics(), processes)
 
 
-def admitted(admission, most=10_000, rate=16_000, channels=1):
-    """How many more streams are admitted at once."""
+def admitted(admission, most=10_000, rate=16_000, channels=1, places=(0, 1)):
+    """How many more streams are admitted at once, in these processes in turn."""
     for count in range(most):
         try:
-            admission.admit("somebody", rate, channels)
+            admission.admit("somebody", rate, channels, places[count % len(places)])
         except RefusedError:
             return count
     return most
 
 
+def delivered(admission, chunks, lag):
+    """Count chunks with this lag."""
+    tally = Tally(late=chunks * (lag > admission.settings.lag_seconds))
+    tally.lags.observe(lag, chunks)
+    admission.count(tally)
+
+
 def test_a_burst_is_cut_at_the_capacity_before_anything_is_measured(clock):
-    assert admitted(opened(0.01)) == 113  # 2 cores x 85 % / (0.01 for the model + 0.005 for the network)
-    assert admitted(opened(0.01), rate=48_000) == 68
-    assert admitted(opened(0.01), rate=48_000, channels=2) == 37
+    assert admitted(opened(0.01)) == 128  # 2 cores x 90 % / (0.01 for the model + 0.004 for the network)
+    assert admitted(opened(0.01), rate=48_000) == 74
+    assert admitted(opened(0.01), rate=48_000, channels=2) == 40
+    assert admitted(opened(0.01, processes=0), places=(0,)) == 64  # the service itself has one core
 
 
 def test_what_streams_really_cost_counts(clock):
     cheap, dear = opened(0.01), opened(0.01)
-    for admission, cores in ((cheap, 0.5), (dear, 1.8)):
+    for admission, cores in ((cheap, 0.25), (dear, 0.95)):
         admitted(admission, 50)
-        clock.run(admission, 10, cores)
+        clock.run(admission, 10, cores, cores)
     assert admitted(cheap) > 60
     assert admitted(dear) == 0
 
 
-def test_the_event_loop_is_one_core(clock):
+def test_a_process_that_is_full_takes_no_more_and_the_other_does(clock):
     admission = opened(0.001)
     admitted(admission, 10)
-    clock.run(admission, 10, cores=0.9, loop=0.9)
-    assert admitted(admission) == 0
+    clock.run(admission, 10, 0.9, 0.1)
+    assert admitted(admission, places=(0,)) == 0
+    assert admitted(admission, 10, places=(1,)) == 10
+
+
+def test_the_seats_of_a_process_that_died_are_free(clock):
+    admission = opened(most_streams=4)
+    assert admitted(admission) == 4
+    admission.evacuate(0)
+    assert [seat.place for seat in admission.seats.values()] == [1, 1]
+    assert admitted(admission) == 2
 
 
 def test_a_late_service_refuses_until_it_is_in_time_again(clock):
     admission = opened()
-    for _ in range(100):
-        admission.delivered(0.015)
+    delivered(admission, 100, 0.015)
     assert admitted(admission, 1) == 1
-    for _ in range(10):
-        admission.delivered(0.030)
+    delivered(admission, 10, 0.030)
     assert admitted(admission, 1) == 0
     clock.run(admission, 10)
     assert admitted(admission, 1) == 1
@@ -105,8 +124,7 @@ def test_a_service_that_stays_late_gives_up_its_newest_streams(clock):
     assert admission.to_give_up() == []  # in time so far
     for _ in range(4):
         clock.run(admission, 1.0)
-        for _ in range(50):
-            admission.delivered(0.5)
+        delivered(admission, 50, 0.5)
         given_up.append(admission.to_give_up())
     assert given_up == [[], [], [seats[-1], seats[-2]], []]
 
@@ -114,8 +132,7 @@ def test_a_service_that_stays_late_gives_up_its_newest_streams(clock):
 def test_a_service_that_was_late_for_a_moment_keeps_its_streams(clock):
     admission = opened()
     admitted(admission, 20)
-    for _ in range(100):
-        admission.delivered(0.5)
+    delivered(admission, 100, 0.5)
     clock.run(admission, 0.5)
     assert admission.to_give_up() == []
 
@@ -125,41 +142,6 @@ def test_every_code_has_a_status_and_a_close_code_that_exists():
         refused = RefusedError(code, "why")
         assert 400 <= refused.status < 600 and 1007 <= refused.close_code <= 1013
         assert refused.as_json() == {"error": {"code": code, "message": "why"}}
-
-
-def test_hops_run_in_threads_in_the_order_of_their_stream_and_errors_arrive():
-    async def work():
-        hops, seen = Hops(3), set()
-
-        def call(value):
-            seen.add(threading.get_ident())
-            time.sleep(0.001)
-            if value == 7:
-                raise ValueError("seven")
-            return value + 1
-
-        futures = [hops.submit(call, value) for value in range(50)]
-        results = await asyncio.gather(*futures, return_exceptions=True)
-        hops.close()
-        return results, seen
-
-    results, seen = asyncio.run(work())
-    assert isinstance(results.pop(7), ValueError)
-    assert results == [value + 1 for value in range(50) if value != 7]
-    assert len(seen) == 3 and threading.get_ident() not in seen
-
-
-def test_the_event_loop_goes_on_while_hops_run():
-    async def work():
-        hops, ticks = Hops(1), 0
-        future = hops.submit(time.sleep, 0.3)
-        while not future.done():
-            await asyncio.sleep(0.01)
-            ticks += 1
-        hops.close()
-        return ticks
-
-    assert asyncio.run(work()) > 5
 
 
 def test_a_spool_in_use_is_kept_and_an_abandoned_one_is_removed(tmp_path):
@@ -188,11 +170,32 @@ def test_a_folder_that_is_not_ours_is_never_removed(tmp_path):
 
 def test_times_are_a_histogram_of_prometheus():
     metrics = Metrics()
-    times = Times("a_seconds", "A.", metrics.registry)
-    times.observe(0.0001, 3)
-    times.observe(0.5)
-    times.observe(50)
+    for _ in range(2):  # what streams have counted adds up
+        tally = Tally(rejected=Counter(busy=2), failed=1, audio_seconds=0.5)
+        tally.hops.observe(0.0001, 3)
+        tally.hops.observe(0.5)
+        tally.hops.observe(50)
+        metrics.add(tally)
     text = metrics.text().decode()
-    assert 'a_seconds_bucket{le="0.0001"} 3.0' in text and 'a_seconds_bucket{le="1.0"} 4.0' in text
-    assert 'a_seconds_bucket{le="+Inf"} 5.0' in text and "a_seconds_count 5.0" in text
-    assert "a_seconds_sum 50.5003" in text
+    name = "clearstate_hop_seconds"
+    assert f'{name}_bucket{{le="0.0001"}} 6.0' in text and f'{name}_bucket{{le="1.0"}} 8.0' in text
+    assert f'{name}_bucket{{le="+Inf"}} 10.0' in text and f"{name}_count 10.0" in text
+    assert f"{name}_sum 101.0006" in text
+    assert 'clearstate_rejected_total{code="busy"} 4.0' in text and "clearstate_audio_seconds_total" in text
+    assert 'clearstate_errors_total{where="stream"} 2.0' in text
+
+
+def test_the_lag_of_a_message_contains_that_of_the_event_loop(tiny):
+    async def work():
+        streams = Streams(Settings(), open_model(tiny, "enhance"), None, None)
+        watch = asyncio.create_task(streams.watch())
+        await asyncio.sleep(0.03)
+        in_time = streams.behind
+        time.sleep(0.2)  # others have the processor
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        watch.cancel()
+        return in_time, streams.behind
+
+    in_time, behind = asyncio.run(work())
+    assert behind > 0.15 and in_time < behind

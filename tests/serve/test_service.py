@@ -4,12 +4,11 @@ import io
 import json
 import os
 import signal
-import subprocess
 import time
 
 import pytest
 import soundfile
-from serving import in_a_process, in_a_thread, noise, sound
+from serving import in_a_process, in_a_thread, noise, pids_below, sound, wait_for_end
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from clearstate.cli import main
@@ -92,7 +91,7 @@ def test_what_a_killed_service_left_is_removed_by_the_next_one_and_nothing_else(
     with in_a_process("live", tmp_path) as killed:
         job = json.loads(killed.ask("POST", "/v1/enhance?background=true", clip.read_bytes())[2])
         assert job["state"] in ("queued", "running")
-        worker = int(subprocess.check_output(["pgrep", "-f", "spawn_main", "-P", str(killed.process.pid)]).split()[0])
+        inside = pids_below(killed.process.pid)
         killed.process.kill()
         killed.process.wait()
     [left] = [path for path in tmp_path.iterdir() if path.is_dir()]
@@ -102,10 +101,7 @@ def test_what_a_killed_service_left_is_removed_by_the_next_one_and_nothing_else(
         for served in (first, second):  # two services at the same time leave each other alone
             assert served.service.jobs.spool.folder.exists()
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["mine"]
-    deadline = time.monotonic() + 30
-    while os.path.exists(f"/proc/{worker}") and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not os.path.exists(f"/proc/{worker}")  # it ends with its service
+    wait_for_end(inside)
 
 
 def test_a_damaged_model_is_one_line_at_the_start(tiny, tmp_path, verb):

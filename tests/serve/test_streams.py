@@ -43,10 +43,11 @@ def closing(socket):
         return error, closed.rcvd.code if closed.rcvd else None
 
 
-@pytest.fixture(scope="module", params=["onnx", "auto"])
+@pytest.fixture(scope="module", params=[("onnx", 0), ("auto", 0), ("onnx", 2)], ids=["onnx", "auto", "processes"])
 def either(request, tmp_path_factory):
-    """A service on ONNX Runtime, and on what is fastest here."""
-    with in_a_thread("live", tmp_path_factory.mktemp("spool"), backend=request.param) as service:
+    """A service on ONNX Runtime, on what is fastest here, and one with processes for streams."""
+    backend, processes = request.param
+    with in_a_thread("live", tmp_path_factory.mktemp("spool"), backend=backend, processes=processes) as service:
         yield service
 
 
@@ -245,7 +246,7 @@ def test_a_failing_model_ends_its_stream_and_no_other(served, monkeypatch):
             except ConnectionClosed as closed:
                 answers.append(closed.rcvd.code)
         assert 640 in answers and len(answers) == 2
-    assert served.metric("clearstate_errors_total") >= 1
+    served.wait_until(lambda: served.metric("clearstate_errors_total") >= 1)
 
 
 def test_a_plain_request_to_the_stream_is_an_error(served):

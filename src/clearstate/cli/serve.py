@@ -33,8 +33,9 @@ def run(
         list[str] | None,
         typer.Option(metavar="URL", help="Web page that may call the service from a browser. Can be repeated."),
     ] = None,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="Threads for the streams. Default: the number of cores.")
+    processes: Annotated[
+        int | None,
+        typer.Option(min=0, help="Processes for the streams; 0: none besides the service. Default: one per core."),
     ] = None,
     workers: Annotated[int, typer.Option("--workers", "-w", min=1, help="Files to process at the same time.")] = 1,
     max_streams: Annotated[
@@ -75,7 +76,7 @@ def run(
             raise UsageError(f"serve needs {package}: pip install 'clearstate[serve]'")
     from clearstate.serve.keys import read_keys
     from clearstate.serve.server import prepared
-    from clearstate.serve.settings import Settings, usable_cores
+    from clearstate.serve.settings import Settings, stream_processes
 
     try:
         known = read_keys(keys)
@@ -83,8 +84,8 @@ def run(
         raise UsageError(f"--keys {explain(error)}") from error
     settings = Settings(
         model=model, backend=backend.value, host=host, port=port, keys=known, origins=tuple(allow_origin or ()),
-        spool=spool,
-        threads=threads or usable_cores(), most_streams=max_streams, streams_per_key=streams_per_key,
+        spool=spool, processes=stream_processes() if processes is None else processes,
+        most_streams=max_streams, streams_per_key=streams_per_key,
         workers=workers, jobs_per_key=jobs_per_key, most_bytes=max_upload * 2**20, most_seconds=max_hours * 3600,
         keep_seconds=keep, drain_seconds=drain,
     )  # fmt: skip

@@ -1,8 +1,8 @@
-"""The service behind `clearstate serve`: files over HTTP and live streams over WebSockets, from one process.
+"""The service behind `clearstate serve`: files over HTTP and live streams over WebSockets.
 
-    clients ──HTTP──── app.py ──── jobs.py ──── workers.py     one process per file in work, at low priority
-       └────WebSocket── streams.py ── hops.py                  one pool of threads for the hops of all streams
+    clients ──HTTP──── app.py ──── jobs.py ──── workers.py        one process per file in work, at low priority
+       └────WebSocket── processes.py ── streams.py                 one process per core for live streams
 
-The event loop only moves bytes. Threads process live streams, and separate processes process files, so that a long file
-or a damaged one cannot disturb a stream. `admission.py` refuses a stream that the machine cannot serve in time.
+Separate processes do the work, so that a long file or a damaged one cannot disturb a stream, and neither can disturb
+the event loop of the service. `admission.py` refuses a stream that the machine cannot serve in time.
 """

@@ -20,14 +20,14 @@ from clearstate import __version__
 from clearstate.installed import has_torch
 from clearstate.models import PRESETS
 from clearstate.runtime import exported_file
-from clearstate.runtime.contract import KINDS, EnhancementModel
+from clearstate.runtime.contract import KINDS
 from clearstate.serve import openapi
-from clearstate.serve.admission import Cost
 from clearstate.serve.errors import RefusedError
 from clearstate.serve.jobs import Job
 from clearstate.serve.keys import bearer
 from clearstate.serve.openapi import AUDIO, JOB_EXAMPLE, MEDIA, MODELS_EXAMPLE, example_of, file_answers, refusals
-from clearstate.serve.service import Service
+from clearstate.serve.processes import Processes
+from clearstate.serve.service import Local, Service
 from clearstate.serve.settings import Settings
 from clearstate.serve.spool import Spool
 
@@ -36,18 +36,16 @@ logger = logging.getLogger(__name__)
 CLIENT = Path(__file__).with_name("client.js")
 
 
-def create_app(settings: Settings, model: EnhancementModel, cost: Cost, spool: Spool) -> FastAPI:
+def create_app(settings: Settings, streams: Processes | Local, spool: Spool) -> FastAPI:
     """Create the application.
 
     Args:
-        model: of the streams.
-        cost: of a stream on this machine; see `admission.calibrate`.
         spool: for uploads and results; the caller closes it.
     """
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        app.state.service = service = Service(settings, model, cost, spool)
+        app.state.service = service = Service(settings, streams, spool)
         try:
             yield
         finally:
@@ -71,7 +69,7 @@ def create_app(settings: Settings, model: EnhancementModel, cost: Cost, spool: S
 
 
 class StreamRoute:
-    """The live streams of the running service, as an ASGI application."""
+    """The live streams of the running service, as an ASGI application. `Processes` take theirs before that."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one WebSocket."""
@@ -353,6 +351,8 @@ def add_rest(app: FastAPI) -> None:
         """Whether the service takes new work."""
         if service_of(request).draining:
             raise RefusedError("draining", "the service is shutting down")
+        if not service_of(request).streams.ready:
+            raise RefusedError("busy", "the processes for streams are starting; try again later")
         return {"status": "ready"}
 
     @app.get(

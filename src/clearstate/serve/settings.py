@@ -11,6 +11,11 @@ def usable_cores() -> int:
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
+def stream_processes() -> int:
+    """One per core; on a single core, and where sockets cannot be passed on, the service serves streams itself."""
+    return usable_cores() if os.name == "posix" and usable_cores() > 1 else 0
+
+
 @dataclass(frozen=True)
 class Settings:
     """What a service offers, and how much of it."""
@@ -23,7 +28,7 @@ class Settings:
     origins: tuple[str, ...] = ()  # web pages that may call the service from a browser
     spool: Path | None = None  # folder for uploads and results; None: the system's folder for temporary files
 
-    threads: int = field(default_factory=usable_cores)  # that process streams
+    processes: int = field(default_factory=stream_processes)  # for streams; 0: the service itself
     most_streams: int | None = None  # None: as many as the machine can serve in time
     streams_per_key: int = 1_000
     lag_seconds: float = 0.020  # new streams are refused while 1 % of the chunks take longer

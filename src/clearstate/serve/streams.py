@@ -12,13 +12,16 @@ A stream has one message in work at a time. The next one is read when the output
 client that sends too fast or reads too slowly is held back by its own connection, and memory stays bounded.
 
 `Streams` is an ASGI application of its own: fifty messages per second and stream pass through here, and every layer
-of a framework costs as much as the rest of the work.
+of a framework costs as much as the rest of the work. The event loop runs the model itself, in pieces of PIECE_SECONDS:
+to hand a piece to a thread takes a third of the time of the piece. So the loop serves streams and nothing else where
+`processes.py` gives it a process of its own.
 """
 
 import asyncio
 import json
 import logging
 import time
+from collections.abc import Awaitable, Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -29,10 +32,9 @@ from starlette.responses import JSONResponse
 from starlette.types import Message, Receive, Scope, Send
 
 from clearstate.runtime.contract import EnhancementModel
-from clearstate.serve.admission import Admission, Seat
 from clearstate.serve.errors import RefusedError
-from clearstate.serve.hops import Hops
 from clearstate.serve.keys import Keys, bearer
+from clearstate.serve.metrics import Tally
 from clearstate.serve.settings import Settings
 from clearstate.tasks.stream import Stream
 
@@ -43,9 +45,11 @@ FAREWELL_SECONDS = 1.0  # to send the reason of a refusal
 MOST_REASON = 100  # characters of the reason in a close message, which holds 123 bytes
 MOST_TEXT = 4096  # characters of a JSON message
 MOST_SECONDS = 1.0  # of audio in a message
-PIECE_SECONDS = 0.064  # of audio that a thread processes at a time, so that others need not wait for a long message
+PIECE_SECONDS = 0.064  # of audio that the loop processes at a time, so that others need not wait for a long message
 BURST_SECONDS = 2.0  # of audio that a client may send ahead of real time
 PACE = 1.05  # times real time; above 1, because the clocks of sound cards differ
+BEAT_SECONDS = 0.010  # between two looks at how late the event loop is
+TIMER_SECONDS = 0.001  # uvloop rounds up to it
 
 
 class Header(BaseModel):
@@ -62,7 +66,7 @@ class Header(BaseModel):
 
 
 class Session:
-    """One stream, in bytes. `process` and `flush` run in a thread."""
+    """One stream, in bytes."""
 
     def __init__(self, model: EnhancementModel, header: Header) -> None:
         self.stream = Stream(model, header.rate, header.channels, header.strength, channels_mode=header.channels_mode)
@@ -85,7 +89,7 @@ class Session:
         self.worked += time.perf_counter() - started
         return out
 
-    def flush(self, _: bytes = b"") -> bytes:
+    def flush(self) -> bytes:
         """Return the last samples and start anew."""
         return self._encoded(self.stream.flush())
 
@@ -109,7 +113,7 @@ class Connection:
         self.started = self.heard = self.credited = time.monotonic()
         self.sending_since: float | None = None
         self.session: Session | None = None
-        self.seat: Seat | None = None
+        self.seat: int | None = None
         self.credit = BURST_SECONDS
         self.task: asyncio.Task[Any] | None = asyncio.current_task()
         self.ending: RefusedError | None = None  # why the task was cancelled
@@ -131,9 +135,9 @@ class Connection:
         self.accepted = True
         header = parse((await self._message()).get("text"))
         owner = service.keys.owner(header.key or bearer(presented), host)
-        self.seat = seat = service.admission.admit(owner, header.rate, header.channels)
+        self.seat = seat = await service.admit(owner, header.rate, header.channels)
         try:
-            self.session = session = await service.hops.submit(lambda header: Session(service.model, header), header)
+            self.session = session = Session(service.model, header)
             await self._send(text=json.dumps(self._ready(session)))
             self.credited = time.monotonic()
             while True:
@@ -143,7 +147,7 @@ class Connection:
                 else:
                     await self._command(session, message.get("text"))
         finally:
-            service.admission.leave(seat)
+            service.leave(seat)
 
     def _ready(self, session: Session) -> dict[str, Any]:
         latency = session.stream.latency_samples
@@ -175,21 +179,25 @@ class Connection:
             await asyncio.sleep(-self.credit / PACE)
             started = time.monotonic()
         if size <= session.piece:
-            out = await service.hops.submit(session.process, data)
+            out = session.process(data)
         else:
-            pieces = [data[start : start + session.piece] for start in range(0, size, session.piece)]
-            out = b"".join([await service.hops.submit(session.process, piece) for piece in pieces])
-        service.admission.delivered(time.monotonic() - started)
+            out = b""
+            for start in range(0, size, session.piece):
+                out += session.process(data[start : start + session.piece])
+                await asyncio.sleep(0)  # the others' turn
+        lag, tally = service.behind + time.monotonic() - started, service.tally
         hops = max(1, round(seconds / service.hop_seconds))
-        service.metrics.hop.observe(session.worked / hops, hops)
+        tally.hops.observe(session.worked / hops, hops)
+        tally.lags.observe(lag)
+        tally.late += lag > service.settings.lag_seconds
+        tally.audio_seconds += seconds
         session.worked = 0.0
-        service.audio_seconds += seconds
         await self._send(bytes=out)
 
     async def _command(self, session: Session, text: str | None) -> None:
         if as_object(text).get("type") != "flush":
             raise RefusedError("bad_request", 'unknown message; expected samples, or {"type": "flush"}')
-        if rest := await self.service.hops.submit(session.flush, b""):
+        if rest := session.flush():
             await self._send(bytes=rest)
         await self._send(text='{"type": "flushed"}')
 
@@ -227,7 +235,7 @@ class Connection:
 
     async def refuse(self, why: RefusedError) -> None:
         """Tell the client why its connection ends, and end it."""
-        self.service.metrics.rejected.labels(why.code).inc()
+        self.service.tally.rejected[why.code] += 1
         try:
             await asyncio.wait_for(self._say(why), FAREWELL_SECONDS)
         except (RuntimeError, OSError, asyncio.TimeoutError):
@@ -245,17 +253,32 @@ class Connection:
 
 
 class Streams:
-    """All live streams of a service."""
+    """The live streams of this process.
+
+    Args:
+        admit: reserves a seat for an owner, a rate and a number of channels, and returns its number, or raises a
+            RefusedError.
+        leave: gives a seat back.
+    """
 
     def __init__(
-        self, settings: Settings, model: EnhancementModel, keys: Keys, hops: Hops, admission: Admission
+        self,
+        settings: Settings,
+        model: EnhancementModel,
+        admit: Callable[[str, int, int], Awaitable[int]],
+        leave: Callable[[int], None],
     ) -> None:
-        self.settings, self.model, self.keys = settings, model, keys
-        self.hops, self.admission, self.metrics = hops, admission, admission.metrics
+        self.settings, self.model, self.keys = settings, model, Keys(settings.keys)
+        self.admit, self.leave, self.tally = admit, leave, Tally()
+        self.behind = 0.0  # seconds that the event loop is late; so long do messages wait in their sockets
         self.model_name = settings.model_name
         self.hop_seconds = model.hop / model.sample_rate
-        self.audio_seconds = 0.0  # not yet in the metrics
         self.connections: set[Connection] = set()
+
+    @property
+    def open(self) -> int:
+        """The number of connections."""
+        return len(self.connections)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one WebSocket."""
@@ -273,21 +296,35 @@ class Streams:
             pass
         except Exception:
             logger.exception("clearstate: a stream failed")
-            self.metrics.errors.labels("stream").inc()
+            self.tally.failed += 1
             await connection.refuse(RefusedError("failed", "the service failed; its log has the reason"))
         finally:
             self.connections.discard(connection)
 
+    def take(self) -> Tally:
+        """What was counted since the last call."""
+        tally, self.tally = self.tally, Tally()
+        return tally
+
+    async def watch(self) -> None:
+        """Measure how late the event loop is, until cancelled."""
+        while True:
+            due = time.monotonic() + BEAT_SECONDS + TIMER_SECONDS
+            await asyncio.sleep(BEAT_SECONDS)
+            self.behind = max(0.0, time.monotonic() - due)
+
     def tick(self) -> None:
-        """End the connections that are overdue, and some if the machine cannot serve all of them."""
-        now, given_up = time.monotonic(), self.admission.to_give_up()
+        """End the connections that are overdue."""
+        now = time.monotonic()
         for connection in list(self.connections):
             if why := connection.overdue(now):
                 connection.end(why)
-            elif connection.seat in given_up:
+
+    def give_up(self, seats: list[int]) -> None:
+        """Close streams that the machine cannot serve."""
+        for connection in list(self.connections):
+            if connection.seat in seats:
                 connection.end(RefusedError("busy", "the service is too late with its streams; try again later"))
-        self.metrics.audio.labels("stream").inc(self.audio_seconds)
-        self.audio_seconds = 0.0
 
     def end_all(self, why: RefusedError) -> None:
         """Close every connection with this reason."""

@@ -118,7 +118,8 @@ class _StoppedError(Exception):
 
 def work(pipe: Any) -> None:
     """Process tasks from the pipe until the service closes it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the service decides
+    for number in (signal.SIGINT, signal.SIGTERM):  # they may reach all processes at once; the service decides
+        signal.signal(number, signal.SIG_IGN)
     if hasattr(os, "nice"):
         os.nice(NICENESS)
     with contextlib.suppress(EOFError, OSError):
