@@ -9,9 +9,9 @@ from lightning.fabric import Fabric
 from torch import Tensor
 
 from clearstate.train import losses, optim
-from clearstate.train.discriminator import MetricDiscriminator, discriminator_loss, metric_loss
+from clearstate.train.discriminator import MetricDiscriminator, discriminator_loss, metric_loss, start_from
 from clearstate.train.pool import ScorePool
-from clearstate.train.recipe import Recipe
+from clearstate.train.recipe import Recipe, RecipeError
 
 
 class Adversary:
@@ -24,6 +24,11 @@ class Adversary:
     def __init__(self, fabric: Fabric, recipe: Recipe, sample_rate: int, stft: Callable[[Tensor], Tensor]):
         self.fabric, self.recipe, self.sample_rate, self.stft = fabric, recipe, sample_rate, stft
         self.plain = MetricDiscriminator()
+        if recipe.loss.metric_start is not None:
+            try:
+                start_from(self.plain, recipe.loss.metric_start)
+            except (OSError, ValueError, RuntimeError) as error:
+                raise RecipeError(f"loss.metric_start: {error}") from error
         self.model, self.optimiser = fabric.setup(self.plain, optim.adamw(self.plain, recipe.optimiser))
         self.pool = ScorePool[float]("clearstate.train.scoring:pesq_target", recipe.valid.workers, timeout=20.0)
         self.unscored = 0  # items whose PESQ failed or is undefined
