@@ -109,6 +109,8 @@ def mixtures(root, folder, kinds=("mix_clean", "mix_both"), speakers=2):
     [
         ("Libri2Mix/wav16k/min/{}", "LibriMix", ("mix_clean", "mix_both")),
         ("wsj0-mix/2speakers/wav8k/min/{}", "WSJ0-2mix", ("mix",)),
+        ("wham/wav8k/min/{}", "WSJ0-2mix", ("mix_clean", "mix_both")),
+        ("lrs2/audio/wav16k/min/{}", "LRS2-2Mix", ("mix",)),
     ],
 )
 def test_published_mixtures_are_read_with_their_sources(tmp_path, folder, layout, kinds):
@@ -125,9 +127,10 @@ def test_published_mixtures_are_read_with_their_sources(tmp_path, folder, layout
         corpus.mixtures("test")
     with pytest.raises(ValueError, match="no valid mixtures"):
         corpus.mixtures("valid")
-    if "mix_both" in kinds:
-        noisy = MixtureFolder(corpus.mixtures("train", "mix_both"), RATE)[0]
-        assert np.abs(noisy["mixture"] - noisy["sources"].sum(axis=0)).max() > 0.01
+    for choice in ({"kind": kinds[-1]}, {"noisy": True}):
+        chosen = MixtureFolder(corpus.mixtures("train", **choice), RATE)[0]
+        noise = np.abs(chosen["mixture"] - chosen["sources"].sum(axis=0)).max()
+        assert (noise > 0.01) == ("mix_both" in kinds)
 
 
 def test_three_speakers_are_found_by_their_folders(tmp_path):

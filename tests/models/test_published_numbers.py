@@ -24,7 +24,13 @@ from clearstate.train.discriminator import MetricDiscriminator, published_table
 from clearstate.train.objective import Objective
 from clearstate.train.recipe import LossRecipe
 
-SPECIAL = {"log_dt": (-4, 0.8), "inv_w_real": (-0.7, 0.1), "w_imag": (0, 5), "running_mean": (0, 0.1), "slope": (1, 0.3)}
+SPECIAL = {
+    "log_dt": (-4, 0.8),
+    "inv_w_real": (-0.7, 0.1),
+    "w_imag": (0, 5),
+    "running_mean": (0, 0.1),
+    "slope": (1, 0.3),
+}
 
 
 def number(name: str, shape: tuple[int, ...]) -> Tensor:
@@ -135,9 +141,7 @@ def test_network_loss_and_gradient_are_those_of_the_authors_code(published):
     y, predicted = model(noisy, with_spectrum=True)
     # 1e-5: MP-SENet adds 1e-5 to the real part of every bin before it takes the phase
     assert y[0, ::400].tolist() == pytest.approx(published.output, abs=2e-5)
-    loss = LossRecipe(
-        magnitude=0.9, phase=0.3, complex=0.1, consistency=0.1, l1=0.2, phase_edges=published is SEMAMBA
-    )
+    loss = LossRecipe(magnitude=0.9, phase=0.3, complex=0.1, consistency=0.1, l1=0.2, phase_edges=published is SEMAMBA)
     judged = Objective(loss, model)(y, clean, noisy, predicted=predicted)
     assert {name: value.item() for name, value in judged.terms.items()} == pytest.approx(published.terms, rel=2e-4)
     assert judged.total.item() == pytest.approx(published.total, rel=1e-4)
@@ -308,9 +312,7 @@ def test_mambawave_predicts_noise_as_the_authors_code():
     table, ours = mambawave_table(3), model.state_dict()
     counted = {name: value for name, value in ours.items() if name.endswith("num_batches_tracked")}
     assert set(table) | set(counted) == set(ours)
-    state = {
-        name: s.form.ours(number(s.name, s.form.shape(tuple(ours[name].shape)))) for name, s in table.items()
-    }
+    state = {name: s.form.ours(number(s.name, s.form.shape(tuple(ours[name].shape)))) for name, s in table.items()}
     model.load_state_dict(state | counted)
     model.eval()
     clean, noisy = signals(1, 400)

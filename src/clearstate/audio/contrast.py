@@ -132,7 +132,9 @@ class ContrastStretcher:
         self._held = held[:, :, count * self.hop :].copy()
         if not count:
             return np.zeros((*pair.shape[:2], 0), dtype=np.float32)
-        frames = np.lib.stride_tricks.sliding_window_view(held[1], pieces * self.hop, axis=1)[:, :: self.hop]  # (c, t, n)
+        frames = np.lib.stride_tricks.sliding_window_view(held[1], pieces * self.hop, axis=1)[
+            :, :: self.hop
+        ]  # (c, t, n)
         spectra = np.fft.rfft(frames * self.window)
         stretched = np.stack([self._stretched(spectra[:, t]) for t in range(count)], axis=1)
         frames = (np.fft.irfft(stretched) * self.window).reshape(len(stretched), count, pieces, self.hop)

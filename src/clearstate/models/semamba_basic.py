@@ -194,9 +194,7 @@ class SEMambaBasic(nn.Module):
         y, _, _, state = self.advance(x, state)
         return y, state
 
-    def advance(
-        self, x: Tensor, state: SEMambaBasicState
-    ) -> tuple[Tensor, Tensor, Tensor, SEMambaBasicState]:
+    def advance(self, x: Tensor, state: SEMambaBasicState) -> tuple[Tensor, Tensor, Tensor, SEMambaBasicState]:
         """`step`, and between its output and its state the noisy spectrum and log(1 + |Y|), (b, t, f) each."""
         x = torch.cat([state.past, x], dim=-1)
         spec = analyse(x, self.window, self.hop)  # (b, t, f) complex

@@ -165,7 +165,7 @@ def mixtures(recipe: Recipe, where: DataRecipe | ValidRecipe, split: str) -> lis
         corpus = recognise(root)
         if corpus is None:
             raise FileNotFoundError(f"{root} contains no known corpus of mixtures")
-        return corpus.mixtures(split)
+        return corpus.mixtures(split, noisy=where.noisy_mixtures)
     folders = [where.clean] if isinstance(where.clean, str) else list(where.clean or ())
     return mixtures_of(*(audio_path(recipe, folder) for folder in folders))
 

@@ -82,9 +82,7 @@ class Objective:
         snr = partial(losses.negative_snr, ceiling=30.0, mixture=mixture)  # dB; above it the other voice is inaudible
         return {"snr_pit": losses.permutation_invariant(snr, estimates, targets).loss}
 
-    def enhancement_terms(
-        self, y: Tensor, s: Tensor, x: Tensor, predicted: Tensor | None = None
-    ) -> dict[str, Tensor]:
+    def enhancement_terms(self, y: Tensor, s: Tensor, x: Tensor, predicted: Tensor | None = None) -> dict[str, Tensor]:
         """Terms of models with one output y, for target s and input x, (b,) each."""
         wanted, recipe = self.weights, self.recipe
         terms: dict[str, Tensor] = {}

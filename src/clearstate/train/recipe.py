@@ -58,6 +58,7 @@ class DataRecipe:
     corpus: str | None = None  # a known corpus; its training part is used
     noisy: str | None = None
     clean: str | list[str] | None = None  # for separation one folder per voice, without noisy
+    noisy_mixtures: bool = False  # of a separation corpus: those with noise (mix_both)
     pcs: Literal["rms", "peak", "none"] | None = None  # contrast stretching of the target; how to treat its level
     seconds: Above0 = 3.0  # length of a training item
     items: Count = 8000  # mixtures per epoch (a paired corpus has a fixed length)
@@ -138,6 +139,7 @@ class ValidRecipe:
     corpus: str | None = None  # its validation part is used; without corpus and folders, best/ has the last weights
     noisy: str | None = None
     clean: str | list[str] | None = None  # separation: one folder per voice; extension: wide files; both without noisy
+    noisy_mixtures: bool = False  # as in data
     items: Count | None = None  # number of random pairs; default all
     every_minutes: Above0 | None = 15.0
     every_steps: Count | None = None
