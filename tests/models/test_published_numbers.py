@@ -1,8 +1,8 @@
 """Outputs, loss terms and gradients beside numbers that the authors' own code gave for the same weights and signals.
 
 How they were obtained: the network was built from the repository and commit named beside it, at a small width, every
-tensor of its state dict was set to `number(name, shape)`, and it was run in PyTorch 2.13 on a CPU on the `signals` below,
-brought to the level that its data loader gives them. Where its code calls CUDA kernels of mamba_ssm, a selective scan
+tensor of its state dict was set to `number(name, shape)`, and it was run in PyTorch 2.13 on a CPU on the `signals`
+below, at the level that its data loader gives them. Where its code calls CUDA kernels of mamba_ssm, a selective scan
 written from the equation (a loop over time) took their place.
 """
 

@@ -250,9 +250,10 @@ class MambaWave(nn.Module):
     ) -> dict[str, Tensor]:
         """Error of the predicted velocity at a random noise level, {"velocity": (b,)}; 1 at most for a zero.
 
-        It is squared, or absolute with `loss="l1"`, and relative to the noise, or to the velocity where that is more: now and then the band above is louder by
-        30 dB than the one below would have it, and such an item must not outweigh all others. Where the wide signal
-        itself has an edge, as a codec leaves it, nothing above counts, or the network would learn the codec.
+        It is squared, or absolute with `loss="l1"`, and relative to the noise, or to the velocity where that is more:
+        now and then the band above is louder by 30 dB than the one below would have it, and such an item must not
+        outweigh all others. Where the wide signal itself has an edge, as a codec leaves it, nothing above counts, or
+        the network would learn the codec.
 
         Args:
             narrow, wide: aligned signals (b, n), of which the latter holds the band that the former lacks.

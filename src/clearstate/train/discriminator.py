@@ -141,7 +141,7 @@ def start_from(model: MetricDiscriminator, folder: str | os.PathLike[str]) -> No
     file = Path(folder) / WEIGHTS
     if not file.is_file():
         raise FileNotFoundError(
-            f"{folder} contains no {WEIGHTS}: expected a folder that `clearstate convert CHECKPOINT --to discriminator` "
-            "wrote"
+            f"{folder} contains no {WEIGHTS}: expected a folder that "
+            "`clearstate convert CHECKPOINT --to discriminator` wrote"
         )
     model.load_state_dict(load_file(file))

@@ -124,8 +124,8 @@ class Objective:
         if "complex" in wanted:
             terms["complex"] = losses.complex_loss(a, b)
         if "phase" in wanted:
-            phases = (losses.phase(spec, phase_floor) for spec in (ours, theirs))
-            parts = losses.phase_losses(*phases, edges=recipe.phase_edges)
+            found, wished = (losses.phase(spec, phase_floor) for spec in (ours, theirs))
+            parts = losses.phase_losses(found, wished, edges=recipe.phase_edges)
             terms["phase"] = parts.instantaneous + parts.group_delay + parts.frequency
         if "log_magnitude" in wanted:
             terms["log_magnitude"] = losses.log_magnitude_loss(ours, theirs, floor)
