@@ -203,6 +203,20 @@ def test_crops_of_pairs_stay_aligned_and_repeat_by_epoch(tmp_path):
     assert not crops[1]["clean"][4000:].any()
 
 
+def test_a_crop_knows_the_level_of_its_whole_recording(tmp_path):
+    loud = hiss(4.0) * np.repeat([1, 10], 32_000).astype(np.float32)
+    for folder in ("clean", "noisy"):
+        write(tmp_path / folder / "a.wav", 0.5 * loud)
+        write(tmp_path / folder / "silent.wav", 0 * loud)
+    pairs = PairedFolder(tmp_path / "noisy", tmp_path / "clean")
+    crops = PairedCrops(pairs, seconds=0.5, levels=True)
+    gains = [crops[2 * epoch]["gain"] for epoch in range(5)]
+    whole = 1 / np.sqrt(np.mean(np.square(pairs[0]["noisy"])))
+    np.testing.assert_allclose(gains, whole, rtol=1e-4)
+    assert crops[1]["gain"] == [1.0]
+    assert "gain" not in PairedCrops(pairs, seconds=0.5)[0]
+
+
 def test_the_shared_validation_pairs_are_read_as_they_are(shared_data):
     valid = shared_data / "valid"
     pairs = PairedFolder(valid / "denoise/noisy", valid / "denoise/clean", meta=valid / "valid.json")
