@@ -109,6 +109,8 @@ def mixtures(root, folder, kinds=("mix_clean", "mix_both"), speakers=2):
     [
         ("Libri2Mix/wav16k/min/{}", "LibriMix", ("mix_clean", "mix_both")),
         ("wsj0-mix/2speakers/wav8k/min/{}", "WSJ0-2mix", ("mix",)),
+        ("wham/wav8k/min/{}", "WSJ0-2mix", ("mix_clean", "mix_both")),
+        ("lrs2/audio/wav16k/min/{}", "LRS2-2Mix", ("mix",)),
     ],
 )
 def test_published_mixtures_are_read_with_their_sources(tmp_path, folder, layout, kinds):
@@ -125,9 +127,10 @@ def test_published_mixtures_are_read_with_their_sources(tmp_path, folder, layout
         corpus.mixtures("test")
     with pytest.raises(ValueError, match="no valid mixtures"):
         corpus.mixtures("valid")
-    if "mix_both" in kinds:
-        noisy = MixtureFolder(corpus.mixtures("train", "mix_both"), RATE)[0]
-        assert np.abs(noisy["mixture"] - noisy["sources"].sum(axis=0)).max() > 0.01
+    for choice in ({"kind": kinds[-1]}, {"noisy": True}):
+        chosen = MixtureFolder(corpus.mixtures("train", **choice), RATE)[0]
+        noise = np.abs(chosen["mixture"] - chosen["sources"].sum(axis=0)).max()
+        assert (noise > 0.01) == ("mix_both" in kinds)
 
 
 def test_three_speakers_are_found_by_their_folders(tmp_path):
@@ -198,6 +201,20 @@ def test_crops_of_pairs_stay_aligned_and_repeat_by_epoch(tmp_path):
     assert len({crops[2 * i]["info"]["start"] for i in range(4)}) > 1
     assert crops[1]["clean"].shape == (RATE,)
     assert not crops[1]["clean"][4000:].any()
+
+
+def test_a_crop_knows_the_level_of_its_whole_recording(tmp_path):
+    loud = hiss(4.0) * np.repeat([1, 10], 32_000).astype(np.float32)
+    for folder in ("clean", "noisy"):
+        write(tmp_path / folder / "a.wav", 0.5 * loud)
+        write(tmp_path / folder / "silent.wav", 0 * loud)
+    pairs = PairedFolder(tmp_path / "noisy", tmp_path / "clean")
+    crops = PairedCrops(pairs, seconds=0.5, levels=True)
+    gains = [crops[2 * epoch]["gain"] for epoch in range(5)]
+    whole = 1 / np.sqrt(np.mean(np.square(pairs[0]["noisy"])))
+    np.testing.assert_allclose(gains, whole, rtol=1e-4)
+    assert crops[1]["gain"] == [1.0]
+    assert "gain" not in PairedCrops(pairs, seconds=0.5)[0]
 
 
 def test_the_shared_validation_pairs_are_read_as_they_are(shared_data):

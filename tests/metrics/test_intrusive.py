@@ -63,15 +63,18 @@ def test_segmental_snr_is_the_clipped_mean_over_frames(pair):
     assert metrics.segmental_snr(clean, noisy, RATE) == pytest.approx(np.mean(scores), abs=1e-6)
 
 
-def test_lsd_is_what_scipys_transform_gives():
+@pytest.mark.parametrize("n_fft, frames", [(2048, 43), (1024, 90)])
+def test_lsd_is_what_scipys_transform_gives(n_fft, frames):
     r, d = np.random.default_rng(0).standard_normal((2, 24_000)) * [[0.3], [0.1]]
-    transform = scipy.signal.ShortTimeFFT(scipy.signal.get_window("hann", 2048), hop=512, fs=48_000)
+    transform = scipy.signal.ShortTimeFFT(scipy.signal.get_window("hann", n_fft), hop=n_fft // 4, fs=48_000)
     inside = (transform.lower_border_end[1], transform.upper_border_begin(len(r))[1])  # whole frames of the signal
     whole = slice(inside[0] - transform.p_min, inside[1] - transform.p_min)
     level_r, level_d = (np.log10(np.maximum(np.abs(transform.stft(x)[:, whole]) ** 2, 1e-8)) for x in (r, d))
-    assert level_r.shape == (1025, 43)
+    assert level_r.shape == (n_fft // 2 + 1, frames)
     expected = np.sqrt(((level_r - level_d) ** 2).mean(0)).mean()
-    assert metrics.lsd(r, d, 48_000) == pytest.approx(expected, rel=1e-9)
+    assert metrics.lsd(r, d, 48_000, n_fft=n_fft) == pytest.approx(expected, rel=1e-9)
+    if n_fft == 2048:
+        assert metrics.lsd(r, d, 48_000) == metrics.lsd(r, d, 48_000, n_fft=n_fft)
 
 
 def test_a_gain_of_ten_is_a_log_spectral_distance_of_two():

@@ -376,6 +376,9 @@ def test_configs_that_cannot_be_built_are_errors():
         MambaWaveConfig(lowest=3.0, highest=1.0)
     with pytest.raises(ValueError, match="schedule='cosine'"):
         AsPublishedConfig(schedule="cosine")
+    for config in (MambaWaveConfig, AsPublishedConfig):
+        with pytest.raises(ValueError, match="loss='l2': expected one of mse, l1"):
+            config(loss="l2")
 
 
 def test_the_local_mean_is_that_of_a_triangle():
@@ -462,6 +465,26 @@ def test_the_loss_repeats_with_its_generator(make):
         loss.mean().backward()
     assert losses[0] == losses[1] != losses[2]
     assert all(torch.isfinite(p.grad).all() and p.grad.any() for p in model.parameters())
+
+
+@pytest.mark.parametrize("loss, expected", [("mse", 1.0), ("l1", (2 / math.pi) ** 0.5)])
+def test_a_network_that_says_nothing_errs_by_the_noise(loss, expected):
+    """The mean square, or the mean absolute value, of standard normal noise."""
+    model = small_as_published(loss=loss)
+    model.noise = lambda x, step, condition: torch.zeros_like(x)
+    narrow, wide = speech_like(24_000)
+    found = model.training_loss(narrow, wide, generator=torch.Generator().manual_seed(0))["noise"]
+    assert found.item() == pytest.approx(expected, rel=0.02)  # of 24,000 numbers
+
+
+@pytest.mark.parametrize("loss, growth", [("mse", 4.0), ("l1", 2.0)])
+def test_twice_the_error_costs_the_rebuilt_network_four_times_or_twice_as_much(loss, growth):
+    narrow, wide = speech_like(8_000)
+    model, costs = small(loss=loss), []
+    for error in (1e3, 2e3):  # far above what is to be predicted
+        model.velocity = lambda x, log_snr, prior, error=error: torch.full_like(x, error)
+        costs.append(model.training_loss(narrow, wide, generator=torch.Generator().manual_seed(0))["velocity"].item())
+    assert costs[1] / costs[0] == pytest.approx(growth, rel=0.02)
 
 
 def test_silence_trains_nothing_and_breaks_nothing():

@@ -24,7 +24,7 @@ from clearstate.models.mp_senet import (
 )
 from clearstate.models.parts import dense_codec as codec
 from clearstate.ssm import use_backend
-from clearstate.train.objective import Objective, predicted_consistency
+from clearstate.train.objective import Objective
 from clearstate.train.plan import check_model
 from clearstate.train.recipe import load_recipe
 
@@ -333,15 +333,14 @@ def test_under_the_loss_of_its_recipe_a_small_one_improves(name):
     torch.manual_seed(3)
     model = build(name, **{**QUICK, "branch_blocks": min(1, build_config(name).branch_blocks)})
     check_model(recipe, model)
-    objective = Objective(replace(recipe.loss, metric=0.0))
+    objective = Objective(replace(recipe.loss, metric=0.0), model)
     clean = noise(2, 1_600, seed=4).cumsum(-1)
     noisy = clean + noise(2, 1_600, 0.3, seed=5)
     optimiser = torch.optim.AdamW(model.parameters(), lr=5e-3, betas=recipe.optimiser.betas)
     found = []
     for _ in range(6):
         estimate, spectrum = model(noisy, with_spectrum=True)
-        extra = {"consistency": predicted_consistency(spectrum, noisy, model.config)}
-        judged = objective(estimate, clean, noisy, extra)
+        judged = objective(estimate, clean, noisy, predicted=spectrum)
         optimiser.zero_grad()
         judged.total.backward()
         optimiser.step()

@@ -16,6 +16,7 @@ from clearstate.models.saf import (
     Conv,
     ConvolutionalAttention,
     SAFConfig,
+    SelfAttention,
     TCNBlock,
     rms,
     shifted,
@@ -49,8 +50,10 @@ def test_parameters_of_each_part(values):
 
 @pytest.mark.parametrize(
     "values, more",
-    [({"phase": "cossin"}, 576), ({"phase": "none"}, -576), ({"kernel": 7}, -4 * 64 * (121 - 49)), ({"bands": 5}, 32)],
-)
+    [({"phase": "cossin"}, 576), ({"phase": "none"}, -2 * 576), ({"kernel": 7}, -4 * 64 * (121 - 49)),
+     ({"bands": 5}, 32), ({"attention": "self"}, 4 * (64 * 64 + 64 - 64 * 122)), ({"bias": False}, -19_650),
+     ({"norm": "group"}, 0)],
+)  # fmt: skip
 def test_parameters_of_the_ablations(values, more):
     assert parameters(build("saf", **values)) == 583_987 + more
 
@@ -293,8 +296,8 @@ def test_a_tcn_block_hears_three_frames_of_its_own_band(causal):
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize(
     "values",
-    [{"kernel": 3}, {"kernel": 15}, {"bands": 1}, {"bands": 7}, {"norm": "rms"}, {"norm": "batch"}, {"phase": "none"},
-     {"phase": "cossin"}, {"heads": 1}],
+    [{"kernel": 3}, {"kernel": 15}, {"bands": 1}, {"bands": 7}, {"norm": "rms"}, {"norm": "batch"}, {"norm": "group"},
+     {"phase": "none"}, {"phase": "cossin"}, {"heads": 1}, {"attention": "self"}, {"bias": False}],
     ids=str,
 )  # fmt: skip
 def test_each_ablation_runs_and_differs(values, causal):
@@ -316,6 +319,43 @@ def test_the_phase_enters_as_it_is_configured():
     for phase, beside in (("angle", [1 / 3]), ("cossin", [0.5, 3**0.5 / 2]), ("none", [])):
         found = SAF(SAFConfig(**SMALL, phase=phase)).polar_input(spec)[0, 0, 0]
         torch.testing.assert_close(found, torch.tensor([2**0.3, *beside]))
+
+
+@torch.no_grad()
+def test_without_phase_neither_stream_knows_the_phase():
+    magnitude = torch.rand(1, 6, 65) + 0.1
+    turned = [torch.polar(magnitude, torch.rand(1, 6, 65) * angle) for angle in (0.0, 6.0)]
+    masks = {}
+    for phase in ("none", "angle"):
+        torch.manual_seed(3)
+        model = shaken(SAF(SAFConfig(**SMALL, **QUICK, phase=phase, bias=False)))
+        masks[phase] = [model.enhance_spectrum(spec, Context()).abs() for spec in turned]
+    torch.testing.assert_close(*masks["none"], atol=1e-5, rtol=1e-4)
+    assert (masks["angle"][0] - masks["angle"][1]).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_self_attention_is_that_of_the_bands_of_a_frame():
+    torch.manual_seed(4)
+    attention = shaken(SelfAttention(SAFConfig(**SMALL)))
+    x = noise(2 * 3 * 7, 8).view(2, 3, 7, 8)
+    y = attention(x, Context())
+    q, key, value = attention.qkv(attention.norm(x)).view(2, 3, 7, 3, 2, 4).permute(3, 0, 1, 4, 2, 5)
+    weights = (q @ key.mT / 2).softmax(-1)  # the root of four channels a head
+    expected = x + attention.out((weights @ value).transpose(2, 3).flatten(-2))
+    torch.testing.assert_close(y, expected, atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_group_norm_sees_the_channels_of_one_bin():
+    torch.manual_seed(5)
+    model = shaken(SAF(SAFConfig(**SMALL, norm="group")))
+    x = noise(2 * 3 * 7, 8).view(2, 3, 7, 8)
+    y = model.join_norm(x).view(2, 3, 7, 2, 4)
+    parts = x.view(2, 3, 7, 2, 4)
+    normed = (parts - parts.mean(-1, keepdim=True)) / (parts.var(-1, correction=0, keepdim=True) + 1e-5).sqrt()
+    weight, bias = (p.view(2, 4) for p in (model.join_norm.weight, model.join_norm.bias))
+    torch.testing.assert_close(y, normed * weight + bias, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,13 @@ import signal
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from tiny import SAMPLES, Tiny, TinyConfig, Tones, finished, losses, stop_after, tiny_model, tiny_run
 from torch import Tensor
 
 from clearstate.train import teacher as teaching
 from clearstate.train.command import start_from
+from clearstate.train.discriminator import MetricDiscriminator
 from clearstate.train.losses import feature_distillation, level, output_distillation
 from clearstate.train.recipe import RecipeError
 
@@ -68,7 +70,7 @@ def test_what_the_generator_gets_goes_through_the_discriminator_and_not_into_it(
     batch = [Tones().example(0, i) for i in range(2)]
     noisy, clean = (torch.stack([item[name] for item in batch]) for name in ("noisy", "clean"))
     estimate = run.plan.model(noisy)
-    loss = run.session.adversary.turn(estimate, clean, noisy, 1e-3)
+    loss = run.session.adversary.turn(estimate, clean, torch.ones(len(noisy), 1), 1e-3)
     assert loss.shape == (2,)
     loss.mean().backward()
     assert all(p.grad is None and p.requires_grad for p in run.session.adversary.plain.parameters())
@@ -145,15 +147,17 @@ class Spectral(Tiny):
         self.turn = torch.nn.Parameter(torch.linspace(0, 3, 63)[:, None] * torch.linspace(-9, 9, 257))
 
     def forward(self, noisy: Tensor, with_spectrum: bool = False) -> Tensor | tuple[Tensor, Tensor]:
-        spec = torch.stft(noisy, 512, 128, window=self.window, return_complex=True).transpose(1, 2)
+        spec = self.spectrum(noisy)
         spec = spec * torch.polar(self.gain.expand(63, -1), self.turn)
         wave = torch.istft(spec.transpose(1, 2), 512, 128, window=self.window, length=noisy.shape[-1])
         return (wave, spec) if with_spectrum else wave
 
+    def spectrum(self, x: Tensor) -> Tensor:
+        return torch.stft(x, 512, 128, window=self.window, return_complex=True).transpose(1, 2)
+
 
 def test_the_consistency_of_a_predicted_spectrum_improves(tmp_path):
     model = Spectral()
-    model.config = type("Config", (), {"n_fft": 512, "hop": 128})()
     only = ("loss.consistency=1", "loss.magnitude=0", "loss.complex=0", "loss.multi_resolution=0", "loss.log_error=0")
     run = tiny_run(tmp_path, *only, "optimiser.lr=0.05", "schedule.max_steps=30", model=model)
     run.validation.export = lambda: None  # its configuration is no dataclass
@@ -176,21 +180,94 @@ def test_the_discriminator_judges_the_output_or_the_prediction(tmp_path, pool_ta
     judged = {}
     for turned in (False, True):
         model = Spectral()
-        model.config = type("Config", (), {"n_fft": 512, "hop": 128})()
         with torch.no_grad():
             model.turn.mul_(turned)
         for sees in ("output", "prediction"):
             where = tmp_path / f"{sees}-{turned}"
-            run = tiny_run(where, *METRIC, f"loss.metric_sees={sees}", "loss.hop=128", model=model)
+            run = tiny_run(where, *METRIC, f"loss.metric_sees={sees}", model=model)
             candidates = []
             run.session.adversary.learn = lambda clean, candidate, *_, seen=candidates: seen.append(candidate)
             run.judge(noisy, clean)
             (judged[sees, turned],) = candidates
-    inside = slice(4, -4)  # the ends are padded in another way
+    inside = slice(None, -1)  # the last samples, after the last whole hop, are not in the prediction
     torch.testing.assert_close(judged["output", False][:, inside], judged["prediction", False][:, inside])
     assert (judged["output", True] - judged["prediction", True])[:, inside].abs().max() > 0.1
-    with pytest.raises(RecipeError, match=r"loss\.n_fft=512 and loss\.hop=128"):
-        tiny_run(tmp_path, *METRIC, "loss.metric_sees=prediction", model=model)
+
+
+def test_the_discriminator_starts_from_published_weights(tmp_path, pool_targets):
+    pool_targets([0.5] * 4)
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    torch.manual_seed(7)
+    known = MetricDiscriminator()
+    save_file(known.state_dict(), folder / "discriminator.safetensors")
+    run = tiny_run(tmp_path / "run", *METRIC, f"loss.metric_start={folder}")
+    for name, value in run.session.adversary.plain.state_dict().items():
+        torch.testing.assert_close(value, known.state_dict()[name])
+    with pytest.raises(RecipeError, match=r"loss\.metric_start: .*contains no discriminator\.safetensors"):
+        tiny_run(tmp_path / "other", *METRIC, f"loss.metric_start={tmp_path}")
+    with pytest.raises(RecipeError, match=r"metric_start has no use without loss\.metric"):
+        tiny_run(tmp_path / "third", f"loss.metric_start={folder}")
+
+
+# --- spectra and levels ----------------------------------------------------------------------------------------------
+
+
+def terms_of(model, tmp_path, *overrides, gain=None) -> dict[str, float]:
+    """The loss terms of two items under overrides."""
+    noisy, clean = (torch.stack([Tones().example(0, i)[name] for i in range(2)]) for name in ("noisy", "clean"))
+    run = tiny_run(tmp_path, "loss.multi_resolution=0", "loss.log_error=0", "loss.phase=1", *overrides, model=model)
+    judged = run.judge(noisy, clean, gain)
+    return {name: value.item() for name, value in judged.terms.items()}
+
+
+def test_a_model_with_a_prediction_is_judged_by_it_unless_told_otherwise(tmp_path):
+    model = Spectral()
+    by_default = terms_of(model, tmp_path / "auto")
+    assert by_default == terms_of(model, tmp_path / "prediction", "loss.spectra=prediction")
+    other = terms_of(model, tmp_path / "output", "loss.spectra=output")
+    assert all(other[name] != pytest.approx(by_default[name], rel=0.01) for name in ("magnitude", "complex", "phase"))
+    with pytest.raises(RecipeError, match=r"no with_spectrum.*loss\.spectra=output"):
+        tiny_run(tmp_path / "none", "loss.spectra=prediction")
+
+
+def test_a_model_with_its_own_frames_is_judged_in_its_window(tmp_path):
+    """Not in one of unit energy, where squared terms would count a fifth: 192^-0.3 for a Hann window of 512."""
+    model = Spectral()
+    with torch.no_grad():
+        model.turn.zero_()  # the output is the input
+    own = terms_of(model, tmp_path / "own", "loss.spectra=output")
+    noisy, clean = (torch.stack([Tones().example(0, i)[name] for i in range(2)]) for name in ("noisy", "clean"))
+    ours, theirs = (model.spectrum(signal * level(noisy)).abs() ** 0.3 for signal in (noisy, clean))
+    assert own["magnitude"] == pytest.approx((ours - theirs).square().mean().item(), rel=0.1)  # the floor under silent bins
+
+
+def test_the_level_is_that_of_the_item_of_the_utterance_or_none(tmp_path):
+    model = Spectral()
+    item = terms_of(model, tmp_path / "item", "loss.l1=1")
+    none = terms_of(model, tmp_path / "none", "loss.l1=1", "loss.level=none")
+    noisy = torch.stack([Tones().example(0, i)["noisy"] for i in range(2)])
+    assert item["l1"] == pytest.approx(none["l1"] * level(noisy).mean().item(), rel=0.05)
+    gain = torch.tensor([[3.0], [3.0]])
+    assert terms_of(model, tmp_path / "known", "loss.l1=1", gain=gain)["l1"] == pytest.approx(3 * none["l1"])
+    with pytest.raises(RecipeError, match=r"loss\.level=utterance needs pairs"):
+        tiny_run(
+            tmp_path / "mixed", "loss.level=utterance", "data.noisy=null", "data.clean=null", "data.sources.speech=[.]"
+        )
+
+
+def test_a_model_that_normalises_works_at_the_level_of_the_utterance(tmp_path):
+    class Normalising(Tiny):
+        normalises = True
+
+        def forward(self, noisy, gain=None):
+            seen.append(gain)
+            return super().forward(noisy)
+
+    seen, gain = [], torch.tensor([[2.0], [4.0]])
+    terms_of(Normalising(TinyConfig()), tmp_path / "with", "loss.phase=0", gain=gain)
+    terms_of(Normalising(TinyConfig()), tmp_path / "without", "loss.phase=0")
+    assert seen[0] is gain and seen[1] is None
 
 
 # --- distillation of features ----------------------------------------------------------------------------------------

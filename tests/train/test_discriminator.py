@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from clearstate.train.discriminator import MetricDiscriminator, discriminator_loss, metric_loss
+from clearstate.train.discriminator import MetricDiscriminator, convert, discriminator_loss, metric_loss, start_from
 
 
 def test_it_has_the_published_number_of_parameters():
@@ -63,3 +63,68 @@ def test_it_learns_the_scores_it_is_given():
     with torch.no_grad():  # 0.15: half of the smallest distance between two targets, with dropout in the training
         torch.testing.assert_close(judge(clean, candidate), 1 - share, rtol=0, atol=0.15)
         torch.testing.assert_close(judge(clean, clean), torch.ones(4), rtol=0, atol=0.15)
+
+
+# --- published weights -----------------------------------------------------------------------------------------------
+
+
+def published_discriminator() -> torch.nn.Module:
+    """The published layers on (b, 2, f, t), with the older form of spectral norm, under their names."""
+
+    class Slope(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.slope = torch.nn.Parameter(torch.tensor([0.7]))
+
+        def forward(self, x):
+            return torch.sigmoid(self.slope * x)
+
+    def normed(layer: torch.nn.Module) -> torch.nn.Module:
+        return torch.nn.utils.spectral_norm(layer)
+
+    layers: list[torch.nn.Module] = []
+    for inputs, outputs in ((2, 16), (16, 32), (32, 64), (64, 128)):
+        layers.append(normed(torch.nn.Conv2d(inputs, outputs, 4, 2, 1, bias=False)))
+        layers += [torch.nn.InstanceNorm2d(outputs, affine=True), torch.nn.PReLU(outputs)]
+    layers += [torch.nn.AdaptiveMaxPool2d(1), torch.nn.Flatten(), normed(torch.nn.Linear(128, 64))]
+    layers += [torch.nn.Dropout(0.3), torch.nn.PReLU(64), normed(torch.nn.Linear(64, 1)), Slope()]
+    network = torch.nn.Module()
+    network.layers = torch.nn.Sequential(*layers)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape))
+    return network.train()
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.spectral_norm:FutureWarning")
+@pytest.mark.parametrize("wrapped", [False, True], ids=["bare", "training state"])
+def test_a_published_discriminator_judges_the_same_here(tmp_path, wrapped):
+    theirs = published_discriminator()
+    clean, candidate = torch.rand(2, 2, 40, 70)  # (b, t, f) twice
+    pair = torch.stack([clean, candidate], 1).mT  # (b, 2, f, t)
+    with torch.no_grad():
+        theirs.layers(pair)  # one step of the power iteration
+        expected = theirs.eval().layers(pair)[:, 0]
+    state = theirs.state_dict()
+    torch.save({"discriminator": state, "steps": 5} if wrapped else state, tmp_path / "d.pth")
+    folder = convert(tmp_path / "d.pth", tmp_path / "weights").folder
+    ours = MetricDiscriminator()
+    start_from(ours, folder)
+    with torch.no_grad():
+        torch.testing.assert_close(ours.eval()(clean, candidate), expected, atol=1e-6, rtol=1e-5)
+        again = ours.train().state_dict()
+        ours.eval()(clean, candidate)
+    for name, value in again.items():
+        torch.testing.assert_close(ours.state_dict()[name], value)
+    with pytest.raises(FileExistsError, match="contains a discriminator already"):
+        convert(tmp_path / "d.pth", tmp_path / "weights")
+
+
+def test_a_checkpoint_of_something_else_is_refused_and_nothing_is_written(tmp_path):
+    torch.save({"layers.0.weight_orig": torch.zeros(3)}, tmp_path / "d.pth")
+    with pytest.raises(ValueError, match=r"layers\.0\.weight_orig is \(3,\), expected \(16, 2, 4, 4\)"):
+        convert(tmp_path / "d.pth", tmp_path / "weights")
+    assert not (tmp_path / "weights").exists()
+    with pytest.raises(FileNotFoundError, match="clearstate convert CHECKPOINT --to discriminator"):
+        start_from(MetricDiscriminator(), tmp_path)

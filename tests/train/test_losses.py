@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from clearstate.models.parts.dense_codec import centred_spectrum, centred_waveform
 from clearstate.train import losses
 from clearstate.train.losses import FLOOR, compress, spectrum
 
@@ -95,7 +96,7 @@ def test_no_loss_fails_on_digital_silence():
         losses.perceptual_loss(estimate, silence),
         losses.perceptual_loss(estimate, noise(2, 4000)),
         *losses.phase_losses(losses.phase(spectrum(estimate, 512, 256)), losses.phase(spectrum(silence, 512, 256))),
-        losses.consistency_loss(spectrum(estimate, 512, 256), 512, 256, 4000),
+        losses.consistency_loss(spectrum(estimate, 512, 256), spectrum(silence, 512, 256)),
         losses.output_distillation(estimate, silence, 512, 256),
     ]
     for term in terms:
@@ -143,7 +144,7 @@ def test_every_item_counts_the_same_in_any_batch():
             losses.magnitude_loss(compress(a), compress(b)), losses.complex_loss(compress(a), compress(b)),
             losses.multi_resolution_loss(y, s), losses.perceptual_loss(y, s),
             *losses.phase_losses(losses.phase(a), losses.phase(b)),
-            losses.consistency_loss(a, 512, 256, 4000), losses.output_distillation(y, s, 512, 256),
+            losses.consistency_loss(a, b), losses.output_distillation(y, s, 512, 256),
         ]  # fmt: skip
 
     together = every(estimate, clean, noisy)
@@ -210,10 +211,14 @@ def test_white_noise_of_unit_rms_has_bins_of_unit_power_at_every_window():
         assert spectrum(x, n_fft, n_fft // 2).abs().square().mean().item() == pytest.approx(1.0, rel=0.03)
 
 
-@pytest.mark.parametrize("samples", [1, 255, 4000])
-def test_a_spectrum_goes_back_to_its_signal_whatever_its_length(samples):
+@pytest.mark.parametrize("samples", [1, 255, 257, 4000])
+def test_a_spectrum_mirrors_the_ends_of_a_signal_of_any_length(samples):
     x = noise(2, samples)
-    torch.testing.assert_close(losses.waveform(spectrum(x, 512, 128), 512, 128, samples), x, rtol=0, atol=1e-5)
+    longer = torch.nn.functional.pad(x, (0, max(0, 257 - samples)))
+    mirrored = torch.cat([longer[:, 1:257].flip(-1), longer, longer[:, -257:-1].flip(-1)], dim=-1)
+    window = torch.hann_window(512)
+    expected = torch.fft.rfft(mirrored.unfold(-1, 512, 128) * window / window.norm())
+    torch.testing.assert_close(spectrum(x, 512, 128), expected, rtol=0, atol=1e-5)
 
 
 def test_compression_keeps_the_phase_and_takes_the_power_of_the_magnitude():
@@ -300,6 +305,17 @@ def test_slopes_along_frequency_and_time_are_seen_by_their_terms():
     assert [t.item() for t in losses.phase_losses(phase + drift, phase)][1:] == pytest.approx([0, 0.2], abs=1e-5)
 
 
+def test_with_edges_the_first_bin_and_frame_count_undifferenced():
+    """A matrix with -1 on the diagonal and 1 above it, as in SEMamba's code, beside ours."""
+    ours, theirs = torch.pi * noise(2, 6, 9).tanh(), torch.pi * noise(2, 6, 9, seed=1).tanh()
+    _, along_frequency, along_time = losses.phase_losses(ours, theirs, edges=True)
+    matrices = [torch.diag(torch.ones(n - 1), 1) - torch.eye(n) for n in (9, 6)]
+    error = ours - theirs
+    torch.testing.assert_close(along_frequency, losses.anti_wrap(error @ matrices[0]).mean((1, 2)))
+    torch.testing.assert_close(along_time, losses.anti_wrap(matrices[1].T @ error).mean((1, 2)))
+    assert not torch.allclose(along_time, losses.phase_losses(ours, theirs).frequency, rtol=1e-3)
+
+
 def test_one_frame_has_no_frequency_term():
     assert losses.phase_losses(noise(2, 1, 9), noise(2, 1, 9, seed=1)).frequency.tolist() == [0, 0]
 
@@ -316,10 +332,15 @@ def test_a_bin_without_energy_has_no_phase_and_no_gradient():
 
 
 def test_the_spectrum_of_a_signal_is_consistent_and_another_is_not():
-    spec = spectrum(noise(2, 4000), 512, 128)
-    assert losses.consistency_loss(spec, 512, 128, 4000).max().item() < 1e-6
+    x, window = noise(2, 4096), torch.hann_window(512)
+
+    def again(spec: Tensor) -> Tensor:
+        return centred_spectrum(centred_waveform(spec, window, 128, 4096), window, 128)
+
+    spec = centred_spectrum(x, window, 128)
+    assert losses.consistency_loss(spec, again(spec)).max().item() < 1e-6
     made_up = torch.polar(spec.abs(), 2 * torch.pi * torch.rand(spec.shape))
-    assert losses.consistency_loss(made_up, 512, 128, 4000).min().item() > 0.01
+    assert losses.consistency_loss(made_up, again(made_up)).min().item() > 0.01
 
 
 def test_output_distillation_wraps_the_phase():

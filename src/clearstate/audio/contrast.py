@@ -25,6 +25,7 @@ FIRST_BINS = {  # n_fft to the first bin of each band, at 16 kHz
     400: (0, 3, 5, 8, 10, 110, 130, 160, 190),
     512: (0, 3, 6, 9, 12, 138, 166, 200, 241),
 }
+HOPS = {400: 100, 512: 256}  # n_fft to the hop of the published programs, in samples
 REFERENCE_RMS = 10 ** (-26 / 20)  # of full scale; makeup "rms" stretches speech at this level
 LEVEL_SECONDS = 5.0  # time constant of the running level of a stream
 SILENCE = 1e-12  # mean square; quieter hops do not count towards the level
@@ -50,7 +51,7 @@ def gains(n_fft: int = 400) -> Floats:
 
 
 def stretch_contrast(x: Floats, makeup: Makeup = "rms", n_fft: int = 400) -> Floats:
-    """Stretch the contrast of signals (..., n) at 16 kHz, in frames of n_fft samples with a hop of n_fft / 4.
+    """Stretch the contrast of signals (..., n) at 16 kHz, in frames of n_fft samples with the hop of HOPS.
 
     Args:
         x: full scale 1.
@@ -75,7 +76,7 @@ def stretch_contrast(x: Floats, makeup: Makeup = "rms", n_fft: int = 400) -> Flo
 
 
 def _stretch(x: Floats, n_fft: int) -> Floats:
-    samples, hop = x.shape[-1], n_fft // 4
+    samples, hop = x.shape[-1], HOPS[n_fft]
     window = np.hamming(n_fft)  # symmetric, as published
     padded = np.pad(x, ((0, 0), (n_fft // 2, n_fft + -samples % hop)))
     frames = np.lib.stride_tricks.sliding_window_view(padded, n_fft, axis=-1)[:, ::hop]  # (b, t, n_fft)
@@ -83,11 +84,11 @@ def _stretch(x: Floats, n_fft: int) -> Floats:
     magnitude = np.abs(spec)
     # ((1 + |X|)^g - 1) / |X|; at |X| = 0 its limit is g, and the product is 0.
     spec *= np.expm1(gains(n_fft) * np.log1p(magnitude)) / np.maximum(magnitude, 1e-20)
-    quarters = (np.fft.irfft(spec, n_fft) * window).reshape(*frames.shape[:2], 4, hop)
-    y = np.zeros((len(x), frames.shape[1] + 3, hop))
+    pieces = (np.fft.irfft(spec, n_fft) * window).reshape(*frames.shape[:2], -1, hop)
+    y = np.zeros((len(x), frames.shape[1] + n_fft // hop - 1, hop))
     weight = np.zeros_like(y[0])
-    for k, squares in enumerate((window**2).reshape(4, hop)):
-        y[:, k : k + frames.shape[1]] += quarters[:, :, k]
+    for k, squares in enumerate((window**2).reshape(-1, hop)):
+        y[:, k : k + frames.shape[1]] += pieces[:, :, k]
         weight[k : k + frames.shape[1]] += squares
     return (y / weight).reshape(len(x), -1)[:, n_fft // 2 : n_fft // 2 + samples]
 
@@ -106,35 +107,40 @@ class ContrastStretcher:
     def __init__(self, channels: int, sample_rate: int, grid: int) -> None:
         if sample_rate != 16_000:
             raise ValueError(f"contrast stretching needs a model at 16000 Hz; this one works at {sample_rate} Hz")
-        fitting = [n_fft for n_fft in FIRST_BINS if grid % (n_fft // 4) == 0]
+        fitting = [n_fft for n_fft in FIRST_BINS if grid % HOPS[n_fft] == 0]
         if not fitting:
             raise ValueError(
-                f"contrast stretching needs a grid of a multiple of 100 or 128 samples; this model's is {grid}"
+                f"contrast stretching needs a grid of a multiple of {' or '.join(map(str, HOPS.values()))} samples; "
+                f"this model's is {grid}"
             )
         n_fft = fitting[0]
-        self.hop, self.delay = n_fft // 4, n_fft - n_fft // 4
+        self.hop, self.delay = HOPS[n_fft], n_fft - HOPS[n_fft]
         self.gains = gains(n_fft)
         self.window = np.hamming(n_fft)
         self.keep = float(np.exp(-self.hop / (LEVEL_SECONDS * sample_rate)))
-        self._overlap = (self.window**2).reshape(4, self.hop).sum(0)  # sum of four windows
+        self._pieces = n_fft // self.hop  # frames that overlap
+        self._overlap = (self.window**2).reshape(-1, self.hop).sum(0)  # sum of their windows
         self._powers = np.zeros(3)  # running sums of power before and after, and of the weights
         self._held = np.zeros((2, channels, self.delay), dtype=np.float32)
-        self._tail = np.zeros((channels, 3, self.hop))  # hops that overlap with later frames
+        self._tail = np.zeros((channels, self._pieces - 1, self.hop))  # hops that overlap with later frames
 
     def push(self, pair: NDArray[Any]) -> NDArray[Any]:
         """Take the next samples of both signals (2, c, n) and return the finished ones (2, c, m)."""
         held = np.concatenate([self._held, pair], axis=2)
-        count = held.shape[2] // self.hop - 3  # frames
+        pieces = self._pieces
+        count = held.shape[2] // self.hop - pieces + 1  # frames
         self._held = held[:, :, count * self.hop :].copy()
         if not count:
             return np.zeros((*pair.shape[:2], 0), dtype=np.float32)
-        frames = np.lib.stride_tricks.sliding_window_view(held[1], 4 * self.hop, axis=1)[:, :: self.hop]  # (c, t, n)
+        frames = np.lib.stride_tricks.sliding_window_view(held[1], pieces * self.hop, axis=1)[
+            :, :: self.hop
+        ]  # (c, t, n)
         spectra = np.fft.rfft(frames * self.window)
         stretched = np.stack([self._stretched(spectra[:, t]) for t in range(count)], axis=1)
-        frames = (np.fft.irfft(stretched) * self.window).reshape(len(stretched), count, 4, self.hop)
+        frames = (np.fft.irfft(stretched) * self.window).reshape(len(stretched), count, pieces, self.hop)
         summed = np.concatenate([self._tail, np.zeros((len(frames), count, self.hop))], axis=1)
-        for quarter in range(4):
-            summed[:, quarter : quarter + count] += frames[:, :, quarter]
+        for piece in range(pieces):
+            summed[:, piece : piece + count] += frames[:, :, piece]
         self._tail = summed[:, count:].copy()
         out = (summed[:, :count] / self._overlap).reshape(len(summed), -1)
         return np.stack([held[0, :, : count * self.hop], out.astype(np.float32)])

@@ -27,14 +27,23 @@ def run(
     (`--to mp-senet`) and its Mamba hybrid (`--to mp-senet-mamba`, or mp-senet-mamba-small). Every tensor must match the
     model by name and shape. If one does not, the error names it and nothing is written.
 
+    `--to discriminator` converts the metric discriminator of SEMamba or MP-SENet, for training: a recipe starts from it
+    with `loss.metric_start`.
+
     **Example**
 
     `clearstate convert SEMamba_advanced.pth --to semamba-advanced -o semamba`
 
     `clearstate enhance talk.wav --model semamba`
     """
-    from clearstate.models.convert import convert
+    folder = output or checkpoint.with_suffix("")
+    if to == "discriminator":
+        from clearstate.train import discriminator
 
-    outcome = convert(checkpoint, to, output or checkpoint.with_suffix(""))
+        outcome = discriminator.convert(checkpoint, folder)
+    else:
+        from clearstate.models.convert import convert
+
+        outcome = convert(checkpoint, to, folder)
     note(f"{outcome.tensors} tensors, {outcome.parameters:,} parameters")
     print(outcome.folder)

@@ -107,6 +107,11 @@ LAYOUTS = (
         ),
     ),
     Layout(
+        "LRS2-2Mix",
+        "made from the LRS2 corpus, which needs an agreement with the BBC; 16 kHz, with its noise and reverberation",
+        tuple(Part("mixtures", f"audio/wav*k/min/{split}", name) for split, name in _WSJ0.items()),
+    ),
+    Layout(
         "WSJ0-2mix",
         "made from the licensed WSJ0 corpus (LDC93S6A) with the published scripts",
         _WSJ0_MIXTURES,
@@ -175,8 +180,13 @@ class Corpus:
             raise ValueError(f"{self.layout.name} in {self.root} has no {split} pairs\n{self.report()}")
         return listed
 
-    def mixtures(self, split: str, kind: str = "", validate_on_test_set: bool = False) -> list[Mixture]:
+    def mixtures(
+        self, split: str, kind: str = "", validate_on_test_set: bool = False, noisy: bool = False
+    ) -> list[Mixture]:
         """Mixtures and their sources. `kind` is a folder such as "mix_clean"; "" selects the cleanest available.
+
+        Args:
+            noisy: "" selects the mixtures with noise, instead.
 
         Raises:
             ValueError: for split "test" unless `validate_on_test_set`, or if there are none.
@@ -186,7 +196,7 @@ class Corpus:
         for part, folder in self.parts:
             if part.role != "mixtures" or part.split != split:
                 continue
-            kinds = [kind] if kind else ["mix_clean", "mix", "mix_both"]
+            kinds = [kind] if kind else ["mix_both", "mix"] if noisy else ["mix_clean", "mix", "mix_both"]
             mix = next((folder / name for name in kinds if (folder / name).is_dir()), None)
             talkers = sorted(path for path in folder.glob("s[1-9]") if path.is_dir())
             if mix is None or len(talkers) < 2:

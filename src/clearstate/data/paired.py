@@ -12,6 +12,7 @@ import numpy as np
 import soxr
 
 from clearstate.audio.io import read_audio
+from clearstate.audio.level import rms
 from clearstate.audio.mono import find_mix, to_mono
 from clearstate.audio.rates import whole_rate
 from clearstate.data.corpora import VALID_SPEAKERS, is_test_set, match, recognise, refuse_test_set
@@ -103,13 +104,18 @@ class PairedCrops:
 
     One crop of every pair an epoch, in the order of the names; shorter pairs are padded with silence at the end.
     Only the crop is decoded. Items are dicts of noisy, clean float32 (samples,) and info, see `MixtureDataset`.
+
+    Args:
+        levels: add `gain`, 1 / RMS of the whole noisy recording; it is read once for that.
     """
 
-    def __init__(self, pairs: PairedFolder, seconds: float = 3.0, seed: int = 0):
+    def __init__(self, pairs: PairedFolder, seconds: float = 3.0, seed: int = 0, levels: bool = False):
         if pairs.rate is None:
             raise ValueError("crops need one rate: give PairedFolder a sample_rate")
         self.pairs, self.rate, self.seed = pairs, pairs.rate, seed
         self.samples = round(seconds * self.rate)
+        self.levels = levels
+        self._gains: dict[int, float] = {}  # by number of a pair
         headers = scan([path for pair in pairs.paths for path in pair], "pairs")
         self._kept: list[tuple[int, int, int]] = []  # number of a pair, its samples and its rate
         bad = []
@@ -143,9 +149,18 @@ class PairedCrops:
             )
             fill = (0, self.samples - take)
             info = {"name": self.pairs.names[number], "start": start}
-            return {"noisy": np.pad(noisy, fill), "clean": np.pad(clean, fill), "info": info}
+            gain = {"gain": np.array([self.gain(number)], np.float32)} if self.levels else {}
+            return {"noisy": np.pad(noisy, fill), "clean": np.pad(clean, fill), "info": info, **gain}
 
         return redrawn(draw, self.seed, epoch, item)
+
+    def gain(self, number: int) -> float:
+        """1 / RMS of the whole noisy recording of a pair; 1 for digital silence."""
+        if number not in self._gains:
+            noisy, _ = as_mono(*(read_file(path, self.rate) for path in self.pairs.paths[number]))
+            level = float(rms(noisy).item())
+            self._gains[number] = 1 / level if level > 1e-6 else 1.0
+        return self._gains[number]
 
 
 def as_mono(noisy: np.ndarray, clean: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

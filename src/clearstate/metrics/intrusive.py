@@ -99,7 +99,7 @@ def sdr(reference: ArrayLike, estimate: ArrayLike, taps: int = 512) -> float:
     return decibels(explained, 1 - explained)
 
 
-def lsd(reference: ArrayLike, estimate: ArrayLike, sample_rate: int, above: float = 0.0) -> float:
+def lsd(reference: ArrayLike, estimate: ArrayLike, sample_rate: int, above: float = 0.0, n_fft: int = 2048) -> float:
     """Log-spectral distance: root mean square over bins of the difference of log10 power, mean over frames.
 
     Hann 2048, hop 512, power floored at 1e-8, as bandwidth extension papers use at 48 kHz (AudioSR, AP-BWE). The
@@ -107,12 +107,13 @@ def lsd(reference: ArrayLike, estimate: ArrayLike, sample_rate: int, above: floa
 
     Args:
         above: Hz; only bins from here up count (the part that bandwidth extension had to invent).
+        n_fft: samples of a frame, four times the hop; NU-Wave and MambaWave have 1024.
     Raises:
         ValueError: if no bin lies above.
     """
     sample_rate = whole_rate(sample_rate)
     r, d = as_pair(reference, estimate)
-    n_fft, hop = 2048, 512
+    hop = n_fft // 4
     low = int(np.ceil(above * n_fft / sample_rate))
     if low > n_fft // 2:
         raise ValueError(f"no bin above {above:g} Hz at {sample_rate} Hz: expected less than {sample_rate / 2:g} Hz")

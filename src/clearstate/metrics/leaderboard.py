@@ -13,7 +13,21 @@ from typing import Any
 from clearstate.metrics.extras import need
 from clearstate.metrics.table import SCORES
 
-COLUMNS = ("pesq_wb", "csig", "cbak", "covl", "ssnr", "si_sdr", "si_sdri", "sdri", "lsd", "lsd_high", "stoi")
+COLUMNS = (
+    "pesq_wb",
+    "csig",
+    "cbak",
+    "covl",
+    "ssnr",
+    "si_sdr",
+    "si_sdri",
+    "sdri",
+    "snr",
+    "lsd",
+    "lsd_high",
+    "lsd_1024",
+    "stoi",
+)
 SCALED = frozenset({"csig", "cbak", "covl"})  # scores with two scales, see composite.py
 MARKS = {"matlab": "", "divided": "†", "unknown": "?"}
 FOOTNOTES = {
@@ -32,7 +46,7 @@ class Row:
     ours: bool = False
     parameters: float | None = None
     macs: float | None = None  # per second of audio
-    rtf: float | None = None  # real-time factor, one thread of this machine
+    rtf: float | None = None  # real-time factor, one thread of this machine; of published rows, see their source
     causal: bool | None = None
     latency_ms: float | None = None  # of the algorithm
     scale: str = "matlab"
@@ -66,6 +80,7 @@ def _published_row(row: dict[str, Any]) -> Row:
         scores={key: float(row[key]) for key in SCORES if key in row},
         parameters=row.get("parameters"),
         macs=row.get("macs"),
+        rtf=row.get("rtf"),
         causal=row.get("causal"),
         latency_ms=row.get("latency_ms"),
         scale=row.get("scale", "matlab"),

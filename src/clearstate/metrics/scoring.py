@@ -91,6 +91,7 @@ def _intrusive(loaded: Loaded, options: Options, notes: list[str]) -> dict[str, 
         "snr": lambda: snr(r, d),
         "lsd": lambda: lsd(r, d, rate),
         "lsd_high": lambda: lsd(r, d, rate, above=high),
+        "lsd_1024": lambda: lsd(r, d, rate, n_fft=1024),
     }
     scores = {key: score() for key, score in at_own_rate.items() if key in wanted}
     if wanted & AT_16K:

@@ -37,6 +37,7 @@ SCORES: dict[str, Score] = {
     "wss": Score("WSS", 1, -1),
     "lsd": Score("LSD", 3, -1),
     "lsd_high": Score("LSD-high", 3, -1),
+    "lsd_1024": Score("LSD-1024", 3, -1, group="lsd_1024"),
     "csig_divided": Score("CSIG/32768", 2, +1, group="divided"),
     "cbak_divided": Score("CBAK/32768", 2, +1, group="divided"),
     "covl_divided": Score("COVL/32768", 2, +1, group="divided"),

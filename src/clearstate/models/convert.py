@@ -260,8 +260,8 @@ def convert(checkpoint: str | os.PathLike[str], preset: str, folder: str | os.Pa
     return Outcome(len(state), sum(p.numel() for p in model.parameters()), folder)
 
 
-def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """The generator's tensors in a checkpoint, `{"generator": tensors}` or the tensors alone; no code of it is run.
+def read_checkpoint(path: str | os.PathLike[str], part: str = "generator") -> dict[str, Tensor]:
+    """The tensors in a checkpoint, `{part: tensors}` or the tensors alone; no code of it is run.
 
     Raises:
         ValueError: if it is something else.
@@ -272,11 +272,11 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     except UNREADABLE as error:
         why = (str(error) or type(error).__name__).splitlines()[0]
         raise ValueError(f"{path} is not a PyTorch checkpoint of plain tensors: {why}") from error
-    if isinstance(content, dict) and isinstance(content.get("generator"), dict):
-        content = content["generator"]
+    if isinstance(content, dict) and isinstance(content.get(part), dict):
+        content = content[part]
     if not isinstance(content, dict) or not content or not all(isinstance(x, Tensor) for x in content.values()):
         found = ", ".join(map(str, list(content)[:5])) if isinstance(content, dict) else type(content).__name__
-        raise ValueError(f"{path} holds {found or 'nothing'}: expected tensors by name, or those under 'generator'")
+        raise ValueError(f"{path} holds {found or 'nothing'}: expected tensors by name, or those under '{part}'")
     return content
 
 

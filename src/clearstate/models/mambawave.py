@@ -54,6 +54,7 @@ class MambaWaveConfig:
     stride: int = 8  # samples of a patch; each is seen through twice as many
     embedding: int = 128  # numbers that say the noise level and the bandwidth, half each
     step_width: int = 256  # hidden layers of the embedding
+    loss: str = "mse"  # of training: "mse", or "l1", the absolute error
     envelope_ms: float = 10.0  # box, applied twice, over which the local level is taken
     # The level of the missing band over the envelope, at frequency f and bandwidth b, both in kHz, is
     # gain_db + tilt_db f + slope_db b: a fit to the medians of speech at b = 3.6 to 15.3, to some 2 dB.
@@ -66,6 +67,7 @@ class MambaWaveConfig:
     highest: float = 12.0  # and of the last
 
     def __post_init__(self) -> None:
+        diffusion.check_loss(self.loss)
         if self.embedding % 4 or self.channels % 2:
             raise ValueError(
                 f"embedding={self.embedding}, channels={self.channels}: expected a multiple of 4 and an even number"
@@ -246,11 +248,12 @@ class MambaWave(nn.Module):
         bandwidth_hz: Tensor | float | None = None,
         generator: torch.Generator | None = None,
     ) -> dict[str, Tensor]:
-        """Squared error of the predicted velocity at a random noise level, {"velocity": (b,)}; 1 at most for a zero.
+        """Error of the predicted velocity at a random noise level, {"velocity": (b,)}; 1 at most for a zero.
 
-        It is relative to the noise, or to the velocity where that is more: now and then the band above is louder by
-        30 dB than the one below would have it, and such an item must not outweigh all others. Where the wide signal
-        itself has an edge, as a codec leaves it, nothing above counts, or the network would learn the codec.
+        It is squared, or absolute with `loss="l1"`, and relative to the noise, or to the velocity where that is more:
+        now and then the band above is louder by 30 dB than the one below would have it, and such an item must not
+        outweigh all others. Where the wide signal itself has an edge, as a codec leaves it, nothing above counts, or
+        the network would learn the codec.
 
         Args:
             narrow, wide: aligned signals (b, n), of which the latter holds the band that the former lacks.
@@ -269,8 +272,9 @@ class MambaWave(nn.Module):
             noise = torch.randn(y.shape, generator=generator, device=where).to(y)
             noise = filtered(noise, response)
             target = alpha * noise - sigma * y
-        error = (self.velocity(alpha * y + sigma * noise, log_snr, prior) - target).square().mean(-1)
-        return {"velocity": error / torch.maximum(target.square().mean(-1), noise.square().mean(-1))}
+        error = self.velocity(alpha * y + sigma * noise, log_snr, prior) - target
+        found, wanted, noise_level = (diffusion.deviation(x, self.config.loss) for x in (error, target, noise))
+        return {"velocity": found / torch.maximum(wanted, noise_level)}
 
     def velocity(self, x: Tensor, log_snr: Tensor, prior: Prior) -> Tensor:
         """The network: noisy x (b, n) at log-SNR (b, 1) to the velocity (b, n); n is a multiple of the stride."""

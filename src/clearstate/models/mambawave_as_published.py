@@ -46,9 +46,11 @@ class AsPublishedConfig:
     steps: int = 1000  # of the linear schedule
     schedule: Literal["linear", "published"] = "linear"  # "published" is wrong, see above
     published_steps: int = 500  # of training in that case
+    loss: str = "mse"  # of training: "mse", or "l1", the absolute error
     level: float = 0.1  # RMS to which the narrow signal is brought; speech of full scale has about this
 
     def __post_init__(self) -> None:
+        diffusion.check_loss(self.loss)
         if self.schedule not in ("linear", "published"):
             raise ValueError(f"schedule={self.schedule!r}: expected 'linear', or 'published' to repeat the mistake")
 
@@ -189,7 +191,7 @@ class MambaWaveAsPublished(nn.Module):
         bandwidth_hz: Tensor | float | None = None,
         generator: torch.Generator | None = None,
     ) -> dict[str, Tensor]:
-        """Squared error of the predicted noise at a random step: {"noise": (b,)}. Arguments as in `MambaWave`."""
+        """Error of the predicted noise at a random step, as in `loss`: {"noise": (b,)}. Arguments as in `MambaWave`."""
         _, gain = self.level(narrow)
         y = wide * gain
         count = self.config.steps if self.config.schedule == "linear" else self.config.published_steps
@@ -198,7 +200,7 @@ class MambaWaveAsPublished(nn.Module):
         where = generator.device if generator is not None else y.device
         noise = torch.randn(y.shape, generator=generator, device=where).to(y)
         predicted = self.noise(alpha * y + sigma * noise, step, self.conditioned(narrow * gain))
-        return {"noise": (predicted - noise).square().mean(-1)}
+        return {"noise": diffusion.deviation(predicted - noise, self.config.loss)}
 
     def training_scales(self, step: Tensor) -> tuple[Tensor, Tensor]:
         """α and σ (b, 1) of steps (b,) in training."""

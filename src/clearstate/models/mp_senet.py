@@ -290,6 +290,7 @@ class MPSENet(nn.Module):
     Config = MPSENetConfig
     causal = False
     predicts_spectrum = True  # forward knows `with_spectrum`
+    normalises = True  # forward knows `gain`
     window: Tensor
 
     def __init__(self, config: MPSENetConfig | None = None) -> None:
@@ -305,20 +306,30 @@ class MPSENet(nn.Module):
         self.phase = Decoder(config.channels, outputs=2)
 
     def forward(
-        self, noisy: Tensor, overview: Overview | None = None, with_spectrum: bool = False
+        self,
+        noisy: Tensor,
+        overview: Overview | None = None,
+        with_spectrum: bool = False,
+        gain: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Enhance signals (b, n), n >= 1.
 
         Args:
             overview: of the signals that these are blocks of (see `overview`); None if they are whole.
             with_spectrum: return the predicted spectrum (b, t, f) too, which need not be that of any signal.
+            gain: (b, 1), 1 / RMS of the signals that these are cut from; None: of these, or of the overview.
         """
-        gain = codec.level_gain(noisy) if overview is None else overview.gain
-        spec = codec.centred_spectrum(noisy * gain, self.window, self.config.hop)  # (b, t, f) complex
+        if gain is None:
+            gain = codec.level_gain(noisy) if overview is None else overview.gain
+        spec = self.spectrum(noisy * gain)  # (b, t, f) complex
         moments_of = codec.own_moments if overview is None else codec.given_moments(overview.moments)
         spec = self.enhanced(spec, self.estimate(spec, moments_of))
         y = codec.centred_waveform(spec, self.window, self.config.hop, noisy.shape[-1]) / gain
         return (y, spec / gain[..., None]) if with_spectrum else y
+
+    def spectrum(self, x: Tensor) -> Tensor:
+        """The spectra (b, t, f) of signals (b, n), in the frames and window of the predicted spectrum."""
+        return codec.centred_spectrum(x, self.window, self.config.hop)
 
     def estimate(self, spec: Tensor, moments_of: MomentsOf = codec.own_moments) -> Estimate:
         """The network itself: noisy spectra (b, t, f) to what is to be done with them."""

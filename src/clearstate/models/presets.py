@@ -100,6 +100,17 @@ PRESETS: dict[str, Preset] = {
             branch_blocks=6,
         ),
         _preset(
+            "mp-senet-mamba-as-published",
+            "enhance",
+            "mp_senet:MPSENet",
+            "the hybrid as its code computes it at batch 1: other order of the axes, fusion of single bins",
+            shared_blocks=6,
+            branch_blocks=6,
+            order="frequency_first",
+            fusion="bin",
+            kv_norm="none",
+        ),
+        _preset(
             "mp-senet-mamba-small",
             "enhance",
             "mp_senet:MPSENet",

@@ -43,8 +43,12 @@ class SAFConfig:
     bands: int = 3  # that the local attention sees: its own and its neighbours; odd
     hidden: int = 128  # channels within a TCN block
     dilations: tuple[int, ...] = (1, 2, 4, 8, 16)  # frames, one TCN block each
-    norm: Literal["layer", "rms", "batch"] = "layer"  # over the channels of a bin; "batch": over everything else
-    phase: Literal["angle", "cossin", "none"] = "angle"  # beside the magnitude: arg X / pi, its cos and sin, nothing
+    # over the channels of a bin; "group": in as many groups as heads; "batch": over everything else
+    norm: Literal["layer", "rms", "group", "batch"] = "layer"
+    # beside the magnitude: arg X / pi, or its cos and sin; "none": both encoders see the magnitude alone
+    phase: Literal["angle", "cossin", "none"] = "angle"
+    attention: Literal["convolutional", "self"] = "convolutional"  # "self": of all bands of a frame, for comparison
+    bias: bool = True  # add the complex bias; False: the mask alone
 
 
 class SAFState(NamedTuple):
@@ -116,10 +120,19 @@ class BatchNorm(nn.BatchNorm1d):
         return super().forward(x.reshape(-1, x.shape[-1])).view(x.shape)
 
 
+class GroupNorm(nn.GroupNorm):
+    """Over each group of the channels of a bin of (b, t, k, c)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.reshape(-1, x.shape[-1])).view(x.shape)
+
+
 def norm_of(config: SAFConfig, channels: int) -> nn.Module:
     """The norm of a layer. Over channels alone, so that length, number of bands and streaming are free."""
     if config.norm == "batch":
         return BatchNorm(channels)
+    if config.norm == "group":
+        return GroupNorm(config.heads, channels)
     return nn.LayerNorm(channels) if config.norm == "layer" else nn.RMSNorm(channels, eps=1e-5)
 
 
@@ -215,6 +228,22 @@ class ConvolutionalAttention(nn.Module):
         return x + self.out(weights * self.value(normed))
 
 
+class SelfAttention(nn.Module):
+    """x + W_o attention of each band to all bands of the same frame: what `ConvolutionalAttention` stands in for."""
+
+    def __init__(self, config: SAFConfig) -> None:
+        super().__init__()
+        c = config.channels
+        self.heads = config.heads
+        self.norm = norm_of(config, c)
+        self.qkv, self.out = nn.Linear(c, 3 * c), zeroed(nn.Linear(c, c))
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        q, k, v = self.qkv(self.norm(x)).unflatten(-1, (3, self.heads, -1)).permute(3, 0, 1, 4, 2, 5)
+        y = F.scaled_dot_product_attention(q, k, v)  # (b, t, heads, k, c / heads)
+        return x + self.out(y.transpose(2, 3).flatten(-2))
+
+
 class BandAttention(nn.Module):
     """x + W_o attention of each band to its neighbours in the same frame."""
 
@@ -282,7 +311,8 @@ class Fusion(nn.Module):
 
     def __init__(self, config: SAFConfig, bands: int) -> None:
         super().__init__()
-        self.convolutional = ConvolutionalAttention(config, bands)
+        wide = config.attention == "convolutional"
+        self.convolutional = ConvolutionalAttention(config, bands) if wide else SelfAttention(config)
         self.local = BandAttention(config)
         self.tcn = nn.ModuleList(TCNBlock(config, dilation, bands) for dilation in config.dilations)
 
@@ -314,15 +344,17 @@ class SAF(nn.Module):
         self.register_buffer("synthesis", dual_window(window, config.hop), persistent=False)
         bins, c = config.n_fft // 2 + 1, config.channels
         self.polar = Encoder(config, {"angle": 2, "cossin": 3, "none": 1}[config.phase], bins)
-        self.cartesian = Encoder(config, 2, bins)
+        self.cartesian = Encoder(config, 1 if config.phase == "none" else 2, bins)
         self.join, self.join_norm = nn.Linear(2 * c, c), norm_of(config, c)
         self.layers = nn.ModuleList(Fusion(config, (bins + 1) // 2) for _ in range(config.layers))
-        self.mask, self.bias = Decoder(config, 1, bins), Decoder(config, 2, bins)
+        self.mask = Decoder(config, 1, bins)
+        self.bias = Decoder(config, 2, bins) if config.bias else None
         with torch.no_grad():  # begin near a mask of one, at sigmoid(3), and without a bias
             self.mask.leave.weight.mul_(0.1)
             self.mask.leave.bias.fill_(3.0)  # type: ignore[union-attr]  # it has one
-            self.bias.leave.weight.zero_()
-            self.bias.leave.bias.zero_()  # type: ignore[union-attr]
+            if self.bias is not None:
+                self.bias.leave.weight.zero_()
+                self.bias.leave.bias.zero_()  # type: ignore[union-attr]
 
     def forward(self, noisy: Tensor, overview: Tensor | None = None) -> Tensor:
         """Enhance signals (b, n), n >= 1.
@@ -383,11 +415,15 @@ class SAF(nn.Module):
     def enhance_spectrum(self, spec: Tensor, context: Context) -> Tensor:
         """The model between STFT and iSTFT: spectra (b, t, f) at a level near 1 to spectra."""
         parts = compress(spec, self.config.exponent)  # (b, t, f, 2)
-        x = torch.cat([self.polar(self.polar_input(spec), context), self.cartesian(parts, context)], dim=-1)
+        polar = self.polar_input(spec)
+        cartesian = polar if self.config.phase == "none" else parts
+        x = torch.cat([self.polar(polar, context), self.cartesian(cartesian, context)], dim=-1)
         x = self.join_norm(self.join(x))  # (b, t, k, c)
         for layer in self.layers:
             x = layer(x, context)
-        enhanced = torch.sigmoid(self.mask(x, context)) * parts + self.bias(x, context)  # (b, t, f, 2)
+        enhanced = torch.sigmoid(self.mask(x, context)) * parts  # (b, t, f, 2)
+        if self.bias is not None:
+            enhanced = enhanced + self.bias(x, context)
         return expand(enhanced, self.config.exponent, floor=1e-10)
 
     def polar_input(self, spec: Tensor) -> Tensor:

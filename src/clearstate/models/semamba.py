@@ -41,6 +41,8 @@ class SEMambaConfig:
     taps: int = 4  # of its convolution
     expand: float = 4  # inner channels of a Mamba / channels; the published unidirectional model has 2
     ceiling: float = 2.0  # largest gain of a compressed magnitude: 2^(1/0.3), 20 dB, of a magnitude
+    heads: int = 4  # of the Conformer's attention
+    dropout: float = 0.2  # in the Conformer's feed-forward layers and attention
 
 
 class Overview(NamedTuple):
@@ -73,7 +75,7 @@ class TimeFrequencyBlock(nn.Module):
 def mixer(config: SEMambaConfig) -> nn.Module:
     """What mixes the rows (r, l, c) of a map along l."""
     if config.core == "conformer":
-        return Conformer(config.channels)
+        return Conformer(config.channels, config.heads, config.dropout)
     kind = BiMix if config.core == "bidirectional" else UniMix
     return kind(config.channels, config.states, config.taps, config.expand)
 
@@ -84,6 +86,7 @@ class SEMamba(nn.Module):
     Config = SEMambaConfig
     causal = False
     predicts_spectrum = True  # forward knows `with_spectrum`
+    normalises = True  # forward knows `gain`
     window: Tensor
 
     def __init__(self, config: SEMambaConfig | None = None) -> None:
@@ -98,20 +101,30 @@ class SEMamba(nn.Module):
         self.phase = codec.PhaseDecoder(config.channels)
 
     def forward(
-        self, noisy: Tensor, overview: Overview | None = None, with_spectrum: bool = False
+        self,
+        noisy: Tensor,
+        overview: Overview | None = None,
+        with_spectrum: bool = False,
+        gain: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Enhance signals (b, n), n >= 1.
 
         Args:
             overview: of the signals that these are blocks of (see `overview`); None if they are whole.
             with_spectrum: return the predicted spectrum (b, t, f) too, which need not be that of any signal.
+            gain: (b, 1), 1 / RMS of the signals that these are cut from; None: of these, or of the overview.
         """
-        gain = codec.level_gain(noisy) if overview is None else overview.gain
-        spec = codec.centred_spectrum(noisy * gain, self.window, self.config.hop)  # (b, t, f) complex
+        if gain is None:
+            gain = codec.level_gain(noisy) if overview is None else overview.gain
+        spec = self.spectrum(noisy * gain)  # (b, t, f) complex
         moments_of = codec.own_moments if overview is None else codec.given_moments(overview.moments)
         spec = self.enhanced(spec, self.estimate(spec, moments_of))
         y = codec.centred_waveform(spec, self.window, self.config.hop, noisy.shape[-1]) / gain
         return (y, spec / gain[..., None]) if with_spectrum else y
+
+    def spectrum(self, x: Tensor) -> Tensor:
+        """The spectra (b, t, f) of signals (b, n), in the frames and window of the predicted spectrum."""
+        return codec.centred_spectrum(x, self.window, self.config.hop)
 
     def estimate(self, spec: Tensor, moments_of: MomentsOf = codec.own_moments) -> Estimate:
         """The network itself: noisy spectra (b, t, f) to what is to be done with them."""
@@ -162,12 +175,10 @@ class Conformer(nn.Module):
     and a residual around all of it.
     """
 
-    def __init__(self, channels: int, heads: int = 8, taps: int = 31) -> None:
+    def __init__(self, channels: int, heads: int = 4, dropout: float = 0.2, taps: int = 31) -> None:
         super().__init__()
-        self.first = nn.Sequential(
-            nn.LayerNorm(channels), nn.Linear(channels, 4 * channels), nn.SiLU(), nn.Linear(4 * channels, channels)
-        )
-        self.heads = heads
+        self.first, self.second = (feed_forward(channels, dropout) for _ in range(2))
+        self.heads, self.dropout = heads, dropout
         self.attention_norm = nn.LayerNorm(channels)
         self.qkv, self.out = nn.Linear(channels, 3 * channels), nn.Linear(channels, channels)
         self.convolution_norm = nn.LayerNorm(channels)
@@ -175,9 +186,6 @@ class Conformer(nn.Module):
         self.along = nn.Conv1d(2 * channels, 2 * channels, taps, padding=taps // 2, groups=2 * channels)
         self.batch_norm = nn.BatchNorm1d(2 * channels)
         self.narrow = nn.Linear(2 * channels, channels)
-        self.second = nn.Sequential(
-            nn.LayerNorm(channels), nn.Linear(channels, 4 * channels), nn.SiLU(), nn.Linear(4 * channels, channels)
-        )
         self.last_norm = nn.LayerNorm(channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -191,4 +199,14 @@ class Conformer(nn.Module):
     def attend(self, x: Tensor) -> Tensor:
         r, l, c = x.shape  # noqa: E741  # rows and their length, as in models/parts/dual_path.py
         q, k, v = self.qkv(x).view(r, l, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
-        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(r, l, c))
+        y = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0.0)
+        return self.out(y.transpose(1, 2).reshape(r, l, c))
+
+
+def feed_forward(channels: int, dropout: float) -> nn.Sequential:
+    """A feed-forward layer of the Conformer, without its residual."""
+    wide = 4 * channels
+    return nn.Sequential(
+        nn.LayerNorm(channels), nn.Linear(channels, wide), nn.SiLU(), nn.Dropout(dropout), nn.Linear(wide, channels),
+        nn.Dropout(dropout),
+    )  # fmt: skip

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clearstate.models.parts.dual_path import BiMix
-from clearstate.models.parts.stft import analyse, dual_window, synthesise
+from clearstate.models.parts.stft import analyse, dual_window, phase, synthesise
 from clearstate.ssm import MambaBlock, MambaState
 
 
@@ -95,6 +95,7 @@ class SEMambaBasic(nn.Module):
     """
 
     Config = SEMambaBasicConfig
+    predicts_spectrum = True  # forward knows `with_spectrum`
     window: Tensor
     synthesis: Tensor
 
@@ -125,16 +126,26 @@ class SEMambaBasic(nn.Module):
             self.core = nn.ModuleList(BiMix(width, *mamba) for _ in range(config.blocks))
         self.leave = nn.Linear(width, self.bins, bias=False)
 
-    def forward(self, noisy: Tensor) -> Tensor:
-        """Enhance whole signals (b, n), n >= 1, silent before and after."""
+    def forward(self, noisy: Tensor, with_spectrum: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        """Enhance whole signals (b, n), n >= 1, silent before and after.
+
+        Args:
+            with_spectrum: return the predicted spectrum (b, t, f) too, |Y| without `gain_limit` and the noisy phase.
+        """
         samples = noisy.shape[-1]
-        padded = F.pad(noisy, (0, self.overlap + -samples % self.hop))
         if self.causal:
-            y, _ = self.step(padded, self.init_state(noisy.shape[0]))
+            padded = F.pad(noisy, (0, self.overlap + -samples % self.hop))
+            y, spec, estimate, _ = self.advance(padded, self.init_state(noisy.shape[0]))
         else:
-            spec = analyse(F.pad(padded, (self.overlap, 0)), self.window, self.hop)  # (b, t, f) complex
-            y, _ = synthesise(self.enhanced(spec, self.estimate(spec)), self.synthesis, self.hop)
-        return y[:, self.overlap : self.overlap + samples]
+            spec = self.spectrum(noisy)
+            estimate = self.estimate(spec)
+            y, _ = synthesise(self.enhanced(spec, estimate), self.synthesis, self.hop)
+        y = y[:, self.overlap : self.overlap + samples]
+        return (y, torch.polar(torch.expm1(estimate), phase(spec))) if with_spectrum else y
+
+    def spectrum(self, x: Tensor) -> Tensor:
+        """The spectra (b, t, f) of signals (b, n), in the frames and window of the predicted spectrum."""
+        return analyse(F.pad(x, (self.overlap, self.overlap + -x.shape[-1] % self.hop)), self.window, self.hop)
 
     def estimate(self, spec: Tensor) -> Tensor:
         """Noisy spectra (b, t, f) of whole signals to log(1 + |Y|), (b, t, f)."""
@@ -180,11 +191,16 @@ class SEMambaBasic(nn.Module):
                 f"step() got {x.shape[-1]} samples, not a multiple of hop={self.hop}: "
                 f"hold the last {extra} back and send them with the next chunk"
             )
+        y, _, _, state = self.advance(x, state)
+        return y, state
+
+    def advance(self, x: Tensor, state: SEMambaBasicState) -> tuple[Tensor, Tensor, Tensor, SEMambaBasicState]:
+        """`step`, and between its output and its state the noisy spectrum and log(1 + |Y|), (b, t, f) each."""
         x = torch.cat([state.past, x], dim=-1)
         spec = analyse(x, self.window, self.hop)  # (b, t, f) complex
         estimate, convolutions, mamba = self.step_estimate(spec, state.convolutions, state.mamba)
         y, tail = synthesise(self.enhanced(spec, estimate), self.synthesis, self.hop, state.tail)
-        return y, SEMambaBasicState(x[:, x.shape[-1] - self.overlap :], convolutions, mamba, tail)
+        return y, spec, estimate, SEMambaBasicState(x[:, x.shape[-1] - self.overlap :], convolutions, mamba, tail)
 
     def step_estimate(
         self, spec: Tensor, convolutions: tuple[Tensor, ...], mamba: tuple[MambaState, ...]

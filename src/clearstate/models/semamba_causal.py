@@ -192,8 +192,18 @@ class SEMambaCausal(nn.Module):
         padded = F.pad(noisy, (0, self.latency + -samples % self.hop))
         y, spec, _ = self.advance(padded, self.init_state(noisy.shape[0]))
         y = y[:, self.latency : self.latency + samples]
+        return (y, self.centred(spec, samples)) if with_spectrum else y
+
+    def spectrum(self, x: Tensor) -> Tensor:
+        """The spectra (b, t, f) of signals (b, n), in the frames and window of the predicted spectrum."""
+        samples = x.shape[-1]
+        padded = F.pad(x, (self.latency, self.latency + -samples % self.hop))
+        return self.centred(analyse(padded, self.window, self.hop), samples)
+
+    def centred(self, spec: Tensor, samples: int) -> Tensor:
+        """Of the spectra of all frames those that have their middle at a multiple of the hop within the signal."""
         first = self.config.n_fft // 2 // self.hop - 1  # frame 0 ends with the first hop
-        return (y, spec[:, first : first + 1 + samples // self.hop]) if with_spectrum else y
+        return spec[:, first : first + 1 + samples // self.hop]
 
     def init_state(self, batch: int) -> SEMambaCausalState:
         """The state before the first sample."""

@@ -1,6 +1,7 @@
 """Train the metric discriminator (MetricGAN) beside the model, and compute its loss for the model."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -8,34 +9,43 @@ from lightning.fabric import Fabric
 from torch import Tensor
 
 from clearstate.train import losses, optim
-from clearstate.train.discriminator import MetricDiscriminator, discriminator_loss, metric_loss
+from clearstate.train.discriminator import MetricDiscriminator, discriminator_loss, metric_loss, start_from
 from clearstate.train.pool import ScorePool
-from clearstate.train.recipe import Recipe
+from clearstate.train.recipe import Recipe, RecipeError
 
 
 class Adversary:
-    """A discriminator, its optimiser, and the processes that compute its PESQ targets."""
+    """A discriminator, its optimiser, and the processes that compute its PESQ targets.
 
-    def __init__(self, fabric: Fabric, recipe: Recipe, sample_rate: int):
-        self.fabric, self.recipe, self.sample_rate = fabric, recipe, sample_rate
+    Args:
+        stft: signals (b, n) to the spectra (b, t, f) that it sees.
+    """
+
+    def __init__(self, fabric: Fabric, recipe: Recipe, sample_rate: int, stft: Callable[[Tensor], Tensor]):
+        self.fabric, self.recipe, self.sample_rate, self.stft = fabric, recipe, sample_rate, stft
         self.plain = MetricDiscriminator()
+        if recipe.loss.metric_start is not None:
+            try:
+                start_from(self.plain, recipe.loss.metric_start)
+            except (OSError, ValueError, RuntimeError) as error:
+                raise RecipeError(f"loss.metric_start: {error}") from error
         self.model, self.optimiser = fabric.setup(self.plain, optim.adamw(self.plain, recipe.optimiser))
         self.pool = ScorePool[float]("clearstate.train.scoring:pesq_target", recipe.valid.workers, timeout=20.0)
         self.unscored = 0  # items whose PESQ failed or is undefined
 
     def turn(
-        self, estimate: Tensor, clean: Tensor, noisy: Tensor, rate: float, predicted: Tensor | None = None
+        self, estimate: Tensor, clean: Tensor, gain: Tensor, rate: float, predicted: Tensor | None = None
     ) -> Tensor:
         """Train the discriminator on a batch of waveforms (b, n), then return the generator's loss (b,).
 
         Args:
+            gain: (b, 1), which brings the items to the level at which they are judged.
             predicted: spectra (b, t, f) to judge instead of the estimate's own, as in SEMamba; their target is the
                 estimate's PESQ.
         """
-        gain = losses.level(noisy)
         futures = self.pool.submit(list(clean * gain), list(estimate * gain), self.sample_rate)
         theirs = self.magnitude(clean * gain)
-        ours = self.magnitude(estimate * gain) if predicted is None else self.compressed(predicted)
+        ours = self.magnitude(estimate * gain) if predicted is None else self.compressed(predicted * gain[..., None])
         scores = [math.nan if score is None else score for score in self.pool.collect(futures)]
         target = torch.tensor(scores, device=estimate.device)
         self.learn(theirs, ours.detach(), target, rate)
@@ -43,8 +53,7 @@ class Adversary:
 
     def magnitude(self, x: Tensor) -> Tensor:
         """Compressed magnitude of signals (b, n), as (b, t, f)."""
-        loss = self.recipe.loss
-        return self.compressed(losses.spectrum(x, loss.n_fft, loss.hop))
+        return self.compressed(self.stft(x))
 
     def compressed(self, spec: Tensor) -> Tensor:
         """Compressed magnitude of spectra."""

@@ -9,13 +9,20 @@ Idea: Fu et al. 2019 (arXiv:1905.04874). Layers as in CMGAN (arXiv:2203.15149), 
 SEMamba (arXiv:2405.06573), 181,650 parameters.
 """
 
+import os
 from itertools import pairwise
+from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from clearstate.audio.atomic import replacing
+from clearstate.models.convert import Form, Outcome, Source, Table, read_checkpoint, translate
+
 MIN_FRAMES = 32  # four halvings leave two, the least an instance norm can work with
+WEIGHTS = "discriminator.safetensors"
 
 
 class LearnableSigmoid(nn.Module):
@@ -72,3 +79,69 @@ def discriminator_loss(judged_clean: Tensor, judged: Tensor, target: Tensor, kno
 def metric_loss(judged: Tensor) -> Tensor:
     """(D(c, g) - 1)²: what the generator minimises, (b,)."""
     return (judged - 1).square()
+
+
+# ---------------------------------------------------------------------------------------------- published weights
+
+# There the input is (b, 2, f, t), here (b, 2, t, f): the kernels of the convolutions are turned, and so is v, the right
+# singular vector of a kernel as a matrix.
+TURNED = Form(lambda s: (s[0], s[1], s[3], s[2]), lambda x: x.transpose(2, 3))
+TURNED_VECTOR = Form(lambda s: s, lambda x: x.view(-1, 4, 4).transpose(1, 2).flatten())
+
+
+def published_table() -> Table:
+    """Where the tensors of `MetricDiscriminator` lie in the checkpoints of SEMamba and MP-SENet."""
+    table = {"head.2.weight": Source("layers.16.weight"), "head.4.slope": Source("layers.18.slope")}
+    spectral = [(f"body.{3 * i}", f"layers.{3 * i}") for i in range(4)]
+    spectral += [("head.0", "layers.14"), ("head.3", "layers.17")]
+    for ours, theirs in spectral:
+        kernel = ours.startswith("body")
+        weight = f"{ours}.parametrizations.weight"
+        table[f"{weight}.original"] = Source(f"{theirs}.weight_orig", *([TURNED] if kernel else []))
+        table[f"{weight}.0._u"] = Source(f"{theirs}.weight_u")
+        table[f"{weight}.0._v"] = Source(f"{theirs}.weight_v", *([TURNED_VECTOR] if kernel else []))
+        if kernel:
+            index = int(ours.rpartition(".")[2])
+            for name in ("weight", "bias"):
+                table[f"body.{index + 1}.{name}"] = Source(f"layers.{index + 1}.{name}")
+            table[f"body.{index + 2}.weight"] = Source(f"layers.{index + 2}.weight")
+        else:
+            table[f"{ours}.bias"] = Source(f"{theirs}.bias")
+    return table
+
+
+def convert(checkpoint: str | os.PathLike[str], folder: str | os.PathLike[str]) -> Outcome:
+    """Write a published discriminator as a folder that `loss.metric_start` reads.
+
+    Args:
+        checkpoint: `pretrained_discriminator.pth` of SEMamba, or a training state, `{"discriminator": ...}`.
+        folder: written anew; must not contain a discriminator.
+    Raises:
+        ValueError: for a checkpoint that does not fit in every tensor.
+        FileExistsError: if the folder contains a discriminator already.
+        OSError: if the file cannot be read.
+    """
+    file = Path(folder) / WEIGHTS
+    if file.exists():
+        raise FileExistsError(f"{folder} contains a discriminator already: choose another folder, or remove it")
+    model = MetricDiscriminator()
+    state = translate(read_checkpoint(checkpoint, "discriminator"), model, published_table())
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(file) as temporary:
+        Path(temporary).write_bytes(save(state))
+    return Outcome(len(state), sum(p.numel() for p in model.parameters()), file.parent)
+
+
+def start_from(model: MetricDiscriminator, folder: str | os.PathLike[str]) -> None:
+    """Load the weights that `convert` wrote.
+
+    Raises:
+        FileNotFoundError: if the folder has none.
+    """
+    file = Path(folder) / WEIGHTS
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"{folder} contains no {WEIGHTS}: expected a folder that "
+            "`clearstate convert CHECKPOINT --to discriminator` wrote"
+        )
+    model.load_state_dict(load_file(file))

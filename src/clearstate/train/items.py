@@ -77,10 +77,12 @@ class Drawn:
 
     def example(self, epoch: int, item: int) -> dict[str, Tensor]:
         """One training item as tensors."""
-        noisy, clean = self.pair(epoch * len(self.dataset) + item)
+        drawn = self.dataset[epoch * len(self.dataset) + item]
+        noisy, clean = in_and_out(drawn)
         if self.makeup is not None:
             clean = torch.from_numpy(stretch_contrast(clean.numpy(), self.makeup))
-        return {"noisy": noisy, "clean": clean}
+        gain = {"gain": torch.from_numpy(drawn["gain"])} if "gain" in drawn else {}
+        return {"noisy": noisy, "clean": clean, **gain}
 
     def pair(self, i: int) -> tuple[Tensor, Tensor]:
         """Input and target of item i, (n,) each."""
@@ -119,7 +121,8 @@ def open_dataset(recipe: Recipe, task: str, sample_rate: int) -> RatedDataset:
             return dataset_class(sources, config_class(**config), recipe.seed, data.items)
         if task == "separate":
             return MixtureFolder(mixtures(recipe, data, "train"), sample_rate, data.seconds, recipe.seed)
-        return PairedCrops(pairs(recipe, data, "train", sample_rate), data.seconds, recipe.seed)
+        levels = recipe.loss.level == "utterance"
+        return PairedCrops(pairs(recipe, data, "train", sample_rate), data.seconds, recipe.seed, levels)
 
 
 def open_pairs(recipe: Recipe, task: str, sample_rate: int) -> Drawn | None:
@@ -162,7 +165,7 @@ def mixtures(recipe: Recipe, where: DataRecipe | ValidRecipe, split: str) -> lis
         corpus = recognise(root)
         if corpus is None:
             raise FileNotFoundError(f"{root} contains no known corpus of mixtures")
-        return corpus.mixtures(split)
+        return corpus.mixtures(split, noisy=where.noisy_mixtures)
     folders = [where.clean] if isinstance(where.clean, str) else list(where.clean or ())
     return mixtures_of(*(audio_path(recipe, folder) for folder in folders))
 

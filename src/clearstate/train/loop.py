@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from clearstate.train.batches import Positions, loader
-from clearstate.train.objective import Judged, at_common_level, own_loss, predicted_consistency, sees_prediction
+from clearstate.train.objective import Judged, own_loss, sees_prediction
 from clearstate.train.optim import set_rate
 from clearstate.train.plan import Plan
 from clearstate.train.report import Report
@@ -95,7 +95,7 @@ class Run:
             len(items), data.batch, self.recipe.seed, self.session.at.position, fabric.global_rank, fabric.world_size
         )
         for batch in loader(items, positions, data.workers, data.prefetch):
-            yield {name: batch[name].to(fabric.device, non_blocking=True) for name in ("noisy", "clean")}
+            yield {name: value.to(fabric.device, non_blocking=True) for name, value in batch.items()}
 
     def step(self, batches: Sequence[dict[str, Tensor]]) -> dict[str, float]:
         """Take one optimiser step over one or more batches; skip it if anything is not finite.
@@ -110,7 +110,7 @@ class Run:
         sums: dict[str, Tensor] = {}
         for i, batch in enumerate(batches):
             with fabric.no_backward_sync(session.model, enabled=i < count - 1):
-                judged = self.judge(batch["noisy"], batch["clean"])
+                judged = self.judge(**batch)
                 fabric.backward(judged.total / count)
                 if session.done < self.recipe.schedule.hold:
                     for parameter in self.plan.held:
@@ -129,26 +129,28 @@ class Run:
         session.optimiser.zero_grad(set_to_none=True)
         return values
 
-    def judge(self, noisy: Tensor, clean: Tensor) -> Judged:
-        """Compute the loss of a batch; with a metric term, first take a discriminator step."""
-        session, loss, spectrum = self.session, self.recipe.loss, self.plan.spectrum
+    def judge(self, noisy: Tensor, clean: Tensor, gain: Tensor | None = None) -> Judged:
+        """Compute the loss of a batch; with a metric term, first take a discriminator step.
+
+        Args:
+            gain: 1 / RMS (b, 1) of the utterances that the items are cut from; None: of the items themselves.
+        """
+        session, loss, plan = self.session, self.recipe.loss, self.plan
         if loss.own > 0:
             return own_loss(session.model.training_loss(noisy, clean), loss.own)
+        options = {"gain": gain} if plan.normalises and gain is not None else {}
         extra: dict[str, Tensor] = {}
-        seen: Tensor | None = None
-        if spectrum is None:
-            estimate = session.model(noisy)
+        if plan.predicts:
+            estimate, predicted = session.model(noisy, with_spectrum=True, **options)
         else:
-            estimate, predicted = session.model(noisy, with_spectrum=True)
-            if loss.consistency > 0:
-                extra["consistency"] = predicted_consistency(predicted, noisy, spectrum)
-            if sees_prediction(loss):
-                seen = at_common_level(predicted, noisy, spectrum)
+            estimate, predicted = session.model(noisy, **options), None
         if session.adversary is not None:
-            extra["metric"] = session.adversary.turn(estimate, clean, noisy, session.rate, seen)
+            seen = predicted if sees_prediction(loss) else None
+            level = self.objective.level(noisy, gain)
+            extra["metric"] = session.adversary.turn(estimate, clean, level, session.rate, seen)
         if session.teacher is not None:
             extra.update(session.teacher.terms(noisy, estimate, session.done))
-        return self.objective(estimate, clean, noisy, extra)
+        return self.objective(estimate, clean, noisy, extra, predicted, gain)
 
     def skip(self) -> None:
         """Count a step that was not taken; give up after GIVE_UP_AFTER in a row."""

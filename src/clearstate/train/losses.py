@@ -16,9 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from clearstate.models.parts.dense_codec import centred_spectrum
 from clearstate.models.parts.stft import measured_bandwidth
 
 FLOOR = 1e-6  # power below which compression becomes linear, 60 dB below a bin of unit power
+PREDICTED_FLOOR = 1e-10  # the same for spectra that a network predicts, as SEMamba's code has it
 
 
 # ------------------------------------------------------------------------------------------------ waveforms
@@ -133,16 +135,8 @@ def _window(n_fft: int, device: torch.device) -> Tensor:
 
 
 def spectrum(x: Tensor, n_fft: int, hop: int) -> Tensor:
-    """STFT (b, n) to (b, t, f) complex, Hann window of unit energy, frames centred; any n >= 1 (samples)."""
-    frames = torch.stft(
-        x.float(), n_fft, hop, window=_window(n_fft, x.device), center=True, pad_mode="constant", return_complex=True
-    )
-    return frames.transpose(1, 2)
-
-
-def waveform(spec: Tensor, n_fft: int, hop: int, samples: int) -> Tensor:
-    """The inverse of `spectrum`: (b, t, f) complex to (b, samples)."""
-    return torch.istft(spec.transpose(1, 2), n_fft, hop, window=_window(n_fft, spec.device), length=samples)
+    """STFT (b, n) to (b, t, f) complex, Hann window of unit energy, mirrored ends; any n >= 1 (samples)."""
+    return centred_spectrum(x.float(), _window(n_fft, x.device), hop)
 
 
 class Compressed(NamedTuple):
@@ -173,12 +167,12 @@ def complex_loss(estimate: Compressed, clean: Compressed) -> Tensor:
     return (estimate.spectrum - clean.spectrum).square().sum(-1).mean((1, 2))
 
 
-def log_magnitude_loss(estimate: Tensor, clean: Tensor) -> Tensor:
+def log_magnitude_loss(estimate: Tensor, clean: Tensor, floor: float = FLOOR) -> Tensor:
     """mean | log(1 + |Y|) - log(1 + |S|) | of complex spectra (b, t, f), to (b,).
 
     What the basic models of SEMamba (arXiv:2405.06573) are trained with; the domain of their L1 is our reading.
     """
-    ours, theirs = (torch.sqrt(spec.real.square() + spec.imag.square() + FLOOR) for spec in (estimate, clean))
+    ours, theirs = (torch.sqrt(spec.real.square() + spec.imag.square() + floor) for spec in (estimate, clean))
     return (torch.log1p(ours) - torch.log1p(theirs)).abs().mean((1, 2))
 
 
@@ -393,30 +387,33 @@ class PhaseLosses(NamedTuple):
     frequency: Tensor
 
 
-def phase_losses(estimate: Tensor, clean: Tensor) -> PhaseLosses:
+def phase_losses(estimate: Tensor, clean: Tensor, edges: bool = False) -> PhaseLosses:
     """Anti-wrapped errors of phase, of its difference along frequency and along time; phases (b, t, f) to (b,).
 
     Instantaneous phase, group delay and instantaneous angular frequency, Ai & Ling 2023 (arXiv:2211.15974, eqs.
-    5-7), as MP-SENet uses them (arXiv:2305.13686). Plain first differences, no extra edge bin. A signal of a single
-    frame has no difference along time: that term is 0.
+    5-7), as MP-SENet uses them (arXiv:2305.13686). A signal of a single frame has no difference along time: that term
+    is 0.
+
+    Args:
+        edges: the differences begin with the first bin and the first frame themselves, as SEMamba's code has it.
     """
     error = estimate - clean
-    along_time = anti_wrap(error.diff(dim=1))
+    along_frequency, along_time = (F.pad(error, pad) if edges else error for pad in ((1, 0), (0, 0, 1, 0)))
+    steps = anti_wrap(along_time.diff(dim=1))
     return PhaseLosses(
         anti_wrap(error).mean((1, 2)),
-        anti_wrap(error.diff(dim=2)).mean((1, 2)),
-        along_time.mean((1, 2)) if along_time.shape[1] else error.new_zeros(len(error)),
+        anti_wrap(along_frequency.diff(dim=2)).mean((1, 2)),
+        steps.mean((1, 2)) if steps.shape[1] else error.new_zeros(len(error)),
     )
 
 
-def consistency_loss(spec: Tensor, n_fft: int, hop: int, samples: int, exponent: float = 0.3) -> Tensor:
-    """mean | Y_c - STFT(iSTFT(Y))_c |² of a predicted spectrum Y (b, t, f), both compressed; to (b,).
+def consistency_loss(predicted: Tensor, again: Tensor, exponent: float = 0.3) -> Tensor:
+    """mean | Y_c - STFT(iSTFT(Y))_c |² of a predicted spectrum Y and that of its signal (b, t, f), compressed; to (b,).
 
-    Zero for the spectrum of a real signal, but for the frames at both ends, which depend on the padding. As in
-    MP-SENet 2024 (arXiv:2308.08926); Zadorozhnyy et al. 2022 (arXiv:2210.14474) for the idea.
+    Zero for the spectrum of a real signal. As in MP-SENet 2024 (arXiv:2308.08926); Zadorozhnyy et al. 2022
+    (arXiv:2210.14474) for the idea.
     """
-    again = spectrum(waveform(spec, n_fft, hop, samples), n_fft, hop)
-    return complex_loss(compress(spec, exponent), compress(again, exponent))
+    return complex_loss(*(compress(spec, exponent, PREDICTED_FLOOR) for spec in (predicted, again)))
 
 
 # ------------------------------------------------------------------------------------------------ distillation

@@ -23,26 +23,22 @@ class JudgesItself(Protocol):
         ...
 
 
-class Frames(Protocol):
-    """The STFT of a model, with a Hann window; part of its configuration."""
-
-    @property
-    def n_fft(self) -> int:
-        """Samples per frame."""
-        ...
-
-    @property
-    def hop(self) -> int:
-        """Samples from one frame to the next."""
-        ...
-
-
 @runtime_checkable
 class PredictsSpectrum(Protocol):
     """forward(noisy, with_spectrum=True) returns the waveform and its predicted spectrum (b, t, f)."""
 
     predicts_spectrum: bool
-    config: Frames
+
+    def spectrum(self, x: Tensor) -> Tensor:
+        """The spectra (b, t, f) of signals (b, n), in the frames and window of the prediction."""
+        ...
+
+
+@runtime_checkable
+class Normalises(Protocol):
+    """forward(noisy, gain=...) takes the gain (b, 1) that brings a signal to its working level, or measures it."""
+
+    normalises: bool
 
 
 def rate_of(model: nn.Module) -> int:

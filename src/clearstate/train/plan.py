@@ -14,8 +14,8 @@ from clearstate.metrics.extras import need
 from clearstate.models import find
 from clearstate.train.batches import Items
 from clearstate.train.items import Drawn, Pairs, open_items, open_pairs
-from clearstate.train.networks import Frames, JudgesItself, PredictsSpectrum, blocks_of, rate_of
-from clearstate.train.objective import Objective, sees_prediction
+from clearstate.train.networks import JudgesItself, Normalises, PredictsSpectrum, blocks_of, rate_of
+from clearstate.train.objective import Objective, sees_prediction, uses_prediction
 from clearstate.train.recipe import Recipe, RecipeError
 from clearstate.train.scoring import metrics_of
 
@@ -34,7 +34,8 @@ class Plan:
     metrics: Sequence[str]  # computed by a validation
     scorer: str  # the function that computes them, "module:name"
     objective: Objective
-    spectrum: Frames | None  # STFT of the model's predicted spectrum, if the loss uses it
+    predicts: bool  # the loss uses the spectrum that the model predicts
+    normalises: bool  # the model takes the gain of an utterance
     held: Sequence[nn.Parameter]  # frozen during schedule.hold: all parameters outside the blocks
 
 
@@ -56,11 +57,10 @@ def resolve(recipe: Recipe, model: nn.Module, items: Items | None = None, pairs:
             need("matplotlib.figure", "train", "valid.pictures")
     held_out = Drawn([]) if pairs is None else pairs
     metrics, scorer = metrics_of(task)
-    uses_spectrum = recipe.loss.consistency > 0 or sees_prediction(recipe.loss)
     return Plan(
         recipe, Path(recipe.run), model, rate, items, held_out, spread(len(held_out), recipe.valid.items),
-        metrics, scorer, Objective(recipe.loss),
-        spectrum=model.config if uses_spectrum and isinstance(model, PredictsSpectrum) else None,
+        metrics, scorer, Objective(recipe.loss, model),
+        predicts=uses_prediction(recipe.loss, model), normalises=isinstance(model, Normalises),
         held=held_parameters(model, recipe),
     )  # fmt: skip
 
@@ -92,21 +92,16 @@ def check_model(recipe: Recipe, model: nn.Module) -> None:
                 f"loss.metric (wide-band PESQ) needs a model at 16000 Hz; this one runs at {rate}: set loss.metric=0"
             )
         need("pesq", "metrics", "loss.metric")
-    frames = model.config if isinstance(model, PredictsSpectrum) else None
     for key, wanted, instead in (
         ("loss.consistency", "consistency" in terms, "loss.consistency=0"),
         ("loss.metric_sees=prediction", sees_prediction(loss), "loss.metric_sees=output"),
+        ("loss.spectra=prediction", loss.spectra == "prediction", "loss.spectra=output"),
     ):
-        if wanted and frames is None:
+        if wanted and not isinstance(model, PredictsSpectrum):
             raise RecipeError(
                 f"{key} needs a model that predicts a spectrum, and {name} does not "
                 f"(its forward has no with_spectrum): set {instead}"
             )
-    if frames and sees_prediction(loss) and (frames.n_fft, frames.hop) != (loss.n_fft, loss.hop):
-        raise RecipeError(
-            f"loss.metric_sees=prediction needs the same STFT in the model and the loss: set "
-            f"loss.n_fft={frames.n_fft} and loss.hop={frames.hop}"
-        )
 
 
 def held_parameters(model: nn.Module, recipe: Recipe) -> list[nn.Parameter]:

@@ -58,6 +58,7 @@ class DataRecipe:
     corpus: str | None = None  # a known corpus; its training part is used
     noisy: str | None = None
     clean: str | list[str] | None = None  # for separation one folder per voice, without noisy
+    noisy_mixtures: bool = False  # of a separation corpus: those with noise (mix_both)
     pcs: Literal["rms", "peak", "none"] | None = None  # contrast stretching of the target; how to treat its level
     seconds: Above0 = 3.0  # length of a training item
     items: Count = 8000  # mixtures per epoch (a paired corpus has a fixed length)
@@ -88,11 +89,17 @@ class LossRecipe:
     metric_sees: Literal["output", "prediction"] = (
         "output"  # spectrum of the output waveform, or the predicted spectrum
     )
+    metric_start: str | None = None  # folder with initial weights of the discriminator, from `clearstate convert`
+    # what magnitude, complex, phase and log_magnitude compare: as metric_sees; auto: prediction if the model has one
+    spectra: Literal["auto", "output", "prediction"] = "auto"
+    phase_edges: bool = False  # phase: the first bin and frame count undifferenced too, as in SEMamba's code
+    # RMS brought to 1: of the noisy item, or of the whole noisy utterance it is cut from; none: levels as they are
+    level: Literal["item", "utterance", "none"] = "item"
     distill: Weight = 0.0  # distance from `teacher`'s output
     distill_features: Weight = 0.0  # distance of the last block from the mean of `teacher`'s blocks
     teacher: str | None = None  # a model name, or a folder with weights and config
     distill_ramp: Share = 0.1  # share of the run over which both weights grow
-    n_fft: Count = 512  # samples, for all spectral terms but multi_resolution
+    n_fft: Count = 512  # samples, for all spectral terms but multi_resolution; not for models with their own spectrum
     hop: Count = 256
     exponent: Annotated[float, Field(gt=0, le=1)] = 0.3
 
@@ -132,6 +139,7 @@ class ValidRecipe:
     corpus: str | None = None  # its validation part is used; without corpus and folders, best/ has the last weights
     noisy: str | None = None
     clean: str | list[str] | None = None  # separation: one folder per voice; extension: wide files; both without noisy
+    noisy_mixtures: bool = False  # as in data
     items: Count | None = None  # number of random pairs; default all
     every_minutes: Above0 | None = 15.0
     every_steps: Count | None = None
@@ -203,7 +211,9 @@ def recipe_from(tree: dict[str, Any], origin: str = "recipe") -> Recipe:
         recipe,
         run=os.path.expanduser(recipe.run),
         model=dataclasses.replace(recipe.model, start=_at_home(recipe.model.start)),
-        loss=dataclasses.replace(recipe.loss, teacher=_at_home(recipe.loss.teacher)),
+        loss=dataclasses.replace(
+            recipe.loss, teacher=_at_home(recipe.loss.teacher), metric_start=_at_home(recipe.loss.metric_start)
+        ),
     )
 
 
@@ -312,6 +322,13 @@ def check_sense(recipe: Recipe, origin: str) -> None:
         raise RecipeError(f"{origin}: every weight in loss is 0: set some of {', '.join(loss_weights(loss))}")
     if (loss.distill + loss.distill_features > 0) != (loss.teacher is not None):
         raise RecipeError(f"{origin}: loss.distill and loss.teacher go together; set both")
+    if loss.metric_start is not None and not loss.metric:
+        raise RecipeError(f"{origin}: loss.metric_start has no use without loss.metric; set loss.metric, or remove it")
+    if loss.level == "utterance" and (data.sources or task == "separate"):
+        raise RecipeError(
+            f"{origin}: loss.level=utterance needs pairs of noisy and clean recordings (data.corpus, or data.noisy and "
+            "data.clean); the items of this recipe have no longer utterance: set loss.level=item"
+        )
     if schedule.hold > 0 and recipe.model.start is None:
         raise RecipeError(
             f"{origin}: schedule.hold freezes weights from model.start; set model.start, or schedule.hold=0"
@@ -320,8 +337,7 @@ def check_sense(recipe: Recipe, origin: str) -> None:
 
 def loss_weights(loss: LossRecipe) -> dict[str, float]:
     """The loss weights by term."""
-    settings = {"teacher", "distill_ramp", "metric_sees", "n_fft", "hop", "exponent"}
-    return {f.name: getattr(loss, f.name) for f in dataclasses.fields(loss) if f.name not in settings}
+    return {f.name: getattr(loss, f.name) for f in dataclasses.fields(loss) if f.type is Weight}
 
 
 def audio_path(recipe: Recipe, path: str) -> Path:

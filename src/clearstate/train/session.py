@@ -61,7 +61,9 @@ class Session:
         if recipe.loss.own > 0:
             self.model.mark_forward_method("training_loss")  # synchronises its gradients between processes
         self.ema = optim.Ema(plan.model, recipe.optimiser.ema)
-        self.adversary = Adversary(self.fabric, recipe, plan.sample_rate) if recipe.loss.metric > 0 else None
+        self.adversary: Adversary | None = None
+        if recipe.loss.metric > 0:
+            self.adversary = Adversary(self.fabric, recipe, plan.sample_rate, plan.objective.stft)
         self.teacher = Teacher(recipe, plan.model, self.fabric.device) if recipe.loss.teacher is not None else None
         self.at = Counters()
         self.signalled = 0  # signal to this process; it stops the run once all processes know

@@ -165,6 +165,20 @@ def _scales(log_snr: float) -> tuple[float, float]:
     return math.sqrt(1 / (1 + math.exp(-log_snr))), math.sqrt(1 / (1 + math.exp(log_snr)))
 
 
+LOSSES = ("mse", "l1")
+
+
+def deviation(x: Tensor, loss: str) -> Tensor:
+    """Mean square ("mse") or mean absolute value ("l1") of signals (b, n), to (b,)."""
+    return x.square().mean(-1) if loss == "mse" else x.abs().mean(-1)
+
+
+def check_loss(loss: str) -> None:
+    """Raise a ValueError for a loss that is not known."""
+    if loss not in LOSSES:
+        raise ValueError(f"loss={loss!r}: expected one of {', '.join(LOSSES)}")
+
+
 # -------------------------------------------------------------------------------------------------------------- noise
 
 

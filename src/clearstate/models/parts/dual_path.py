@@ -24,7 +24,8 @@ class BiMix(nn.Module):
 
         y = x + W [ahead(x), back(x)] + bias
 
-    The residuals are doubled, as in the published code; its paper draws the inner ones only.
+    The residuals are doubled, as in the published code; its paper draws the inner ones only. W and its bias begin as
+    those of a transposed convolution, which is what the published code has in its place.
     """
 
     def __init__(self, channels: int, states: int = 16, taps: int = 4, expand: float = 4) -> None:
@@ -32,6 +33,8 @@ class BiMix(nn.Module):
         self.ahead = MambaBlock(channels, d_state=states, d_conv=taps, expand=expand)
         self.back = MambaBlock(channels, d_state=states, d_conv=taps, expand=expand, reverse=True)
         self.merge = nn.Linear(2 * channels, channels)
+        for parameter in self.merge.parameters():
+            nn.init.uniform_(parameter, -(channels**-0.5), channels**-0.5)
 
     def forward(self, x: Tensor) -> Tensor:
         """Rows (r, l, c) to the same."""
