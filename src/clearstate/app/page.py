@@ -229,7 +229,7 @@ def _compare_tab(site: Site, model: str, examples: list[Example]) -> None:
         with gr.Column(scale=3, min_width=320):
             status = _status()
             with gr.Column(visible=False) as results:
-                table = gr.Dataframe(interactive=False, label="Scores without a reference, 1 to 5", wrap=True)
+                table = gr.Markdown()
                 players = [_player("Before"), *(_player(catalogue.shown(name)) for name in names)]
                 picture = _picture("Spectrograms")
                 files = gr.File(label="Download", interactive=False, file_count="multiple")
@@ -237,8 +237,7 @@ def _compare_tab(site: Site, model: str, examples: list[Example]) -> None:
     def arrange(result: Result) -> Outputs:
         copies = dict(zip([row[0] for row in result.table[1:]], result.players, strict=True))
         shown = [copies.get(name) for name in ("before", *map(catalogue.shown, names))]
-        rows = {"headers": result.table[0], "data": result.table[1:]}
-        return [rows, *_played(shown, result), str(result.picture), names_of(result.files)]
+        return [as_markdown(result.table), *_played(shown, result), str(result.picture), names_of(result.files)]
 
     _connect(site, inputs, work.compare, options, status, results, [table, *players, picture, files], arrange)
 
@@ -262,7 +261,9 @@ def _inputs(action: str, settings: Callable[[], list[Any]], examples: list[Examp
     """The left side of a tab: the recording, the settings, the buttons."""
     file = gr.File(label="Recording: any audio file, or a video", type="filepath", height=140)
     with gr.Accordion("Or record with the microphone", open=False):
-        microphone = gr.Audio(sources=["microphone"], type="filepath", format="wav", label="Microphone")
+        microphone = gr.Audio(
+            sources=["microphone"], type="filepath", format="wav", label="Microphone", buttons=[], editable=False
+        )
     buttons = []
     if examples:
         gr.Markdown("Or try an example:")
@@ -296,6 +297,12 @@ def _played(copies: Sequence[Path | None], result: Result) -> list[Any]:
     """Players with a waveform, or plain ones for long recordings, which browsers would decode as a whole."""
     waveform = gr.WaveformOptions(show_recording_waveform=result.seconds <= WAVEFORM_SECONDS)
     return [gr.Audio(value=copy and str(copy), visible=copy is not None, waveform_options=waveform) for copy in copies]
+
+
+def as_markdown(rows: list[list[str]]) -> str:
+    """A table; its first row is the head."""
+    head, *rest = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([head, "|---" * len(rows[0]) + "|", *rest])
 
 
 def names_of(files: list[Path]) -> list[str]:
