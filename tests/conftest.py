@@ -2,16 +2,21 @@
 
 import logging
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import soundfile
+import soxr
 
 # A pytest-xdist worker computes with one thread: the workers already fill the cores. PyTorch reads this when it loads.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
+
+CLIP = Path(__file__).resolve().parents[1] / "examples" / "clips" / "helicopter_0db.noisy.flac"
 
 
 def data_folder() -> Path | None:
@@ -58,3 +63,25 @@ def tiny(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models") / "tiny"
     save_model(build("live", fine_channels=4, channels=6, bands=8, blocks=1, states=4, wide=8), "live", folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory):
+    """Chromium with a microphone that repeats a noisy clip."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install 'clearstate[dev]'")
+    path = shutil.which("chromium") or shutil.which("google-chrome")
+    if path is None:
+        pytest.skip("needs Chromium: apt-get install chromium")
+    noisy, rate = soundfile.read(CLIP, dtype="float32")
+    microphone = tmp_path_factory.mktemp("microphone") / "noisy.wav"
+    soundfile.write(microphone, soxr.resample(noisy, rate, 48_000), 48_000, subtype="PCM_16")
+    arguments = [
+        "--autoplay-policy=no-user-gesture-required",
+        "--use-fake-ui-for-media-stream",
+        "--use-fake-device-for-media-stream",
+        f"--use-file-for-fake-audio-capture={microphone}",
+    ]
+    with playwright.sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=path, args=arguments)
+        yield browser
+        browser.close()

@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-ROOMS = ("audio", "cli", "serve", "tasks")
+ROOMS = ("app", "audio", "cli", "serve", "tasks")
 LOAD = """
 import importlib, pkgutil, sys
 import clearstate

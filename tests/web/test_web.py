@@ -181,27 +181,6 @@ def address(web) -> Iterator[str]:
         server.shutdown()
 
 
-@pytest.fixture(scope="module")
-def chromium(noisy, tmp_path_factory):
-    """Chromium with a microphone that repeats the noisy clip."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install 'clearstate[dev]'")
-    path = shutil.which("chromium") or shutil.which("google-chrome")
-    if path is None:
-        pytest.skip("needs Chromium: apt-get install chromium")
-    microphone = tmp_path_factory.mktemp("microphone") / "noisy.wav"
-    soundfile.write(microphone, soxr.resample(noisy, 16_000, 48_000), 48_000, subtype="PCM_16")
-    arguments = [
-        "--autoplay-policy=no-user-gesture-required",
-        "--use-fake-ui-for-media-stream",
-        "--use-fake-device-for-media-stream",
-        f"--use-file-for-fake-audio-capture={microphone}",
-    ]
-    with playwright.sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=path, args=arguments)
-        yield browser
-        browser.close()
-
-
 @pytest.fixture
 def page(chromium):
     """A page of its own; its errors fail the test."""

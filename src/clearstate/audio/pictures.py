@@ -4,7 +4,7 @@ matplotlib (extra `demo`) is imported when a picture is drawn. The Agg canvas ne
 """
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -113,9 +113,16 @@ def before_and_after(before: str | Path, after: str | Path, picture: str | Path)
         BrokenOffError: if one is truncated or damaged; its readable part has been drawn.
         ImportError: if matplotlib is missing.
     """
+    titles = {f"before: {drawn(Path(before).name)}": before, f"after: {drawn(Path(after).name)}": after}
+    one_above_the_other(titles, picture)
+
+
+def one_above_the_other(
+    recordings: Mapping[str, str | Path], picture: str | Path, inches: tuple[float, float] = (10, 6)
+) -> None:
+    """Draw the spectrograms of some recordings, by title, on one scale. See `before_and_after`."""
     broken: list[BrokenOffError] = []
-    pair = (spectrogram(before, broken=broken), spectrogram(after, broken=broken))
-    figure = _draw(pair, (f"before: {drawn(Path(before).name)}", f"after: {drawn(Path(after).name)}"))
+    figure = _draw({title: spectrogram(path, broken=broken) for title, path in recordings.items()}, inches)
     picture = Path(picture)
     picture.parent.mkdir(parents=True, exist_ok=True)
     with replacing(picture, suffix=picture.suffix) as temporary, warnings.catch_warnings():
@@ -125,17 +132,18 @@ def before_and_after(before: str | Path, after: str | Path, picture: str | Path)
         raise broken[0].saved(picture)
 
 
-def _draw(pair: tuple[Spectrogram, Spectrogram], titles: tuple[str, str]) -> "Figure":
-    brightest = np.ceil(max(np.percentile(one.level, 99.9) for one in pair) / 5) * 5
-    figure = new_figure((10, 6))
-    axes = figure.subplots(2, 1, sharex=True, sharey=True)
-    for axis, one, title in zip(axes, pair, titles, strict=True):
+def _draw(spectrograms: Mapping[str, Spectrogram], inches: tuple[float, float]) -> "Figure":
+    every = spectrograms.values()
+    brightest = np.ceil(max(np.percentile(one.level, 99.9) for one in every) / 5) * 5
+    figure = new_figure(inches)
+    axes = figure.subplots(len(every), 1, sharex=True, sharey=True)
+    for axis, (title, one) in zip(axes, spectrograms.items(), strict=True):
         image = show(axis, one, brightest, RANGE)
         axis.set_title(title, loc="left", fontsize=11, parse_math=False)
         axis.set_ylabel("frequency (kHz)")
-    axes[0].set_xlim(0, max(one.seconds for one in pair))
-    axes[0].set_ylim(0, max(one.rate for one in pair) / 2000)
-    axes[1].set_xlabel("time (s)")
+    axes[0].set_xlim(0, max(one.seconds for one in every))
+    axes[0].set_ylim(0, max(one.rate for one in every) / 2000)
+    axes[-1].set_xlabel("time (s)")
     figure.colorbar(image, ax=axes, label="level (dB re full scale)", pad=0.02, extend="both")
     return figure
 

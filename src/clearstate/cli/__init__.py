@@ -23,6 +23,9 @@ import typer
 
 from clearstate import __version__
 from clearstate.cli import (
+    app as web_app,
+)
+from clearstate.cli import (
     convert,
     doctor,
     enhance,
@@ -58,6 +61,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "extend": extend.run,
     "stream": stream.run,
     "live": live.run,
+    "app": web_app.run,
     "serve": serve.run,
     "inspect": inspect.run,
     "restore": restore.run,

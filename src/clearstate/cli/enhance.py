@@ -69,6 +69,13 @@ def run(
             "crisper and PESQ rises; the waveform moves away from the clean one.",
         ),
     ] = False,
+    highs: Annotated[
+        bool,
+        typer.Option(
+            "--highs/--no-highs",
+            help="Keep the frequencies above the model's (8 kHz), which follow its gain. --no-highs removes them.",
+        ),
+    ] = True,
     warm_up: Annotated[
         bool,
         typer.Option(
@@ -126,11 +133,11 @@ def run(
         seconds = lengths(todo.jobs)
         runtime = backend_for(model, backend, todo.jobs, seconds)
         opener = functools.partial(
-            open_worker, model, runtime, strength, residual, pcs, warm_up, channels.value, overwrite, track
+            open_worker, model, runtime, strength, residual, pcs, highs, warm_up, channels.value, overwrite, track
         )
         settings = {
             "verb": "enhance", "model": model, "backend": backend.value, "strength": strength, "residual": residual,
-            "pcs": pcs, "warm_up": warm_up, "channels": channels.value, "track": track,
+            "pcs": pcs, "highs": highs, "warm_up": warm_up, "channels": channels.value, "track": track,
         }  # fmt: skip
         outcomes += batch.run(todo.jobs, opener, seconds, settings)
     close(outcomes, model, as_json)
@@ -142,6 +149,7 @@ def open_worker(
     strength: float | None,
     residual: bool,
     pcs: bool,
+    highs: bool,
     warm_up: bool,
     channels: str,
     overwrite: bool,
@@ -164,6 +172,7 @@ def open_worker(
             strength=strength,
             residual=residual,
             pcs=pcs,
+            highs=highs,
             warm_up=warm_up,
             channels=channels,
             track=track,

@@ -53,6 +53,7 @@ class Chain:
         pcs: apply perceptual contrast stretching to the output (`audio/contrast.py`).
         warm_up: a causal model first processes the beginning to initialise its state. Output starts after
             WARM_UP_SECONDS, which is too late for live audio.
+        highs: keep the band above the model's rate, with the gain g; False removes it.
     Raises:
         ValueError: for an invalid rate, channel count or strength, or a model of another task.
     """
@@ -68,11 +69,12 @@ class Chain:
         overviews: list[Any] | None = None,
         pcs: bool = False,
         warm_up: bool = False,
+        highs: bool = True,
     ) -> None:
         check_settings(channels, strength)
         sample_rate = whole_rate(sample_rate)
         self.wet = 1.0 if strength is None else 1.0 - 10 ** (-strength / 20)
-        self.residual, self.live = residual, live
+        self.residual, self.live, self.highs = residual, live, highs
         self.channels = channels
         model_rate = model.sample_rate
         self.piece = max(1, int(PIECE_SECONDS * sample_rate))
@@ -163,6 +165,7 @@ class Chain:
             change, low = self.up.push(np.concatenate([change, low])).reshape(2, self.channels, -1)
             start = self.up.produced - change.shape[1]
             gain = self.gain.at(start, self.up.produced, self.down.up, self.down.down)  # (m,)
+            gain = gain if self.highs else np.zeros_like(gain)
         count = min(change.shape[1], self._received - self._produced)
         self._produced += count
         x, self._dry = self._dry[:, :count], self._dry[:, count:]

@@ -66,6 +66,7 @@ class Enhancer:
         *,
         residual: bool = False,
         pcs: bool = False,
+        highs: bool = True,
         warm_up: bool = True,
         channels: str = "linked",
     ) -> Signal:
@@ -78,6 +79,8 @@ class Enhancer:
             strength: maximum attenuation in dB; 0 changes nothing, None sets no limit.
             residual: return the removed sound, input - output, instead.
             pcs: apply perceptual contrast stretching to the output (`audio/contrast.py`): PESQ rises, SI-SDR falls.
+            highs: keep the band above the model's (above 8 kHz at 16 kHz), with the model's gain just below it; False
+                removes that band.
             warm_up: a causal model first processes the opening 1.5 s to initialise its state, then starts again from
                 the beginning. False gives the same samples as `Stream`, which cannot look ahead.
             channels: "linked": all channels share one gain, which keeps the stereo image. "apart": every channel is
@@ -100,7 +103,7 @@ class Enhancer:
                     overviews = survey(self.model, sample_rate, len(item), in_blocks(item), BLOCK_SECONDS)
                 chain = open_chain(
                     self.model, sample_rate, len(item), strength, residual, overviews=overviews, pcs=pcs,
-                    warm_up=warm_up, channels_mode=channels,
+                    highs=highs, warm_up=warm_up, channels_mode=channels,
                 )  # fmt: skip
                 done = 0
                 for start in range(0, item.shape[1], chain.piece):
@@ -120,6 +123,7 @@ class Enhancer:
         strength: float | None = None,
         residual: bool = False,
         pcs: bool = False,
+        highs: bool = True,
         warm_up: bool = True,
         channels: str = "linked",
         track: int | None = None,
@@ -132,7 +136,7 @@ class Enhancer:
             in_path: an audio file, or "-" for a WAV stream on stdin.
             out_path: the extension selects the format; "-" for a WAV stream on stdout. The file is written under a
                 temporary name and renamed when it is complete.
-            strength, residual, pcs, warm_up, channels: as for `enhance`.
+            strength, residual, pcs, highs, warm_up, channels: as for `enhance`.
             track: sound track of a video, counted from 1; None selects the default track.
             overwrite: replace `out_path` if it exists; never the input itself.
             progress: called after every block with the seconds done and the total (0 if unknown). An exception from it
@@ -155,7 +159,7 @@ class Enhancer:
             info = source.info
             chain = open_chain(
                 self.model, info.sample_rate, info.channels, strength, residual, overviews=overviews, pcs=pcs,
-                warm_up=warm_up, channels_mode=channels,
+                highs=highs, warm_up=warm_up, channels_mode=channels,
             )  # fmt: skip
             with open_writer(out_path, info, overwrite=overwrite) as sink:
                 frames = 0
@@ -199,6 +203,7 @@ def enhance(
     strength: float | None = None,
     residual: bool = False,
     pcs: bool = False,
+    highs: bool = True,
     warm_up: bool = True,
     channels: str = "linked",
     track: int | None = None,
@@ -208,7 +213,6 @@ def enhance(
 ) -> Report:
     """Enhance one file; see `Enhancer.enhance_file` for the arguments. For several files, `load` the model once."""
     return load(model, backend).enhance_file(
-        in_path, out_path, strength=strength, residual=residual, pcs=pcs, warm_up=warm_up, channels=channels,
-        track=track,
-        overwrite=overwrite, progress=progress,
+        in_path, out_path, strength=strength, residual=residual, pcs=pcs, highs=highs, warm_up=warm_up,
+        channels=channels, track=track, overwrite=overwrite, progress=progress,
     )  # fmt: skip
