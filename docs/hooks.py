@@ -18,11 +18,12 @@ from clearstate.models import PRESETS
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCE = "https://github.com/clearstate/clearstate/blob/main/"  # of files that are not pages
+CARDS = sorted(ROOT.glob("src/clearstate/weights/*/README.md"))
 PAGES = {  # page of the site: file of the repository
     "browser.md": "web/README.md",
     "contributing.md": "CONTRIBUTING.md",
     "changelog.md": "CHANGELOG.md",
-    **{f"cards/{card.parent.name}.md": str(card.relative_to(ROOT)) for card in ROOT.glob("src/clearstate/weights/*/*.md")},
+    **{f"cards/{card.parent.name}.md": str(card.relative_to(ROOT)) for card in CARDS},
 }
 PAGE_OF = {source: page for page, source in PAGES.items()}
 
@@ -62,7 +63,7 @@ def on_page_markdown(text: str, page: Any, config: Any, files: Any) -> str:
             raise PluginError(f"{source} links to {target}, which does not exist")
         return f"]({to}{'#' + anchor if anchor else ''})"
 
-    parts = re.split(r"(^```.*?^```$|^ {4}.*$|`[^`\n]+`)", text, flags=re.MULTILINE | re.DOTALL)  # code stays
+    parts = re.split(r"(^```.*?^```$|`[^`\n]+`)", text, flags=re.MULTILINE | re.DOTALL)  # code stays
     parts[::2] = [re.sub(r"\]\(([^)\s]+)\)", link, part) for part in parts[::2]]
     return "".join(parts)
 
