@@ -116,10 +116,10 @@ def signal_path() -> str:
     parts = [
         box(20, 60, 110, 60, ["input", "any rate"], "sand"),
         box(180, 60, 130, 60, ["resample", "to 16 kHz"]),
-        box(360, 60, 130, 60, ["model", "one item per channel"], "green"),
+        box(360, 60, 130, 60, ["model", "per channel"], "green"),
         box(540, 60, 150, 60, ["one gain", "for all channels"]),
         box(740, 60, 130, 60, ["resample", "back"]),
-        box(360, 170, 130, 50, ["wait", "as long as the model"]),
+        box(360, 170, 130, 50, ["wait", "for the model"]),
         box(740, 170, 130, 50, ["add", "the correction"], "green"),
         box(900, 170, 90, 50, ["output"], "sand"),
         arrow((130, 90), (176, 90)),
@@ -249,7 +249,7 @@ def hops() -> str:
     ax.grid(visible=False, axis="y")
     ax.set_xlim(0, 1.15 * max(1000 * row["p99"] for row in rows))
     ax.set_xlabel(
-        "ms for a hop of 16 ms: median (bar), 99th percentile (line) and its share of the hop", color=sentinel("soft")
+        "ms for a hop of 16 ms: median, and 99th percentile with its share of the hop", color=sentinel("soft")
     )
     ax.set_title(found["machine"], color=sentinel("ink"), fontsize=11)
     return plotted(figure, "streaming.json", "Processing time of one hop")
