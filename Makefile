@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WORKERS ?= 2
 
-.PHONY: demo test test-core test-agents check bench build web clean
+.PHONY: demo test test-core test-agents check docs bench build web clean
 
 demo: .venv-demo/.installed  ## enhance the shipped example; prints where the result, its picture and its scores are
 	.venv-demo/bin/python examples/demo.py
@@ -27,12 +27,15 @@ test-core: build  ## build the wheel, install it in a new environment, and test 
 	.venv-core/bin/python -m pip install --quiet dist/*.whl pytest
 	CLEARSTATE_CORE_ONLY=1 .venv-core/bin/python -m pytest tests/core --confcutdir=tests/core
 
-check: $(STAMP)  ## lint, format, types, import rules, doctests
+check: $(STAMP) docs  ## lint, format, types, import rules, doctests, documentation
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python -m pytest --doctest-modules src/clearstate --ignore src/clearstate/integrations -p no:cacheprovider
+
+docs: $(STAMP)  ## build the documentation into site/; a broken link or a page without a place is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: $(STAMP)  ## every benchmark; each prints a ratio against a reference in the same run
 	for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
@@ -50,6 +53,7 @@ $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-deps distillmos  # weights of a score; the package itself would need torchaudio
 	touch $@
 
 .venv-demo/.installed: pyproject.toml
@@ -58,4 +62,4 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-core .venv-agents .venv-demo build dist demo web/build web/dist web/node_modules
+	rm -rf $(VENV) .venv-core .venv-agents .venv-demo build dist site demo web/build web/dist web/node_modules

@@ -16,6 +16,8 @@ import argparse
 import contextlib
 import ctypes
 import json
+import os
+import platform
 import time
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -58,7 +60,7 @@ def main() -> None:
     parser.add_argument("--live", action="store_true", help="run our models as on live audio, without warm-up")
     parser.add_argument("--every", type=int, default=1, help="use every EVERY-th file")
     parser.add_argument("--jobs", type=int, default=1, help="scoring processes")
-    parser.add_argument("--json", type=Path, help="also write the scores of each file to this file")
+    parser.add_argument("--json", type=Path, help="also write means, times and the scores of each file to this file")
     given = parser.parse_args()
     given.systems = given.systems or ["noisy", "live:torch", "live:onnx", *installed_peers()]
     pairs = find_pairs(given.noisy, given.clean)[:: given.every]
@@ -86,7 +88,15 @@ def main() -> None:
             print(f"{name[-27:]:28}" + "".join(f"{value:9.3f}" for value in means) + spent, flush=True)
     if given.json:
         files = [noisy.name for noisy, _ in pairs]
-        found = {"columns": COLUMNS, "files": files, "scores": scores, "hop_p99_wall_and_cpu": shares}
+        found = {
+            "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, one thread",
+            "columns": COLUMNS,
+            "means": {name: np.mean(rows, axis=0).round(3).tolist() for name, rows in scores.items()},
+            "hop_p99": {name: cpu for name, (_, cpu) in shares.items()},  # of its duration, processor time
+            "hop_p99_wall": {name: wall for name, (wall, _) in shares.items()},
+            "files": files,
+            "scores": scores,
+        }
         given.json.write_text(json.dumps(found))
 
 

@@ -209,7 +209,10 @@ def main() -> None:
 
     if wanted.json:
         with open(wanted.json, "w", encoding="utf-8") as file:
-            json.dump(rows, file, indent=2)
+            machine = (
+                f"{wanted.model}, {platform.processor() or platform.machine()}, {os.cpu_count()} cores, one thread"
+            )
+            json.dump({"machine": machine, "rows": rows}, file, indent=2)
     at_rate = next(r for r in rows if r["case"].startswith(f"Stream, {model.sample_rate} Hz"))
     file = next(r for r in rows if r["case"] == "offline, layer by layer")
     passed = at_rate["ratio"] <= MUST, file["rtf"] <= MUST_RTF

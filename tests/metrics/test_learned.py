@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
 from clearstate.metrics import learned
@@ -12,6 +13,11 @@ from clearstate.metrics.learned import MissingWeights, find_weights
 from clearstate.metrics.mel import mel_filters
 
 RATE = 16_000
+CLIPS = Path(__file__).parents[2] / "examples" / "clips"
+needs_distillmos = pytest.mark.skipif(
+    importlib.util.find_spec("distillmos") is None,
+    reason="needs the distillmos wheel (pip install --no-deps distillmos)",
+)
 needs_speechmos = pytest.mark.skipif(
     importlib.util.find_spec("speechmos") is None, reason="needs the speechmos wheel (pip install --no-deps speechmos)"
 )
@@ -35,8 +41,45 @@ def test_dnsmos_equals_speechmos():
 
 
 @needs_speechmos
-def test_dnsmos_of_silence_is_undefined():
-    assert np.isnan(learned.dnsmos(np.zeros(RATE), RATE)).all()
+@pytest.mark.parametrize(("clip", "expected"), [("helicopter_0db.noisy", 1.6238426), ("fire_10db.clean", 3.8236824)])
+def test_plcmos_equals_speechmos(clip, expected):
+    """Against speechmos 0.0.1.1, whose random raters were replaced by ours."""
+    assert learned.plcmos(*soundfile.read(CLIPS / f"{clip}.flac")) == pytest.approx(expected, abs=1e-5)
+
+
+@needs_distillmos
+@pytest.mark.parametrize(
+    ("clip", "times", "expected"),
+    [("helicopter_0db.noisy", 1, 1.6793343), ("fire_10db.clean", 1, 4.0280323), ("fire_10db.clean", 4, 3.7571630)],
+)
+def test_distillmos_equals_its_package(clip, times, expected):
+    """Against distillmos 0.9.1: clips that are padded, and one of six excerpts."""
+    signal, rate = soundfile.read(CLIPS / f"{clip}.flac")
+    score = learned.score("distillmos", np.tile(signal, times), rate, find_weights("distillmos"))
+    assert score == {"distillmos": pytest.approx(expected, abs=1e-4)}
+
+
+def test_another_file_is_not_taken_for_distillmos(tmp_path):
+    torch.save({"model": {}}, tmp_path / "distill_mos_v7.pt")
+    with pytest.raises(ValueError, match="not a Distill-MOS checkpoint"):
+        learned.score("distillmos", np.ones(RATE), RATE, tmp_path / "distill_mos_v7.pt")
+
+
+@needs_speechmos
+@needs_distillmos
+@pytest.mark.parametrize("group", ["dnsmos", "plcmos", "distillmos"])
+def test_the_opinion_on_silence_is_undefined(group):
+    assert np.isnan(list(learned.score(group, np.zeros(RATE), RATE, find_weights(group)).values())).all()
+
+
+@needs_speechmos
+@needs_distillmos
+@pytest.mark.parametrize("key", ["dnsmos_ovrl", "plcmos", "distillmos"])
+def test_the_opinion_on_clean_speech_is_better_than_on_noisy(key):
+    noisy, clean = (soundfile.read(CLIPS / f"helicopter_0db.{kind}.flac")[0] for kind in ("noisy", "clean"))
+    group = key.partition("_")[0]
+    scores = [learned.score(group, x, RATE, find_weights(group))[key] for x in (noisy, clean)]
+    assert scores[0] + 0.5 < scores[1]
 
 
 @needs_speechmos
@@ -73,6 +116,13 @@ def test_weights_are_looked_for_where_the_user_said(tmp_path, monkeypatch):
         find_weights("scoreq", {"scoreq": tmp_path})
 
 
+def test_without_its_wheel_a_score_names_it(monkeypatch):
+    monkeypatch.delenv(learned.FOLDER, raising=False)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(MissingWeights, match="pip install --no-deps distillmos, or name a folder"):
+        find_weights("distillmos")
+
+
 class LoudnessOpinion(torch.nn.Module):
     def forward(self, wave: torch.Tensor) -> torch.Tensor:
         return 5 * wave.square().mean(dim=1)
@@ -98,6 +148,24 @@ def test_scoreq_pads_to_whole_steps(tmp_path):
 
     torch.jit.script(Length()).save(str(path))
     assert learned.scoreq(np.ones(321), RATE, path) == 640
+
+
+@pytest.mark.parametrize(("group", "samples"), [("utmos", 321), ("scoreq", 640)])
+def test_utmos_and_scoreq_run_an_onnx_file_of_one_waveform_and_one_number(tmp_path, group, samples):
+    """A stub of the released networks' shape, (1, samples) to (1, 1), whose opinion is the number of samples."""
+    from onnx import TensorProto, helper, save
+
+    wave = helper.make_tensor_value_info("wave", TensorProto.FLOAT, [1, "samples"])
+    opinion = helper.make_tensor_value_info("opinion", TensorProto.FLOAT, [1, 1])
+    nodes = [
+        helper.make_node("Sub", ["wave", "wave"], ["zeros"]),
+        helper.make_node("Exp", ["zeros"], ["ones"]),
+        helper.make_node("ReduceSum", ["ones", "axes"], ["opinion"], keepdims=1),
+    ]
+    axes = helper.make_tensor("axes", TensorProto.INT64, [1], [1])
+    graph = helper.make_graph(nodes, group, [wave], [opinion], [axes])
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "stub.onnx")
+    assert learned.score(group, np.ones(321), RATE, tmp_path / "stub.onnx") == {group: samples}
 
 
 NISQA_ARGS = {

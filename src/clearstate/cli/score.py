@@ -32,12 +32,12 @@ def run(
             "--metrics",
             "-s",
             metavar="LIST",
-            help="Scores or groups, comma-separated: default, divided, dnsmos, nisqa, …",
+            help="Scores or groups, comma-separated: default, divided, dnsmos, distillmos, …",
         ),
     ] = "default",
     weights: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=FILE", help="Weights for nisqa, utmos, scoreq or dnsmos. Nothing is downloaded."),
+        typer.Option(metavar="NAME=FILE", help="Weights of a learned score, as in nisqa=nisqa.tar. Never downloaded."),
     ] = None,
     high_band: Annotated[
         float | None, typer.Option(min=0, metavar="HZ", help="Lower edge of LSD-high. Default: half of the band.")
@@ -45,7 +45,8 @@ def run(
     asr: Annotated[
         str | None,
         typer.Option(
-            metavar="RECOGNISER", help="Also compute word error rates, with pocketsphinx or whisper:MODELFILE."
+            metavar="RECOGNISER",
+            help="Also compute word error rates, with pocketsphinx or whisper:MODEL (a model that you have).",
         ),
     ] = None,
     transcripts: Annotated[

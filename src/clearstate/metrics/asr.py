@@ -1,18 +1,22 @@
 """Word error rates of a speech recogniser on the enhanced, noisy and clean signals.
 
-Nothing is downloaded: the pocketsphinx wheel includes a US English model, and Whisper needs the path of a model.
+Nothing is downloaded: the pocketsphinx wheel includes a US English model, and Whisper needs the path of a model: a
+folder for faster-whisper (extra `asr`), or a file for openai-whisper, which you install yourself.
 """
 
 from __future__ import annotations
 
+import importlib
 import re
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from clearstate.metrics.extras import need
+from clearstate.metrics.extras import MissingExtra, need
 from clearstate.metrics.files import Loaded, read_json, read_text, resample
 
 RATE = 16_000  # Hz, of both recognisers
@@ -110,7 +114,7 @@ def transcribe(signal: np.ndarray, sample_rate: int, recogniser: str) -> str:
 
     Args:
         signal: (samples,) in [-1, 1].
-        recogniser: "pocketsphinx", or "whisper:FILE" with a model file of openai-whisper.
+        recogniser: "pocketsphinx", or "whisper:MODEL" with a folder of faster-whisper or a file of openai-whisper.
     Raises:
         ValueError: for another recogniser.   MissingExtra: when its library is not installed.
     """
@@ -123,8 +127,7 @@ def transcribe(signal: np.ndarray, sample_rate: int, recogniser: str) -> str:
         decoder.end_utt()
         found = decoder.hyp()
         return found.hypstr if found else ""
-    model = _whisper(recogniser.partition(":")[2])
-    return str(model.transcribe(x.astype(np.float32), language="en", temperature=0.0, fp16=False)["text"])
+    return _whisper(Path(recogniser.partition(":")[2]))(x.astype(np.float32))
 
 
 def check_recogniser(recogniser: str) -> None:
@@ -133,12 +136,15 @@ def check_recogniser(recogniser: str) -> None:
     if name == "pocketsphinx" and not model:
         need("pocketsphinx", "asr", "--asr pocketsphinx")
     elif name == "whisper":
-        if not Path(model).is_file():
+        if not model or not Path(model).exists():
             what = f"{model} does not exist" if model else "no model named"
-            raise ValueError(f"--asr whisper: {what}; expected a model file: --asr whisper:base.en.pt")
-        need("whisper", "asr", "--asr whisper")
+            raise ValueError(
+                f"--asr whisper: {what}; expected a folder for faster-whisper or a file for openai-whisper, such as "
+                "--asr whisper:faster-whisper-base or --asr whisper:base.en.pt"
+            )
+        _whisper_library(Path(model))
     else:
-        raise ValueError(f"no recogniser is called {recogniser!r}: expected pocketsphinx or whisper:FILE")
+        raise ValueError(f"no recogniser is called {recogniser!r}: expected pocketsphinx or whisper:MODEL")
 
 
 @lru_cache(maxsize=1)
@@ -147,5 +153,25 @@ def _pocketsphinx() -> Any:
 
 
 @lru_cache(maxsize=1)
-def _whisper(model: str) -> Any:
-    return need("whisper", "asr", "--asr whisper").load_model(model)
+def _whisper(model: Path) -> Callable[[np.ndarray], str]:
+    library = _whisper_library(model)
+    if not model.is_dir():
+        network = library.load_model(str(model))
+        return lambda x: str(network.transcribe(x, language="en", temperature=0.0, fp16=False)["text"])
+    try:
+        faster = library.WhisperModel(str(model), device="cpu", compute_type="float32", cpu_threads=1)
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(f"--asr whisper: {model} is not a model folder of faster-whisper: {error}") from error
+    return lambda x: "".join(part.text for part in faster.transcribe(x, language="en", temperature=0.0)[0])
+
+
+def _whisper_library(model: Path) -> ModuleType:
+    """faster-whisper for a folder, openai-whisper for a file."""
+    if model.is_dir():
+        return need("faster_whisper", "asr", "--asr whisper:FOLDER")
+    try:
+        return importlib.import_module("whisper")
+    except ImportError as error:
+        raise MissingExtra(
+            "--asr whisper:FILE needs whisper, which is not installed: pip install openai-whisper"
+        ) from error

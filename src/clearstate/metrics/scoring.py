@@ -179,7 +179,7 @@ def available(keys: Sequence[str], named: Mapping[str, Path]) -> tuple[list[str]
         group = SCORES[key].group
         try:
             for library in LIBRARIES.get(key, LIBRARIES.get(group, ())):
-                need(library, "metrics", SCORES[key].label)
+                need(library, "torch" if library == "torch" else "metrics", SCORES[key].label)
             if group in FILES:
                 weights[group] = find_weights(group, named)
             have.append(key)
@@ -194,5 +194,8 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
     "sdr": ("scipy",),
     "sdri": ("scipy",),
     "dnsmos": ("onnxruntime",),
+    "plcmos": ("onnxruntime",),
+    "distillmos": ("torch",),
+    "nisqa": ("torch",),
     **dict.fromkeys((*REGRESSED, *DIVIDED, "pesq_wb", "pesq_nb"), ("pesq",)),
 }
