@@ -38,7 +38,9 @@ SCORED_SECONDS = 12.0  # of excerpts for the opinion score
 FRAME_SECONDS, RANGE_DB = 0.02, 25.0  # frames with speech in the separated voices: within this range of the loudest
 BOTH_DB = 12.0  # two voices speak in a frame if their levels differ by less
 SIMULTANEOUS = 0.3  # share of the frames with speech in which both speak: two speakers or more
-SURE_DB = 27.0  # ratio to the steady noise, above which the model is doubted if it removes
+SURE_DB = 27.0  # ratio to the steady noise, above which the model is doubted if it removes a voice
+CLEANER_DB = 5.0  # the same, if this ratio is larger by this in the removed sound than in the recording
+SAME_PITCH = 0.12  # relative difference of two pitches of the same voice
 SPEECH_REMOVED = 0.5  # share of the time in which the removed sound is like speech
 LEAST_FOR_ROOM_DB = 15.0  # signal-to-noise ratio; below it, noise hides how sounds decay
 LEAST_SPEECH = 0.02  # share of the time; less is no speech
@@ -174,10 +176,10 @@ class Inspector:
             noisy = np.concatenate(excerpts)
             clean = self.enhancer.enhance(noisy, rate)
             ratio = signal_to_noise(noisy, clean, np.concatenate(cut))
-            steady = speech_in(noisy, rate).snr  # without hum
-            removed = speech_in(noisy - clean, rate)
-            if steady > SURE_DB and removed.speech > SPEECH_REMOVED and removed.pitch:
-                ratio = steady  # the model took a part of the voice for noise
+            heard = speech_in(noisy, rate)
+            steady = heard.snr  # without hum
+            if took_voice(heard, speech_in(noisy - clean, rate)):
+                ratio = steady if ratio is None else max(ratio, steady)
             if ratio and ratio > NOISY_DB:  # the steady noise is the better estimate up there
                 ratio = min(ratio, max(NOISY_DB, steady))
             known["snr_db"] = ratio
@@ -260,6 +262,17 @@ def signal_to_noise(noisy: Floats, clean: Floats, cut: NDArray[np.bool_]) -> flo
     kept = energy(clean) / len(clean)
     removed = energy((noisy - clean)[~cut]) / max(1, int((~cut).sum()))
     return decibels(kept / removed) if kept > 0 and removed > 0 else None
+
+
+def took_voice(heard: Speech, removed: Speech) -> bool:
+    """Whether a model took a part of the voice for noise: what it removed sounds like the voice, and is no noise.
+
+    It has the pitch of the voice, and there is hardly steady noise in the recording, or less in what was removed.
+    """
+    if removed.speech <= SPEECH_REMOVED or not removed.pitch or not heard.pitch:
+        return False
+    same = abs(removed.pitch / heard.pitch - 1) < SAME_PITCH
+    return same and (heard.snr > SURE_DB or removed.snr > heard.snr + CLEANER_DB)
 
 
 def speech_in(x: Floats, rate: int) -> Speech:
