@@ -3,6 +3,7 @@
 import math
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -102,6 +103,56 @@ def test_a_signal_to_one_process_stops_all_at_the_same_step(tmp_path):
         end(run)
     steps = checkpoint.load(tmp_path)["counters"]["step"]
     assert 0 < steps < 100_000 and losses(tmp_path)[-1][0] <= steps
+
+
+ELASTIC = ("data.batch=4", "schedule.max_steps=40", "checkpoint_minutes=0.002")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    torchrun(folder, "0.1", *ELASTIC)
+    return folder
+
+
+def node(folder: Path, port: int) -> subprocess.Popen:
+    """One of two nodes, as in docs/training.md, each with one process; both are on this machine."""
+    rendezvous = ["--rdzv-backend", "c10d", "--rdzv-id", "tiny", "--rdzv-endpoint", f"127.0.0.1:{port}"]
+    command = ["--nnodes", "2", "--nproc-per-node", "1", "--max-restarts", "3", "--local-addr", "127.0.0.1"]
+    return subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", *command, *rendezvous, str(PROGRAM), str(folder), "0.03", "0.1",
+         *ELASTIC],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+@LINUX
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["process", "node"])
+def test_a_killed_process_or_node_is_replaced_and_the_losses_continue(uninterrupted, tmp_path, what):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    nodes = [node(tmp_path, port)]
+    try:
+        time.sleep(1)  # the first one has the rendezvous
+        nodes.append(node(tmp_path, port))
+        while not (tmp_path / "checkpoint.pt").exists() or len(losses(tmp_path)) < 9:
+            assert nodes[1].poll() is None, nodes[1].communicate()[1]
+            time.sleep(0.05)
+        if what == "node":
+            end(nodes.pop())
+            nodes.append(node(tmp_path, port))
+        else:
+            os.kill(int(Path(f"/proc/{nodes[1].pid}/task/{nodes[1].pid}/children").read_text().split()[0]), 9)
+        reached = checkpoint.load(tmp_path)["counters"]["step"]
+        told = [run.communicate(timeout=300)[1] for run in nodes]
+        assert [run.returncode for run in nodes] == [0, 0], told
+    finally:
+        for run in nodes:
+            end(run)
+    assert 0 < reached < 40
+    assert losses(tmp_path) == losses(uninterrupted)
 
 
 def noise(seconds: float = 0.5) -> torch.Tensor:

@@ -37,8 +37,11 @@ VOICES_SECONDS = 12.0  # of excerpts for the separation model
 SCORED_SECONDS = 12.0  # of excerpts for the opinion score
 FRAME_SECONDS, RANGE_DB = 0.02, 25.0  # frames with speech in the separated voices: within this range of the loudest
 BOTH_DB = 12.0  # two voices speak in a frame if their levels differ by less
-SIMULTANEOUS = 0.3  # share of the frames with speech in which both speak: two speakers or more
-SURE_DB = 27.0  # ratio to the steady noise, above which the model is doubted if it removes
+SIMULTANEOUS = 0.05  # share of the frames with speech in which both speak, at least, for two speakers
+WEAKER_DB = 13.0  # the second of two speakers is at most this far below the first
+SURE_DB = 27.0  # ratio to the steady noise, above which the model is doubted if it removes a voice
+CLEANER_DB = 5.0  # the same, if this ratio is larger by this in the removed sound than in the recording
+SAME_PITCH = 0.12  # relative difference of two pitches of the same voice
 SPEECH_REMOVED = 0.5  # share of the time in which the removed sound is like speech
 LEAST_FOR_ROOM_DB = 15.0  # signal-to-noise ratio; below it, noise hides how sounds decay
 LEAST_SPEECH = 0.02  # share of the time; less is no speech
@@ -174,10 +177,10 @@ class Inspector:
             noisy = np.concatenate(excerpts)
             clean = self.enhancer.enhance(noisy, rate)
             ratio = signal_to_noise(noisy, clean, np.concatenate(cut))
-            steady = speech_in(noisy, rate).snr  # without hum
-            removed = speech_in(noisy - clean, rate)
-            if steady > SURE_DB and removed.speech > SPEECH_REMOVED and removed.pitch:
-                ratio = steady  # the model took a part of the voice for noise
+            heard = speech_in(noisy, rate)
+            steady = heard.snr  # without hum
+            if took_voice(heard, speech_in(noisy - clean, rate)):
+                ratio = steady if ratio is None else max(ratio, steady)
             if ratio and ratio > NOISY_DB:  # the steady noise is the better estimate up there
                 ratio = min(ratio, max(NOISY_DB, steady))
             known["snr_db"] = ratio
@@ -190,18 +193,14 @@ class Inspector:
         return known
 
     def _speakers(self, voices: Sequence[Floats], rate: int) -> int:
-        """1, or 2 if two voices often speak at the same time."""
+        """1, or 2 if two voices speak at the same time in most of the excerpts."""
         both = heard = 0
         for x in voices:
             pair = np.asarray(self.separator.separate(x.astype(np.float32), rate)).reshape(2, -1)
-            size = max(1, round(FRAME_SECONDS * rate))
-            frames = np.square(pair[:, : pair.shape[1] // size * size]).reshape(2, -1, size)
-            if frames.shape[1]:
-                level = 10 * np.log10(frames.mean(2) + 1e-12)  # (2, t)
-                active = level.max(0) > np.percentile(level.max(0), 95) - RANGE_DB
-                both += int((np.abs(level[0] - level[1])[active] < BOTH_DB).sum())
-                heard += int(active.sum())
-        return 2 if both > SIMULTANEOUS * max(1, heard) else 1
+            active, together = simultaneous(pair, rate)
+            heard += active
+            both += active * together
+        return 2 if 2 * both > heard else 1
 
 
 def inspect(path: AnyPath, *, models: bool = True, track: int | None = None) -> Inspection:
@@ -260,6 +259,33 @@ def signal_to_noise(noisy: Floats, clean: Floats, cut: NDArray[np.bool_]) -> flo
     kept = energy(clean) / len(clean)
     removed = energy((noisy - clean)[~cut]) / max(1, int((~cut).sum()))
     return decibels(kept / removed) if kept > 0 and removed > 0 else None
+
+
+def simultaneous(pair: Floats, rate: int) -> tuple[int, bool]:
+    """The frames with speech in two separated outputs (2, n), and whether there is a voice in each at the same time.
+
+    The separation of a single voice leaves little in one output; two voices in turn are hardly ever in both at once.
+    """
+    size = max(1, round(FRAME_SECONDS * rate))
+    energies = np.square(pair[:, : pair.shape[1] // size * size]).reshape(2, -1, size).mean(2)  # (2, t)
+    if not energies.any():
+        return 0, False
+    weaker, stronger = np.sort(10 * np.log10(energies.sum(1) + 1e-12))
+    level = 10 * np.log10(energies + 1e-12)
+    active = level.max(0) > np.percentile(level.max(0), 95) - RANGE_DB
+    close = float((np.abs(level[0] - level[1])[active] < BOTH_DB).mean())
+    return int(active.sum()), bool(stronger - weaker < WEAKER_DB and close > SIMULTANEOUS)
+
+
+def took_voice(heard: Speech, removed: Speech) -> bool:
+    """Whether a model took a part of the voice for noise: what it removed sounds like the voice, and is no noise.
+
+    It has the pitch of the voice, and there is hardly steady noise in the recording, or less in what was removed.
+    """
+    if removed.speech <= SPEECH_REMOVED or not removed.pitch or not heard.pitch:
+        return False
+    same = abs(removed.pitch / heard.pitch - 1) < SAME_PITCH
+    return same and (heard.snr > SURE_DB or removed.snr > heard.snr + CLEANER_DB)
 
 
 def speech_in(x: Floats, rate: int) -> Speech:
