@@ -103,7 +103,7 @@ class Served:
 
     @property
     def memory(self) -> float:
-        """MB of its own, also where swapped out: no libraries, whose pages come and go; without the processes for files."""
+        """MB of its own, also where swapped out, without libraries, whose pages come and go; no processes for files."""
         lines = "".join((path / "status").read_text() for path in self.processes)
         return sum(int(kb) for kb in re.findall(r"^(?:RssAnon|VmSwap):\s+(\d+)", lines, re.M)) / 1024
 
