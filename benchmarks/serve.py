@@ -12,7 +12,7 @@ Every scenario starts its own service and runs beside it on the same cores.
     oversize  an upload that is too large, with and without saying so
     endless   an upload that never ends
     files     ten recordings of --minutes at the same time
-    soak      streams that come and go for --minutes: the memory of the service
+    soak      streams that stay, come and go, and garbage, for --minutes: the memory of the service, once a minute
 
 "lag" is the time from the sending of a message until its output has arrived; the latency of the model is not part of
 it. Beside the strange clients, one well-behaved stream runs all the time, and its lag is printed. The clients' own
@@ -103,9 +103,9 @@ class Served:
 
     @property
     def memory(self) -> float:
-        """Resident MB, without the processes for files."""
-        pages = sum(int((path / "statm").read_text().split()[1]) for path in self.processes)
-        return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+        """MB of its own, also where swapped out, without libraries, whose pages come and go; no processes for files."""
+        lines = "".join((path / "status").read_text() for path in self.processes)
+        return sum(int(kb) for kb in re.findall(r"^(?:RssAnon|VmSwap):\s+(\d+)", lines, re.M)) / 1024
 
     def connect(self) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.port), timeout=30)
@@ -543,16 +543,27 @@ def files(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def soak(args: argparse.Namespace) -> list[dict[str, Any]]:
-    with Served() as served:
-        memory, deadline = [], time.monotonic() + 60 * args.minutes
-        while time.monotonic() < deadline and served.alive:
+    """Streams that stay, others that come and go, and clients that send garbage; the memory once a minute."""
+    with Served("--backend", args.backend) as served, probe(served):
+        memory, ends, rounds, started = [], 0, 0, time.monotonic()
+        while (since := time.monotonic() - started) < 60 * args.minutes and served.alive:
             crowd = Crowd(served, 10)
             crowd.run(3.0)
             crowd.close()
-            memory.append(served.memory)
-            print(f"  {memory[-1]:.1f} MB", end="\r", flush=True)
-    first = memory[len(memory) // 5]
-    return [{"what": f"{len(memory)} rounds of 10 streams", "mb_first": first, "mb": memory[-1] - first}]
+            for junk in (upgrade(), upgrade() + header() + bytes(50), b"GET / HTTP/1.1\r\n\r\n", bytes(100)):
+                with contextlib.suppress(OSError), served.connect() as sock:
+                    sock.sendall(junk)
+                    ends += 1
+            rounds += 1
+            if since >= 60 * len(memory):
+                memory.append(served.memory)
+                print(f"  {since / 60:4.0f} min {memory[-1]:7.1f} MB", flush=True)
+    settled = memory[len(memory) // 6 :]  # after the first minutes, which fill caches
+    slope = float(np.polyfit(range(len(settled)), settled, 1)[0]) if len(settled) > 1 else float("nan")
+    return [{
+        "what": f"{rounds} rounds of 10 streams, {ends} clients with garbage", "mb_first": memory[0],
+        "mb_settled": settled[0], "mb_last": memory[-1], "mb_per_minute": slope,
+    }]  # fmt: skip
 
 
 SCENARIOS = {

@@ -28,6 +28,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
+from clearstate.audio.atomic import replacing
+
 AnyPath = str | os.PathLike[str]
 
 
@@ -247,13 +249,8 @@ class LiveStream:
 
 def _save(response: http.client.HTTPResponse, target: AnyPath) -> None:
     """Write a body to a file, which appears when it is complete."""
-    part = Path(f"{os.fspath(target)}.part")
-    try:
-        with open(part, "wb") as file:
-            shutil.copyfileobj(response, file, 1 << 16)
-        part.replace(target)
-    finally:
-        part.unlink(missing_ok=True)
+    with replacing(target) as part, open(part, "wb") as file:
+        shutil.copyfileobj(response, file, 1 << 16)
 
 
 def _error(status: int, body: bytes) -> ServiceError:

@@ -74,6 +74,16 @@ def test_a_refusal_in_python_names_its_code_and_leaves_no_file(client, tmp_path,
     assert sorted(path.name for path in tmp_path.iterdir()) == ["large.wav", "text.wav"]
 
 
+def test_a_place_that_cannot_be_written_is_named_and_nothing_is_left(client, clip, tmp_path):
+    with pytest.raises(OSError, match="missing does not exist") as error:
+        client.enhance(clip, tmp_path / "missing" / "out.wav")
+    assert "\n" not in str(error.value)
+    (tmp_path / "out.wav").mkdir()
+    with pytest.raises(OSError, match=r"out\.wav"):
+        client.enhance(clip, tmp_path / "out.wav")
+    assert [path.name for path in tmp_path.iterdir()] == ["out.wav"]
+
+
 def test_a_wrong_key_or_header_in_python(guarded, client):
     with pytest.raises(ServiceError) as refused:
         Client(guarded.url, "wrong").models()

@@ -248,6 +248,7 @@ def settle() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     gc.collect()
     gc.freeze()  # the collector does not look at the libraries again
+    gc.collect()  # it counts anew, so it runs again before much has gathered
 
 
 # ------------------------------------------------------------------------------------------- inside the process

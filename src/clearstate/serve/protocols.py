@@ -59,14 +59,15 @@ def handing_over(adopt: Callable[[int, bytes], RefusedError | None]) -> type[asy
 
         def data_received(self, data: bytes) -> None:
             """The first data is the whole head."""
-            if (why := adopt(self.transport.get_extra_info("socket").fileno(), data)) is None:
-                self.transport.abort()  # closes our descriptor, not the connection
+            transport, self.transport = self.transport, None  # they refer to each other: another cycle
+            if (why := adopt(transport.get_extra_info("socket").fileno(), data)) is None:
+                transport.abort()  # closes our descriptor, not the connection
                 return
             body = json.dumps(why.as_json()).encode()
             head = f"HTTP/1.1 {why.status} Refused\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
             headers = "".join(f"{name}: {value}\r\n" for name, value in why.headers.items())
-            self.transport.write(f"{head}{headers}Connection: close\r\n\r\n".encode() + body)
-            self.transport.close()
+            transport.write(f"{head}{headers}Connection: close\r\n\r\n".encode() + body)
+            transport.close()
 
     return HandOver
 
@@ -86,6 +87,7 @@ def http_protocol(header_seconds: float) -> type:
         def handle_websocket_upgrade(self, *args: Any) -> None:
             self.deadline.cancel()
             super().handle_websocket_upgrade(*args)
+            self.parser = None  # it refers to this object: a cycle of 6 KB, as `connection_lost` is not called
 
         def connection_lost(self, error: Exception | None) -> None:
             self.deadline.cancel()

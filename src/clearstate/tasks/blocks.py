@@ -64,11 +64,11 @@ class Stream:
 
     def push(self, x: Array) -> Pair:
         """The next samples (rows, n)."""
-        held = x.astype(self._held.dtype)  # a copy, for compiled code takes no read-only array
         if self._held.shape[1]:
-            held = np.concatenate([self._held, held], axis=1)
-        whole = held.shape[1] // self.hop * self.hop
-        ready, self._held = held[:, :whole], held[:, whole:].copy()
+            x = np.concatenate([self._held, x], axis=1)
+        whole = x.shape[1] // self.hop * self.hop
+        ready = x[:, :whole].astype(self._held.dtype)  # a copy, for compiled code takes no read-only array
+        self._held = x[:, whole:].astype(self._held.dtype) if whole < x.shape[1] else self._nothing[0]
         if not whole:
             return self._nothing
         waiting = np.concatenate([self._waiting, ready], axis=1)
