@@ -12,7 +12,7 @@ from torch import Tensor
 from clearstate.train import teacher as teaching
 from clearstate.train.command import start_from
 from clearstate.train.discriminator import MetricDiscriminator
-from clearstate.train.losses import feature_distillation, level, output_distillation
+from clearstate.train.losses import feature_distillation, level, output_distillation, spectrum
 from clearstate.train.recipe import RecipeError
 
 METRIC = ("loss.metric=0.05", "schedule.max_steps=4", "data.batch=2")
@@ -108,7 +108,8 @@ def test_a_student_is_drawn_to_its_teacher(tmp_path, monkeypatch):
     def distance(student) -> float:
         with torch.no_grad():
             gain = level(noisy)
-            return output_distillation(student(noisy) * gain, teacher(noisy) * gain, 512, 256).mean().item()
+            spectra = [spectrum(model(noisy) * gain, 512, 256) for model in (student, teacher)]
+            return output_distillation(*spectra).mean().item()
 
     run = tiny_run(tmp_path, *distil, "schedule.max_steps=60", model=tiny_model(dropout=0.0))
     before = distance(run.plan.model.eval())
@@ -239,7 +240,9 @@ def test_a_model_with_its_own_frames_is_judged_in_its_window(tmp_path):
     own = terms_of(model, tmp_path / "own", "loss.spectra=output")
     noisy, clean = (torch.stack([Tones().example(0, i)[name] for i in range(2)]) for name in ("noisy", "clean"))
     ours, theirs = (model.spectrum(signal * level(noisy)).abs() ** 0.3 for signal in (noisy, clean))
-    assert own["magnitude"] == pytest.approx((ours - theirs).square().mean().item(), rel=0.1)  # the floor under silent bins
+    assert own["magnitude"] == pytest.approx(
+        (ours - theirs).square().mean().item(), rel=0.1
+    )  # the floor under silent bins
 
 
 def test_the_level_is_that_of_the_item_of_the_utterance_or_none(tmp_path):

@@ -144,12 +144,12 @@ class Run:
             estimate, predicted = session.model(noisy, with_spectrum=True, **options)
         else:
             estimate, predicted = session.model(noisy, **options), None
+        level = self.objective.level(noisy, gain)
         if session.adversary is not None:
             seen = predicted if sees_prediction(loss) else None
-            level = self.objective.level(noisy, gain)
             extra["metric"] = session.adversary.turn(estimate, clean, level, session.rate, seen)
         if session.teacher is not None:
-            extra.update(session.teacher.terms(noisy, estimate, session.done))
+            extra.update(session.teacher.terms(noisy, estimate, session.done, level, predicted))
         return self.objective(estimate, clean, noisy, extra, predicted, gain)
 
     def skip(self) -> None:

@@ -21,6 +21,7 @@ from clearstate.models.parts.stft import measured_bandwidth
 
 FLOOR = 1e-6  # power below which compression becomes linear, 60 dB below a bin of unit power
 PREDICTED_FLOOR = 1e-10  # the same for spectra that a network predicts, as SEMamba's code has it
+ANY_PHASE = 1e-30  # power: a predicted bin has a phase, however quiet it is; its gradient does not grow with 1 / |Y|
 
 
 # ------------------------------------------------------------------------------------------------ waveforms
@@ -419,15 +420,16 @@ def consistency_loss(predicted: Tensor, again: Tensor, exponent: float = 0.3) ->
 # ------------------------------------------------------------------------------------------------ distillation
 
 
-def output_distillation(student: Tensor, teacher: Tensor, n_fft: int, hop: int) -> Tensor:
-    """MSE of magnitude + 0.3 phase + 0.5 complex spectrum, compressed, to a teacher's output; (b, n) to (b,).
+def output_distillation(
+    student: Tensor, teacher: Tensor, *, floor: float = FLOOR, phase_floor: float = FLOOR
+) -> Tensor:
+    """MSE of magnitude + 0.3 phase + 0.5 complex spectrum, compressed, to a teacher's; spectra (b, t, f) to (b,).
 
     The weights of RT-SEMamba (arXiv:2608.12099). Departure: the phase error is wrapped before it is squared; theirs
     is not, and counts an angle of 2 pi as an error.
     """
-    ours, theirs = spectrum(student, n_fft, hop), spectrum(teacher, n_fft, hop)
-    a, b = compress(ours), compress(theirs)
-    turned = anti_wrap(phase(ours) - phase(theirs)).square().mean((1, 2))
+    a, b = (compress(spec, floor=floor) for spec in (student, teacher))
+    turned = anti_wrap(phase(student, phase_floor) - phase(teacher, phase_floor)).square().mean((1, 2))
     return magnitude_loss(a, b) + 0.3 * turned + 0.5 * complex_loss(a, b) / 2  # their complex term is per component
 
 

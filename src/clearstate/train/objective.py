@@ -11,8 +11,6 @@ from clearstate.train import losses
 from clearstate.train.networks import PredictsSpectrum
 from clearstate.train.recipe import LossRecipe, loss_weights
 
-ANY_PHASE = 1e-30  # power: a predicted bin has a phase, however quiet it is; its gradient does not grow with 1 / |Y|
-
 
 class Judged(NamedTuple):
     """The loss of a batch and its terms."""
@@ -90,7 +88,7 @@ class Objective:
             if predicted is None or recipe.spectra == "output":
                 terms = self.spectral_terms(self.stft(y), self.stft(s), losses.FLOOR, losses.FLOOR)
             else:
-                terms = self.spectral_terms(predicted, self.stft(s), losses.PREDICTED_FLOOR, ANY_PHASE)
+                terms = self.spectral_terms(predicted, self.stft(s), losses.PREDICTED_FLOOR, losses.ANY_PHASE)
         if "consistency" in wanted and predicted is not None:
             terms["consistency"] = losses.consistency_loss(predicted, self.stft(y), recipe.exponent)
         if "multi_resolution" in wanted:
@@ -140,7 +138,8 @@ def own_loss(terms: dict[str, Tensor], weight: float) -> Judged:
 
 def uses_prediction(loss: LossRecipe, model: nn.Module) -> bool:
     """Whether the loss needs the spectrum that the model predicts."""
-    spectral = max(loss.magnitude, loss.complex, loss.phase, loss.log_magnitude) > 0 and loss.spectra != "output"
+    terms = (loss.magnitude, loss.complex, loss.phase, loss.log_magnitude, loss.distill)
+    spectral = max(terms) > 0 and loss.spectra != "output"
     return isinstance(model, PredictsSpectrum) and (spectral or loss.consistency > 0 or sees_prediction(loss))
 
 

@@ -64,7 +64,9 @@ class Session:
         self.adversary: Adversary | None = None
         if recipe.loss.metric > 0:
             self.adversary = Adversary(self.fabric, recipe, plan.sample_rate, plan.objective.stft)
-        self.teacher = Teacher(recipe, plan.model, self.fabric.device) if recipe.loss.teacher is not None else None
+        self.teacher: Teacher | None = None
+        if recipe.loss.teacher is not None:
+            self.teacher = Teacher(recipe, plan.model, self.fabric.device, plan.objective)
         self.at = Counters()
         self.signalled = 0  # signal to this process; it stops the run once all processes know
         self.stop_signal = 0
