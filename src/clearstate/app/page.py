@@ -22,6 +22,7 @@ WAVEFORM_SECONDS = 300.0
 MOST_RUNS = 20  # in work or waiting, of all sessions
 RATES = [48_000, 44_100, 32_000, 24_000, 16_000]  # Hz, of an extended recording
 
+CSS = ".scores {overflow-x: auto} .scores :is(th, td) {white-space: nowrap; word-break: normal}"  # else words break
 PROGRESS = gr.Progress()
 Work = Callable[..., Result]
 Outputs = list[Any]
@@ -229,7 +230,7 @@ def _compare_tab(site: Site, model: str, examples: list[Example]) -> None:
         with gr.Column(scale=3, min_width=320):
             status = _status()
             with gr.Column(visible=False) as results:
-                table = gr.Markdown()
+                table = gr.Markdown(elem_classes="scores")
                 players = [_player("Before"), *(_player(catalogue.shown(name)) for name in names)]
                 picture = _picture("Spectrograms")
                 files = gr.File(label="Download", interactive=False, file_count="multiple")
