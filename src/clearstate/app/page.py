@@ -106,7 +106,7 @@ def build(site: Site, model: str, examples: dict[str, list[Example]]) -> Any:
     with gr.Blocks(
         title="clearstate", analytics_enabled=False, delete_cache=(KEEP_SECONDS // 10, KEEP_SECONDS), fill_width=False
     ) as page:
-        gr.Markdown("# clearstate\nClean up speech. Nothing leaves the machine that this app runs on.")
+        gr.Markdown("# clearstate\nClean up speech. Recordings are processed on the machine that this app runs on, and nowhere else.")
         with gr.Tab("Enhance"):
             _enhance_tab(site, model, examples["enhance"])
         with gr.Tab("Separate"):
@@ -380,7 +380,7 @@ def one_sentence(root: Path) -> Iterator[None]:
     """Turn errors of the work into a sentence for the page, without the folders below `root`."""
     try:
         yield
-    except (ValueError, OSError, ImportError, MemoryError) as error:
+    except (ValueError, OSError, ImportError, MemoryError, RuntimeError) as error:
         text = " ".join(str(error).split()) or type(error).__name__
         text = re.sub(re.escape(str(root)) + r"([/\\][^/\\\s]+)*[/\\]", "", text)
         raise gr.Error(text, duration=None, print_exception=False) from error
