@@ -5,10 +5,13 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WORKERS ?= 2
 
-.PHONY: demo test test-core test-agents check docs bench build web clean
+.PHONY: app demo test test-core test-agents check docs bench build web clean
 
 demo: .venv-demo/.installed  ## enhance the shipped example; prints where the result, its picture and its scores are
 	.venv-demo/bin/python examples/demo.py
+
+app: .venv-app/.installed  ## open the app in the browser
+	.venv-app/bin/clearstate app
 
 test: $(STAMP)  ## every test, on WORKERS processes; those with live audio have the machine to themselves
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not browser and not alone"
@@ -61,5 +64,10 @@ $(STAMP): pyproject.toml constraints.txt
 	.venv-demo/bin/python -m pip install --quiet --editable '.[demo]'
 	touch $@
 
+.venv-app/.installed: pyproject.toml
+	test -x .venv-app/bin/python || $(PYTHON) -m venv .venv-app
+	.venv-app/bin/python -m pip install --quiet --editable '.[app]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) .venv-core .venv-agents .venv-demo build dist site demo web/build web/dist web/node_modules
+	rm -rf $(VENV) .venv-app .venv-core .venv-agents .venv-demo build dist site demo web/build web/dist web/node_modules

@@ -188,7 +188,7 @@ def test_every_tab_has_an_example_of_one_click_and_fits_a_phone_and_a_desktop(vi
         ("Separate", "Two voices", "speaker 2 is active for"),
         ("Extend", "Telephone", "the model added those above"),
         ("Compare", "Fire", "Speed is in multiples of real time."),
-        ("About", "Card of live", "Trained weights"),
+        ("About", "Card of live", "The default model: causal"),
     ):
         tab(page, name)
         if name == "Compare":

@@ -321,6 +321,18 @@ def test_the_band_above_the_model_follows_what_the_model_does_below(rate):
             assert abs(band(y, rate, low, high) / band(x, rate, low, high) - gain) < 0.02
 
 
+@pytest.mark.parametrize("rate", [48_000, 44_100])
+def test_without_the_highs_nothing_above_the_model_is_left_and_the_rest_is_the_same(rate):
+    x = noise(1, 2 * rate)
+    for model in (CausalDouble(0.5), NonCausalDouble()):
+        with_highs, without = (Enhancer(model).enhance(x, rate, highs=highs) for highs in (True, False))
+        assert band(without, rate, 8_500, rate / 2) < 0.01 * band(with_highs, rate, 8_500, rate / 2)
+        assert abs(band(without, rate, 0, 7_000) / band(with_highs, rate, 0, 7_000) - 1) < 0.001
+    x = noise(1, 16_000)  # at the model's rate there is nothing to remove
+    enhancer = Enhancer(CausalDouble(0.5))
+    np.testing.assert_array_equal(enhancer.enhance(x, 16_000, highs=False), enhancer.enhance(x, 16_000))
+
+
 def test_the_gain_above_the_band_is_smooth_and_never_amplifies():
     rate = 48_000
     x = np.random.default_rng(0).standard_normal((1, 2 * rate)) * 0.1

@@ -85,7 +85,7 @@ def examples(folder: Path) -> dict[str, list[Example]]:
     noisy = [
         Example(label, _copy(folder, clips / f"{name}.noisy.flac"))
         for label, name in (
-            ("Helicopter, very loud", "helicopter_0db"), ("Chainsaw, loud", "chainsaw_5db"), ("Fire", "fire_10db"),
+            ("Helicopter", "helicopter_0db"), ("Chainsaw", "chainsaw_5db"), ("Fire", "fire_10db"),
         )
     ]  # fmt: skip
     both = _write(folder / "two_voices.flac", voices[0][:length] + voices[1][:length], rate)

@@ -22,6 +22,7 @@ WAVEFORM_SECONDS = 300.0
 MOST_RUNS = 20  # in work or waiting, of all sessions
 RATES = [48_000, 44_100, 32_000, 24_000, 16_000]  # Hz, of an extended recording
 
+CSS = ".scores {overflow-x: auto} .scores :is(th, td) {white-space: nowrap; word-break: normal}"  # else words break
 PROGRESS = gr.Progress()
 Work = Callable[..., Result]
 Outputs = list[Any]
@@ -105,7 +106,9 @@ def build(site: Site, model: str, examples: dict[str, list[Example]]) -> Any:
     with gr.Blocks(
         title="clearstate", analytics_enabled=False, delete_cache=(KEEP_SECONDS // 10, KEEP_SECONDS), fill_width=False
     ) as page:
-        gr.Markdown("# clearstate\nClean up speech. Nothing leaves the machine that this app runs on.")
+        gr.Markdown(
+            "# clearstate\nClean up speech. Recordings are processed on the machine that this app runs on, and nowhere else."
+        )
         with gr.Tab("Enhance"):
             _enhance_tab(site, model, examples["enhance"])
         with gr.Tab("Separate"):
@@ -229,7 +232,7 @@ def _compare_tab(site: Site, model: str, examples: list[Example]) -> None:
         with gr.Column(scale=3, min_width=320):
             status = _status()
             with gr.Column(visible=False) as results:
-                table = gr.Markdown()
+                table = gr.Markdown(elem_classes="scores")
                 players = [_player("Before"), *(_player(catalogue.shown(name)) for name in names)]
                 picture = _picture("Spectrograms")
                 files = gr.File(label="Download", interactive=False, file_count="multiple")
@@ -379,7 +382,7 @@ def one_sentence(root: Path) -> Iterator[None]:
     """Turn errors of the work into a sentence for the page, without the folders below `root`."""
     try:
         yield
-    except (ValueError, OSError, ImportError, MemoryError) as error:
+    except (ValueError, OSError, ImportError, MemoryError, RuntimeError) as error:
         text = " ".join(str(error).split()) or type(error).__name__
         text = re.sub(re.escape(str(root)) + r"([/\\][^/\\\s]+)*[/\\]", "", text)
         raise gr.Error(text, duration=None, print_exception=False) from error

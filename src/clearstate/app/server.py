@@ -43,7 +43,7 @@ def running(settings: Settings) -> Iterator[Any]:
             "GRADIO_ALLOWED_PATHS": "",
             "HF_HUB_OFFLINE": "1",
         }
-        from clearstate.app.page import Runs, Site, build
+        from clearstate.app.page import CSS, Runs, Site, build
 
         site = Site(settings.limits, folders["work"], Runs(settings.together))
         page = build(site, settings.model, examples(folders["examples"]))
@@ -52,7 +52,7 @@ def running(settings: Settings) -> Iterator[Any]:
                 server_name=settings.host, server_port=free_port() if settings.port == 0 else settings.port,
                 share=settings.share, max_file_size=int(settings.limits.megabytes * 1e6), prevent_thread_lock=True,
                 quiet=True, footer_links=[], run_history=False, enable_monitoring=False, ssr_mode=False,
-                mcp_server=False, pwa=False, inline=False,
+                mcp_server=False, pwa=False, inline=False, css=CSS,
             )  # fmt: skip
         except OSError:
             where = f"{settings.host} port {settings.port or 'any from 7860'}"
