@@ -239,7 +239,9 @@ def test_a_model_with_its_own_frames_is_judged_in_its_window(tmp_path):
     own = terms_of(model, tmp_path / "own", "loss.spectra=output")
     noisy, clean = (torch.stack([Tones().example(0, i)[name] for i in range(2)]) for name in ("noisy", "clean"))
     ours, theirs = (model.spectrum(signal * level(noisy)).abs() ** 0.3 for signal in (noisy, clean))
-    assert own["magnitude"] == pytest.approx((ours - theirs).square().mean().item(), rel=0.1)  # the floor under silent bins
+    assert own["magnitude"] == pytest.approx(
+        (ours - theirs).square().mean().item(), rel=0.1
+    )  # the floor under silent bins
 
 
 def test_the_level_is_that_of_the_item_of_the_utterance_or_none(tmp_path):
