@@ -73,6 +73,44 @@ def test_a_message_that_does_not_exist_is_found():
     assert not is_message("…: already exists; press any key", messages())
 
 
+@cache
+def options() -> dict[str, set[str]]:
+    """The options of each verb."""
+    import typer
+
+    from clearstate.cli import app
+
+    commands = typer.main.get_command(app).commands
+    own = {
+        name: {word for option in verb.params for word in (*option.opts, *option.secondary_opts)}
+        for name, verb in commands.items()
+    }
+    return {name: words | {"--help", "-h", "--verbose"} for name, words in own.items()}
+
+
+def wrong_commands(text: str) -> list[str]:
+    """The commands in the code of a page whose verb or option does not exist."""
+    code = re.findall(r"^(?: {4}|\$ )(.*)|`([^`\n]+)`", text, re.MULTILINE)
+    wrong = []
+    for line in ("".join(parts) for parts in code):
+        for verb, rest in re.findall(r"(?:^|[|>] )clearstate ([a-z]+\b)([^|#>]*)", line):
+            unknown = [
+                word for word in re.findall(r" (--?[a-zA-Z][\w-]*)", rest) if word not in options().get(verb, ())
+            ]
+            wrong += [f"{verb} {word}" for word in unknown] if verb in options() else [verb]
+    return wrong
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_a_page_shows_commands_that_exist(page):
+    assert wrong_commands(page.read_text(encoding="utf-8")) == []
+
+
+def test_a_command_that_does_not_exist_is_found():
+    text = "    clearstate enhance x.wav --loud 3\n\n`clearstate sing`, `clearstate stream --rate 8000`"
+    assert wrong_commands(text) == ["enhance --loud", "sing"]
+
+
 def test_the_page_about_python_has_every_public_name():
     page = (ROOT / "docs/api.md").read_text(encoding="utf-8")
     named = {line.rpartition(".")[2] for line in re.findall(r"^::: (\S+)", page, re.MULTILINE)}

@@ -1,5 +1,6 @@
 """The documentation site builds without warnings, works offline, and has the pages that are generated."""
 
+import importlib.util
 import re
 import subprocess
 import sys
@@ -54,3 +55,12 @@ def test_links_to_files_of_the_repository_lead_to_its_source(site):
     page = (site / "agents.html").read_text(encoding="utf-8")
     assert 'href="https://github.com/clearstate/clearstate/blob/main/examples/pipecat_agent.py"' in page
     assert 'href="browser.html"' in (site / "index.html").read_text(encoding="utf-8")
+
+
+def test_sections_and_examples_of_docstrings_are_prepared_for_the_parser():
+    spec = importlib.util.spec_from_file_location("docstrings", ROOT / "docs/docstrings.py")
+    docstrings = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(docstrings)
+    text = "Args:\n    x: one.\nReturns:\n    two.\n\n>>> f(1)  # doctest: +SKIP\n2"
+    expected = "Args:\n    x: one.\n\nReturns:\n    two.\n\n```pycon\n>>> f(1)\n2\n```"
+    assert docstrings.rewritten(text) == expected
