@@ -385,6 +385,28 @@ def test_a_pause_of_the_worker_lengthens_the_latency_and_loses_no_sound(page, ad
 
 
 @pytest.mark.browser
+def test_a_recording_of_the_microphone_is_aligned_in_spite_of_a_gap(page, address, live):
+    slow_down(page, "(block === 100 ? 250 : 0)")
+    page.add_init_script("delete Navigator.prototype.serviceWorker")  # it would answer instead of `slow_down`
+    page.goto(f"{address}/build/page/")
+    page.click("#microphone")
+    page.wait_for_selector("#live:not([hidden])")
+    page.wait_for_function("() => clearstate.microphone().seconds > 3")
+    assert page.evaluate("clearstate.microphone().node.underruns") > 0
+    rate = page.evaluate("clearstate.microphone().context.sampleRate")
+    page.click("#stop")
+    page.wait_for_selector("#result:not([hidden])")
+    stream = clearstate.Stream(live.model, rate)
+    x = result(page, "noisy")
+    expected = np.concatenate([stream.process(x), stream.flush()])[stream.latency_samples :]
+    y = result(page, "enhanced")
+    assert len(y) == len(x) > 2 * rate
+    assert np.abs(y).max() > 0.05
+    same = slice(0, len(x) - stream.latency_samples)  # at the end, the node knew later input
+    np.testing.assert_allclose(y[same], expected[same], atol=TOLERANCE)
+
+
+@pytest.mark.browser
 def test_a_worker_slower_than_real_time_has_gaps_until_the_end(page, address, live):
     """The test of a minute can fail."""
     slow_down(page, "1.5 * samples / 16")
