@@ -20,7 +20,7 @@ Progress = Callable[[float, float], None]  # seconds of audio done, total second
 Worker = Callable[[Job, Progress], dict[str, Any]]  # returns the file's entries in the JSON report
 Advance = Callable[[str, float, float], None]  # source, seconds of audio done, total seconds
 
-MOST_HELPERS = 8  # per file: reading, resampling and writing then take the time of the worker that has the file
+MOST_HELPERS = 8  # per file; the worker that has the file holds two blocks for each in memory
 LEAST_BYTES = 1 << 26  # of a file at a URL that is read block by block; a copy of a shorter one is faster
 SHARE_SECONDS = 60.0  # of a file, for each worker that computes blocks of it
 
@@ -108,8 +108,8 @@ def attempt(work: Worker, job: Job, progress: Progress) -> Outcome:
     places: dict[str, str] = {}
     try:
         with marked(_mark(job)):
-            if job.replace and not is_stream(job.target) and not is_remote(job.target):
-                remove_leftovers(_mark(job), _folder(job))
+            if job.replace:
+                clean_up(job)
             report, outputs = _do(work, job, progress, places)
     except Exception as error:
         from clearstate.audio.info import BrokenOffError  # imports NumPy
@@ -118,6 +118,12 @@ def attempt(work: Worker, job: Job, progress: Progress) -> Outcome:
         why = without_secrets(back(explain(error), places)).removeprefix(f"{named.name}: ")
         return replace(named, error=why, final=final)
     return replace(named, wall=time.perf_counter() - started, report=report, outputs=outputs)
+
+
+def clean_up(job: Job) -> None:
+    """Delete the partial outputs of an attempt that was killed."""
+    if not is_stream(job.target) and not is_remote(job.target):
+        remove_leftovers(_mark(job), _folder(job))
 
 
 def refuse(reason: str, job: Job, progress: Progress) -> dict[str, Any]:

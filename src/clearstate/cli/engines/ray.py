@@ -32,6 +32,7 @@ from clearstate.cli.engines.contract import (
     Outcome,
     Worker,
     attempt,
+    clean_up,
     refuse,
     useful_workers,
 )
@@ -125,8 +126,10 @@ class _Fleet:
                 if outcome.error and not outcome.final and before + 1 < ATTEMPTS:
                     died = actor not in self.actors  # it may have written the output before it died
                     todo.append((replace(job, replace=job.replace or died), before + 1))
-                else:
-                    yield outcome
+                    continue
+                if actor not in self.actors:
+                    clean_up(job)
+                yield outcome
             if self.working or self.idle:
                 asked = time.monotonic()
             elif time.monotonic() - asked > PATIENCE:
@@ -189,9 +192,10 @@ class _Fleet:
     def stop(self) -> None:
         """Let the actors abandon their files and clean up, then end them."""
         if self.working:
-            busy = [actor.stop.remote() for actor, _, _ in self.working.values()]
+            starting = set(self.starting.values())
+            stopped = [actor.stop.remote() for actor in self.actors if actor not in starting]
             with suppress(Exception):
-                self.ray.wait([*busy, *self.working], num_returns=len(busy) * 2, timeout=FAREWELL)
+                self.ray.wait(stopped, num_returns=len(stopped), timeout=FAREWELL)
         for actor in self.actors:
             with suppress(Exception):
                 self.ray.kill(actor)
@@ -247,8 +251,10 @@ class Actor:
         raise RuntimeError("this worker has a file")
 
     def stop(self) -> None:
-        """Abandon the job that runs."""
+        """Abandon the job that runs, and wait until its partial output is removed."""
         self._stop.set()
+        with self._lock:
+            pass
 
     def _progress(self, done: float, total: float) -> None:
         if self._stop.is_set():
