@@ -11,6 +11,7 @@ from serving import Served, frame, in_a_thread, noise, sound
 from websockets.exceptions import ConnectionClosed, InvalidMessage, InvalidStatus
 
 import clearstate
+from clearstate.serve import streams as streams_module
 
 
 def pcm(samples, form):
@@ -231,6 +232,26 @@ def test_a_client_that_does_not_read_is_disconnected_and_memory_stays_bounded(tm
         assert not served.service.streams.connections
         assert sent < 40e6  # held back by the connection, not stored
         assert served.metric("clearstate_streams") == 0
+
+
+def test_a_stream_that_takes_long_to_open_keeps_no_other_waiting(served, monkeypatch):
+    """As one at 191,999 Hz does, whose filter has millions of entries."""
+
+    class Slow(streams_module.Session):
+        def __init__(self, *args):
+            time.sleep(1.0)
+            super().__init__(*args)
+
+    with served.stream() as (good, _):
+        monkeypatch.setattr(streams_module, "Session", Slow)
+        with served.socket() as slow:
+            slow.send("{}")
+            started = time.monotonic()
+            for _ in range(5):
+                good.send(sound(320))
+                assert len(good.recv(timeout=60)) == 640
+            assert time.monotonic() - started < 1.0
+            assert json.loads(slow.recv(timeout=60))["type"] == "ready"
 
 
 def test_a_failing_model_ends_its_stream_and_no_other(served, monkeypatch):

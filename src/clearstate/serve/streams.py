@@ -14,7 +14,7 @@ client that sends too fast or reads too slowly is held back by its own connectio
 `Streams` is an ASGI application of its own: fifty messages per second and stream pass through here, and every layer
 of a framework costs as much as the rest of the work. The event loop runs the model itself, in pieces of PIECE_SECONDS:
 to hand a piece to a thread takes a third of the time of the piece. So the loop serves streams and nothing else where
-`processes.py` gives it a process of its own.
+`processes.py` gives it a process of its own. What may take long, to open a stream at an unusual rate, a thread does.
 """
 
 import asyncio
@@ -22,6 +22,7 @@ import json
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
 import numpy as np
@@ -137,7 +138,7 @@ class Connection:
         owner = service.keys.owner(header.key or bearer(presented), host)
         self.seat = seat = await service.admit(owner, header.rate, header.channels)
         try:
-            self.session = session = Session(service.model, header)
+            self.session = session = await service.apart(Session, service.model, header)
             await self._send(text=json.dumps(self._ready(session)))
             self.credited = time.monotonic()
             while True:
@@ -197,7 +198,7 @@ class Connection:
     async def _command(self, session: Session, text: str | None) -> None:
         if as_object(text).get("type") != "flush":
             raise RefusedError("bad_request", 'unknown message; expected samples, or {"type": "flush"}')
-        if rest := session.flush():
+        if rest := await self.service.apart(session.flush):
             await self._send(bytes=rest)
         await self._send(text='{"type": "flushed"}')
 
@@ -274,6 +275,11 @@ class Streams:
         self.model_name = settings.model_name
         self.hop_seconds = model.hop / model.sample_rate
         self.connections: set[Connection] = set()
+        self._thread = ThreadPoolExecutor(1, "clearstate-open")
+
+    async def apart(self, call: Callable[..., Any], *arguments: Any) -> Any:
+        """Run a call in a thread: the filter for a rate such as 44,101 Hz takes up to seconds."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, call, *arguments)
 
     @property
     def open(self) -> int:
