@@ -254,6 +254,15 @@ def test_a_stream_that_takes_long_to_open_keeps_no_other_waiting(served, monkeyp
             assert json.loads(slow.recv(timeout=60))["type"] == "ready"
 
 
+def test_filters_for_unusual_rates_may_not_take_all_memory(served, monkeypatch):
+    monkeypatch.setattr(streams_module, "MOST_FILTERS", 1_000_000)
+    with served.stream(rate=48_000), served.stream(rate=44_100), served.stream(rate=8_000) as (_, ready):
+        assert ready["type"] == "ready"
+        with served.stream(rate=22_051) as (socket, refused):
+            assert refused["code"] == "busy" and "22051" in refused["message"] and closing(socket)[1] == 1013
+    served.wait_until(lambda: served.metric("clearstate_streams") == 0)
+
+
 def test_a_failing_model_ends_its_stream_and_no_other(served, monkeypatch):
     with served.stream() as (good, _), served.stream() as (bad, _):
         sessions = [connection.session for connection in served.service.streams.connections]
