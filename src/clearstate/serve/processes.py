@@ -43,7 +43,7 @@ from clearstate.serve.protocols import WebSockets, uvicorn_config
 from clearstate.serve.settings import Settings
 from clearstate.serve.streams import Streams
 
-SILENT_SECONDS = 10.0  # without a report; then the process is killed
+SILENT_SECONDS = 30.0  # without a report; then the process is killed
 SLOW_SECONDS = 2.0  # between two ticks of the service
 SEND_SECONDS = 1.0  # that a message may take through a pipe; then the process is killed, too
 RESTART_SECONDS = 1.0  # after a death
@@ -163,8 +163,10 @@ class Processes:
         child = self.children[place]
         child.open += 1
         if self._tell(place, "adopt", head):
-            with contextlib.suppress(OSError):  # it dies: so does the connection
+            try:
                 send_handle(child.pipe, descriptor, child.process.pid)
+            except OSError as error:  # it waits for the socket, and cannot go on
+                self._lose(place, repr(error))
         return None
 
     def _work(self, place: int) -> float:

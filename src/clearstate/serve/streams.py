@@ -285,7 +285,7 @@ class Streams:
     def check_filters(self, rate: int) -> None:
         """Refuse a stream whose rate needs too much memory, with the filters that are in use."""
         own = self.model.sample_rate
-        rates = {rate, *(connection.rate for connection in self.connections)} - {None, own}
+        rates = {rate, *(connection.rate for connection in self.connections if connection.rate)} - {own}
         if sum(table_bytes(one, own) + table_bytes(own, one) for one in rates) > MOST_FILTERS:
             raise RefusedError("busy", f"no memory for the filter of {rate} Hz; choose 44100 or 48000, or try later")
 
