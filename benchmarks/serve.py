@@ -394,7 +394,9 @@ def idle(args: argparse.Namespace) -> list[dict[str, Any]]:
                 for _ in range(1000):
                     socks.append(opening(served))
                 time.sleep(args.seconds)
-                rows.append({"what": f"1000 idle {what}", "mb": served.memory - before})
+                row = {"what": f"1000 idle {what}", "mb": served.memory - before}
+                text = served.get("/metrics").decode()
+                rows.append(row | {"admitted": float(re.search(r"^clearstate_streams (\S+)", text, re.M)[1]) - 1})
                 for sock in socks:
                     sock.close()
             rows[-1] |= lags_of(crowd)

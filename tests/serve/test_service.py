@@ -4,6 +4,7 @@ import io
 import json
 import os
 import signal
+import threading
 import time
 
 import pytest
@@ -43,6 +44,22 @@ def test_sigterm_lets_a_stream_finish_and_refuses_new_ones(tmp_path):
             assert len(socket.recv(timeout=60)) == 640
         assert served.process.wait(60) == 0
         assert not [path for path in tmp_path.iterdir() if path.is_dir()]
+
+
+def test_a_file_in_work_is_finished_although_sigterm_reaches_every_process(tmp_path):
+    sound = io.BytesIO()
+    soundfile.write(sound, noise(60 * 48_000), 48_000, format="WAV", subtype="PCM_16")
+    answers = []
+    with in_a_process("live", tmp_path, "--drain", 60, "--processes", 0) as served:
+        client = threading.Thread(target=lambda: answers.append(served.ask("POST", "/v1/enhance", sound.getvalue())))
+        client.start()
+        served.wait_until(lambda: served.metric("clearstate_jobs") == 1)
+        for pid in [served.process.pid, *pids_below(served.process.pid)]:  # as systemd does
+            os.kill(pid, signal.SIGTERM)
+        client.join(120)
+        assert served.process.wait(60) == 0
+    [(status, _, body)] = answers
+    assert status == 200 and len(body) == len(sound.getvalue())
 
 
 def test_streams_that_do_not_finish_are_closed_in_the_stated_time(tmp_path):

@@ -104,7 +104,7 @@ def test_messages_made_at_random(served):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_five_thousand_malformed_requests(served):
-    attack(served, 250)  # of 11 operations
+    attack(served, 420)  # of each of the 6 operations with parameters
     flood(served, 2_500, seed=1)
     check_health(served)
 

@@ -11,6 +11,7 @@ from serving import Served, frame, in_a_thread, noise, sound
 from websockets.exceptions import ConnectionClosed, InvalidMessage, InvalidStatus
 
 import clearstate
+from clearstate.serve import streams as streams_module
 
 
 def pcm(samples, form):
@@ -231,6 +232,35 @@ def test_a_client_that_does_not_read_is_disconnected_and_memory_stays_bounded(tm
         assert not served.service.streams.connections
         assert sent < 40e6  # held back by the connection, not stored
         assert served.metric("clearstate_streams") == 0
+
+
+def test_a_stream_that_takes_long_to_open_keeps_no_other_waiting(served, monkeypatch):
+    """As one at 191,999 Hz does, whose filter has millions of entries."""
+
+    class Slow(streams_module.Session):
+        def __init__(self, *args):
+            time.sleep(1.0)
+            super().__init__(*args)
+
+    with served.stream() as (good, _):
+        monkeypatch.setattr(streams_module, "Session", Slow)
+        with served.socket() as slow:
+            slow.send("{}")
+            started = time.monotonic()
+            for _ in range(5):
+                good.send(sound(320))
+                assert len(good.recv(timeout=60)) == 640
+            assert time.monotonic() - started < 1.0
+            assert json.loads(slow.recv(timeout=60))["type"] == "ready"
+
+
+def test_filters_for_unusual_rates_may_not_take_all_memory(served, monkeypatch):
+    monkeypatch.setattr(streams_module, "MOST_FILTERS", 1_000_000)
+    with served.stream(rate=48_000), served.stream(rate=44_100), served.stream(rate=8_000) as (_, ready):
+        assert ready["type"] == "ready"
+        with served.stream(rate=22_051) as (socket, refused):
+            assert refused["code"] == "busy" and "22051" in refused["message"] and closing(socket)[1] == 1013
+    served.wait_until(lambda: served.metric("clearstate_streams") == 0)
 
 
 def test_a_failing_model_ends_its_stream_and_no_other(served, monkeypatch):

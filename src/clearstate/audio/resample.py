@@ -108,6 +108,13 @@ def half_width(up: int, down: int) -> int:
     return ceil(ZEROS * max(1.0, down / up))
 
 
+def table_bytes(rate_in: int, rate_out: int) -> int:
+    """Memory of the filter for these rates."""
+    common = gcd(rate_in, rate_out)
+    up, down = rate_out // common, rate_in // common
+    return up * 2 * half_width(up, down) * np.dtype(np.float32).itemsize
+
+
 @lru_cache(maxsize=8)
 def filter_table(up: int, down: int, fold: bool = False) -> NDArray[np.float32]:
     """The low-pass at the `up` distances between output instants and the input grid: (up, 2 half_width).

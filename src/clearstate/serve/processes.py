@@ -27,6 +27,7 @@ import os
 import signal
 import socket
 import struct
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -42,9 +43,11 @@ from clearstate.serve.protocols import WebSockets, uvicorn_config
 from clearstate.serve.settings import Settings
 from clearstate.serve.streams import Streams
 
-SILENT_SECONDS = 10.0  # without a report; then the process is killed
+SILENT_SECONDS = 30.0  # without a report; then the process is killed
+SLOW_SECONDS = 2.0  # between two ticks of the service
 SEND_SECONDS = 1.0  # that a message may take through a pipe; then the process is killed, too
 RESTART_SECONDS = 1.0  # after a death
+SWITCH_SECONDS = 0.001  # how long a thread of Python may keep others waiting
 END_SECONDS = 2.0  # for a process to end by itself
 
 logger = logging.getLogger(__name__)
@@ -102,7 +105,7 @@ class Processes:
 
     def begin(self, admission: Admission) -> "Processes":
         """Start to serve, in the running event loop."""
-        self.admission, self._loop = admission, asyncio.get_running_loop()
+        self.admission, self._loop, self._ticked = admission, asyncio.get_running_loop(), time.monotonic()
         for place in range(len(self.children)):
             self._listen(place)
         return self
@@ -119,10 +122,13 @@ class Processes:
 
     def tick(self) -> None:
         """Start processes again that have died; kill those that hang."""
+        now, before, self._ticked = time.monotonic(), self._ticked, time.monotonic()
         for place, child in enumerate(self.children):
-            silence = time.monotonic() - child.heard
+            if now - before > SLOW_SECONDS:  # the service itself did not run: it has not read what they report
+                child.heard = max(child.heard, now - SLOW_SECONDS)
+            silence = now - child.heard
             if child.ready and silence > SILENT_SECONDS:
-                self._lose(place)
+                self._lose(place, f"nothing heard for {silence:.0f} s")
             elif child.pipe.closed and silence > RESTART_SECONDS:
                 self.children[place] = self._start()
                 self._listen(place)
@@ -157,8 +163,10 @@ class Processes:
         child = self.children[place]
         child.open += 1
         if self._tell(place, "adopt", head):
-            with contextlib.suppress(OSError):  # it dies: so does the connection
+            try:
                 send_handle(child.pipe, descriptor, child.process.pid)
+            except OSError as error:  # it waits for the socket, and cannot go on
+                self._lose(place, repr(error))
         return None
 
     def _work(self, place: int) -> float:
@@ -182,8 +190,8 @@ class Processes:
         assert admission
         try:
             kind, news = child.pipe.recv()
-        except (EOFError, OSError):
-            self._lose(place)
+        except (EOFError, OSError) as error:
+            self._lose(place, repr(error))
             return
         child.heard = time.monotonic()
         if kind == "report":
@@ -205,8 +213,8 @@ class Processes:
     def _tell(self, place: int, kind: str, news: Any) -> bool:
         try:
             self.children[place].pipe.send((kind, news))
-        except OSError:  # dead, or it does not read
-            self._lose(place)
+        except OSError as error:  # dead, or it does not read
+            self._lose(place, repr(error))
             return False
         return True
 
@@ -215,7 +223,7 @@ class Processes:
             if child.ready:
                 self._tell(place, kind, news)
 
-    def _lose(self, place: int) -> None:
+    def _lose(self, place: int, why: str) -> None:
         """Give up a process; `tick` starts another one."""
         child, admission = self.children[place], self.admission
         assert admission
@@ -225,7 +233,8 @@ class Processes:
         child.pipe.close()
         child.process.kill()
         child.process.join(END_SECONDS)
-        logger.error("clearstate: a process for streams died (exit code %s) with its streams", child.process.exitcode)
+        code = child.process.exitcode
+        logger.error("clearstate: a process for streams died with its streams (%s; exit code %s)", why, code)
         admission.metrics.errors.labels("process").inc()
         admission.evacuate(place)
         child.ready, child.open, child.heard = False, 0, time.monotonic()
@@ -246,6 +255,7 @@ def settle() -> None:
 
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    sys.setswitchinterval(SWITCH_SECONDS)
     gc.collect()
     gc.freeze()  # the collector does not look at the libraries again
     gc.collect()  # it counts anew, so it runs again before much has gathered

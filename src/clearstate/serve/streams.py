@@ -14,7 +14,7 @@ client that sends too fast or reads too slowly is held back by its own connectio
 `Streams` is an ASGI application of its own: fifty messages per second and stream pass through here, and every layer
 of a framework costs as much as the rest of the work. The event loop runs the model itself, in pieces of PIECE_SECONDS:
 to hand a piece to a thread takes a third of the time of the piece. So the loop serves streams and nothing else where
-`processes.py` gives it a process of its own.
+`processes.py` gives it a process of its own. What may take long, to open a stream at an unusual rate, a thread does.
 """
 
 import asyncio
@@ -22,6 +22,7 @@ import json
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
 import numpy as np
@@ -31,6 +32,7 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import Message, Receive, Scope, Send
 
+from clearstate.audio.resample import table_bytes
 from clearstate.runtime.contract import EnhancementModel
 from clearstate.serve.errors import RefusedError
 from clearstate.serve.keys import Keys, bearer
@@ -48,6 +50,7 @@ MOST_SECONDS = 1.0  # of audio in a message
 PIECE_SECONDS = 0.064  # of audio that the loop processes at a time, so that others need not wait for a long message
 BURST_SECONDS = 2.0  # of audio that a client may send ahead of real time
 PACE = 1.05  # times real time; above 1, because the clocks of sound cards differ
+MOST_FILTERS = 256 << 20  # bytes, of the filters for the rates in use; each of the usual rates needs less than 1 MB
 BEAT_SECONDS = 0.010  # between two looks at how late the event loop is
 TIMER_SECONDS = 0.001  # uvloop rounds up to it
 
@@ -114,6 +117,7 @@ class Connection:
         self.sending_since: float | None = None
         self.session: Session | None = None
         self.seat: int | None = None
+        self.rate: int | None = None  # Hz
         self.credit = BURST_SECONDS
         self.task: asyncio.Task[Any] | None = asyncio.current_task()
         self.ending: RefusedError | None = None  # why the task was cancelled
@@ -137,7 +141,9 @@ class Connection:
         owner = service.keys.owner(header.key or bearer(presented), host)
         self.seat = seat = await service.admit(owner, header.rate, header.channels)
         try:
-            self.session = session = Session(service.model, header)
+            service.check_filters(header.rate)
+            self.rate = header.rate
+            self.session = session = await service.apart(Session, service.model, header)
             await self._send(text=json.dumps(self._ready(session)))
             self.credited = time.monotonic()
             while True:
@@ -197,7 +203,7 @@ class Connection:
     async def _command(self, session: Session, text: str | None) -> None:
         if as_object(text).get("type") != "flush":
             raise RefusedError("bad_request", 'unknown message; expected samples, or {"type": "flush"}')
-        if rest := session.flush():
+        if rest := await self.service.apart(session.flush):
             await self._send(bytes=rest)
         await self._send(text='{"type": "flushed"}')
 
@@ -274,6 +280,18 @@ class Streams:
         self.model_name = settings.model_name
         self.hop_seconds = model.hop / model.sample_rate
         self.connections: set[Connection] = set()
+        self._thread = ThreadPoolExecutor(1, "clearstate-open")
+
+    def check_filters(self, rate: int) -> None:
+        """Refuse a stream whose rate needs too much memory, with the filters that are in use."""
+        own = self.model.sample_rate
+        rates = {rate, *(connection.rate for connection in self.connections if connection.rate)} - {own}
+        if sum(table_bytes(one, own) + table_bytes(own, one) for one in rates) > MOST_FILTERS:
+            raise RefusedError("busy", f"no memory for the filter of {rate} Hz; choose 44100 or 48000, or try later")
+
+    async def apart(self, call: Callable[..., Any], *arguments: Any) -> Any:
+        """Run a call in a thread: the filter for a rate such as 44,101 Hz takes up to seconds."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, call, *arguments)
 
     @property
     def open(self) -> int:
