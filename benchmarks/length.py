@@ -3,10 +3,10 @@
     python benchmarks/length.py
     python benchmarks/length.py --seconds 1 2 4 8 16 30 60 120 300 --threads 1 --json docs/results/length.json
 
-Every network takes one whole signal, without gradients and with the kernels that it has on this machine, in a process of
-its own, so that its peak memory is its own. Short lengths come first. A network is not run on longer signals once it takes more
-than --limit seconds, or would need more than --memory GiB by the growth so far. The weights are fresh: time and memory
-do not depend on them.
+Every network takes one whole signal, without gradients and with the kernels that it has on this machine, in a process
+of its own, so that its peak memory is its own. Short lengths come first. A network is not run on longer signals once it
+takes more than --limit seconds, or would need more than --memory GiB by the growth so far. The weights are fresh: time
+and memory do not depend on them.
 """
 
 import argparse

@@ -77,13 +77,14 @@ def score(
     """The scores of every held-out pair, and what the model costs."""
     import torch
 
-    from clearstate.models import load_model
+    from clearstate.models import find, load_model
+    from clearstate.train.command import build_model
     from clearstate.train.items import open_pairs
 
     torch.manual_seed(0)
     model = None if weights is None else load_model(weights).eval()
-    task = getattr(model, "task", "enhance") if model is not None else task_of(recipe)
-    rate = 16_000 if model is None else int(model.sample_rate)
+    task = find(recipe.model.name).task
+    rate = int((build_model(recipe) if model is None else model).sample_rate)
     pairs = enhanced_pairs(row, recipe, rate) if "enhanced" in row else open_pairs(recipe, task, rate)
     found: dict[str, list[float]] = {}
     count = len(pairs) if recipe.valid.items is None else min(recipe.valid.items, len(pairs))
@@ -100,13 +101,6 @@ def score(
         for metric, value in pair_scores(task, noisy.numpy(), clean.numpy(), estimate, rate).items():
             found.setdefault(metric, []).append(round(float(value), 4))
     return {"scores": found, **({} if model is None else cost_of(model, speed))}
-
-
-def task_of(recipe: Any) -> str:
-    """The task of a recipe's model."""
-    from clearstate.models import find
-
-    return find(recipe.model.name).task
 
 
 def run(model: Any, noisy: Any) -> Any:

@@ -19,6 +19,7 @@ from clearstate.models import build
 from clearstate.models.convert import SAME, Form, Source, table_for, translate
 from clearstate.models.mambawave_as_published import AsPublishedConfig, MambaWaveAsPublished
 from clearstate.models.parts import diffusion
+from clearstate.models.parts.stft import analyse
 from clearstate.models.s4m import S4M, S4MConfig
 from clearstate.train.discriminator import MetricDiscriminator, published_table
 from clearstate.train.objective import Objective
@@ -180,6 +181,31 @@ def test_the_discriminator_judges_as_the_published_one(published):
     candidate = predicted * gain[..., None] if published is SEMAMBA else model.spectrum(y * gain)
     theirs, ours = (spec.abs() ** 0.3 for spec in (model.spectrum(clean * gain), candidate))
     assert discriminator(theirs, ours).tolist() == pytest.approx(published.judged, abs=2e-5)
+
+
+# github.com/RoyChao19477/RT-SEMamba_app, commit 8e16d6d: models/ without what streams, hid_feature 16 and one block, on
+# the frames of 1600 samples (a Hann window of 400 plus 1e-3, hop 100, not centred). Every 40th bin from 20, every
+# fourth frame from 3.
+RT_SEMAMBA_MAGNITUDE = [
+    [0.78022, 0.73263, 1.25956], [0.55937, 0.36234, 0.28792], [0.51951, 0.52068, 0.66362], [0.52763, 0.0057, 1.04643],
+    [0.36387, 1.03596, 0.77212],
+]  # fmt: skip
+RT_SEMAMBA_PHASE = [
+    [-2.87893, 3.03094, -2.51745], [0.86213, 2.36747, 1.1175], [0.43365, 1.25458, -2.25985],
+    [0.73977, -3.04144, 0.13306], [1.0184, 0.60464, -2.33338],
+]  # fmt: skip
+
+
+@torch.no_grad()
+def test_rt_semamba_predicts_as_the_authors_code():
+    model = build("semamba-causal-1", channels=16)
+    filled(model, table_for(model, "semamba-causal-1"))
+    _, noisy = signals(1, 1_600)
+    spec = analyse(noisy, model.window, 100)  # (1, 13, 201)
+    predicted, _ = model.enhance_spectrum(spec, model.init_state(1))
+    chosen = predicted[0, 3::4, 20::40].T  # (5, 3)
+    torch.testing.assert_close(chosen.abs() ** 0.3, torch.tensor(RT_SEMAMBA_MAGNITUDE), atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(chosen.angle(), torch.tensor(RT_SEMAMBA_PHASE), atol=1e-4, rtol=1e-4)
 
 
 # -------------------------------------------------------------------------------------------------- separation

@@ -433,3 +433,32 @@ def test_a_few_steps_lower_the_loss(name):
         optimiser.step()
         values.append(loss.item())
     assert values[-1] < 0.8 * values[0], values
+
+
+# --- beginnings ------------------------------------------------------------------------------------------------------
+
+
+def test_the_layers_that_join_two_directions_begin_as_transposed_convolutions():
+    """A spread of 1 / sqrt(3 c), as PyTorch gives a ConvTranspose1d from 2 c to c channels; a linear layer has less."""
+    torch.manual_seed(0)
+    model = build("semamba-advanced")
+    merges = [merge for name, merge in model.named_modules() if name.endswith("merge")]
+    published = torch.nn.ConvTranspose1d(128, 64, 1)
+    assert len(merges) == 8
+    for merge in merges:
+        assert merge.weight.std().item() == pytest.approx(0.072, abs=0.002)
+        assert merge.weight.abs().max() <= published.weight.abs().max() * 1.02
+        assert merge.bias.abs().max() > 0.09  # 1 / sqrt(128) bounds that of a linear layer
+    assert torch.nn.Linear(128, 64).weight.std().item() == pytest.approx(0.051, abs=0.002)
+
+
+def test_the_conformer_has_the_published_heads_and_dropout_unless_told_otherwise():
+    block = build("semamba-advanced", core="conformer").blocks[0].time
+    assert block.heads == 4 and block.dropout == 0.2
+    assert [layer.p for layer in block.first if isinstance(layer, torch.nn.Dropout)] == [0.2, 0.2]
+    rows = noise(2, 12 * 64).view(2, 12, 64)
+    torch.manual_seed(0)
+    assert not torch.equal(block.train()(rows), block(rows))  # drawn anew
+    assert torch.equal(block.eval()(rows), block(rows))
+    other = build("semamba-advanced", core="conformer", heads=8, dropout=0.0).blocks[0].time
+    assert other.heads == 8 and torch.equal(other.attend(rows), other.eval().attend(rows))
