@@ -107,7 +107,8 @@ def build(site: Site, model: str, examples: dict[str, list[Example]]) -> Any:
         title="clearstate", analytics_enabled=False, delete_cache=(KEEP_SECONDS // 10, KEEP_SECONDS), fill_width=False
     ) as page:
         gr.Markdown(
-            "# clearstate\nClean up speech. Recordings are processed on the machine that this app runs on, and nowhere else."
+            "# clearstate\n"
+            "Clean up speech. Recordings are processed on the machine that this app runs on, and nowhere else."
         )
         with gr.Tab("Enhance"):
             _enhance_tab(site, model, examples["enhance"])
