@@ -46,8 +46,10 @@ def clone(tmp_path_factory):
     for name, text in FILES.items():
         path = root / name
         if name == TABLE:
+            context, added = text.splitlines()
+            assert context[0] == " " and added[0] == "+"
             before = path.read_text()
-            text = before.replace('        _preset("live", ', text + '        _preset("live", ', 1)
+            text = before.replace(context[1:], f"{context[1:]}\n{added[1:]}")
             assert text != before
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
@@ -81,6 +83,13 @@ def test_every_step_of_the_page_works(clone):
         outputs = [soundfile.read(file)[0] for file in sorted((clone / folder).iterdir())]
         assert [len(output) for output in outputs] == [48_000, 48_000]
         assert all(np.isfinite(output).all() and output.any() for output in outputs)
+
+
+def test_the_files_of_the_page_are_python_and_the_table_takes_the_new_name(clone):
+    for name in FILES:
+        if name.endswith(".py"):
+            compile((clone / name).read_text(), name, "exec")
+    assert '_preset("gate"' in (clone / TABLE).read_text()
 
 
 def test_the_page_has_ten_steps_and_every_kind_of_file():
