@@ -63,7 +63,7 @@ def run(
     quality: Annotated[
         Quality | None,
         typer.Option(
-            help="fast: the model of live sound, `live`. best: `studio`, which also hears what comes after. Default: fast."
+            help="fast: `live`, the model of live sound. best: `studio`, which also hears what follows. Default: fast."
         ),
     ] = None,
     model: Annotated[
