@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -293,13 +293,16 @@ def test_the_page_fits_a_phone_and_a_desktop(page, address):
 
 # Streams the microphone through the node, and records both. Everything begins with the same block.
 STREAM = f"""
-async ([sampleRate, seconds, reserve]) => {{
+async ([sampleRate, seconds, options]) => {{
     {ENCODE}
     const {{ createEnhancerNode }} = await import("/dist/index.js");
     const context = new AudioContext({{ sampleRate }});
     await context.suspend();
     await context.audioWorklet.addModule("/build/page/recorder.js");
-    const node = await createEnhancerNode(context, {{ reserve }});
+    const node = await createEnhancerNode(context, options);
+    const delay = node.latencySamples;
+    const gaps = [];
+    node.addEventListener("underrun", ({{ detail }}) => gaps.push(detail));
     const recorder = new AudioWorkletNode(context, "recorder", {{
         numberOfInputs: 2, numberOfOutputs: 0, channelCount: 1, channelCountMode: "explicit",
     }});
@@ -317,7 +320,8 @@ async ([sampleRate, seconds, reserve]) => {{
     await context.resume();
     await enough;
     const [noisy, enhanced] = [0, 1].map((i) => encode(Float32Array.from(blocks.flatMap((pair) => [...pair[i]]))));
-    const state = {{ latency: node.latencySamples, underruns: node.underruns }};
+    gaps.unshift({{ frame: blocks[0][2], samples: delay }});
+    const state = {{ latency: node.latencySamples, underruns: node.underruns, gaps }};
     node.close();
     await context.close();
     return {{ noisy, enhanced, ...state }};
@@ -325,62 +329,109 @@ async ([sampleRate, seconds, reserve]) => {{
 """
 
 
+def streamed(page, address, live, rate, seconds, **options) -> tuple[dict, np.ndarray, np.ndarray]:
+    """What the node said, its output without the gaps, and the output of `Stream`."""
+    page.route("**/favicon.ico", lambda route: route.fulfill(status=204))
+    page.goto(f"{address}/dist/")
+    got = page.evaluate(STREAM, [rate, seconds, options])
+    x, y = floats(got["noisy"]), floats(got["enhanced"])
+    assert np.abs(x).max() > 0.1
+    start = got["gaps"][0]["frame"]
+    silent = np.concatenate([gap["frame"] - start + np.arange(gap["samples"]) for gap in got["gaps"]])
+    silent = silent[silent < len(y)]
+    np.testing.assert_array_equal(y[silent], 0)
+    assert got["latency"] == sum(gap["samples"] for gap in got["gaps"])
+    stream = clearstate.Stream(live.model, rate)
+    expected = np.concatenate([stream.process(x), stream.flush()])[stream.latency_samples :]
+    y = np.delete(y, silent)
+    return got, y, expected[: len(y)]
+
+
+def slow_down(page, wait: str) -> None:
+    """Let the worker wait before it sends a block, for `wait` milliseconds: an expression in `block` and `samples`."""
+    before = """
+        const post = MessagePort.prototype.postMessage;
+        let block = 0;
+        MessagePort.prototype.postMessage = function (data, ...rest) {
+            if (Array.isArray(data) && data[0].length) {
+                const samples = data[0].length;
+                block += 1;
+                for (const end = performance.now() + WAIT; performance.now() < end; );
+            }
+            post.call(this, data, ...rest);
+        };
+    """.replace("WAIT", wait)
+    worker = (WEB / "dist" / "worker.js").read_text()
+    page.route("**/worker.js", lambda route: route.fulfill(body=before + worker, content_type="text/javascript"))
+
+
 @pytest.mark.browser
 @pytest.mark.parametrize("rate", [16_000, 48_000])
 def test_a_microphone_through_the_worklet_equals_stream(page, address, live, rate):
-    page.route("**/favicon.ico", lambda route: route.fulfill(status=204))
-    page.goto(f"{address}/dist/")
-    seconds = 4.0
     reserve = 1.5  # seconds: a busy machine must not fail this test
-    got = page.evaluate(STREAM, [rate, seconds, reserve])
-    x, y = floats(got["noisy"]), floats(got["enhanced"])
-    assert np.abs(x).max() > 0.1
+    got, y, expected = streamed(page, address, live, rate, seconds=4, reserve=reserve)
     assert got["underruns"] == 0
+    assert got["latency"] > reserve * rate + clearstate.Stream(live.model, rate).latency_samples
+    np.testing.assert_allclose(y, expected, atol=TOLERANCE)
+
+
+@pytest.mark.browser
+def test_a_pause_of_the_worker_lengthens_the_latency_and_loses_no_sound(page, address, live):
+    slow_down(page, "(block === 100 ? 250 : 0)")
+    got, y, expected = streamed(page, address, live, 16_000, seconds=4, reserve=0.1)
+    assert got["underruns"] >= 1
+    assert got["latency"] > got["gaps"][0]["samples"]
+    np.testing.assert_allclose(y, expected, atol=TOLERANCE)
+
+
+@pytest.mark.browser
+def test_a_recording_of_the_microphone_is_aligned_in_spite_of_a_gap(page, address, live):
+    slow_down(page, "(block === 100 ? 250 : 0)")
+    page.add_init_script("delete Navigator.prototype.serviceWorker")  # it would answer instead of `slow_down`
+    page.goto(f"{address}/build/page/")
+    page.click("#microphone")
+    page.wait_for_selector("#live:not([hidden])")
+    page.wait_for_function("() => clearstate.microphone().seconds > 3")
+    assert page.evaluate("clearstate.microphone().node.underruns") > 0
+    rate = page.evaluate("clearstate.microphone().context.sampleRate")
+    page.click("#stop")
+    page.wait_for_selector("#result:not([hidden])")
     stream = clearstate.Stream(live.model, rate)
+    x = result(page, "noisy")
     expected = np.concatenate([stream.process(x), stream.flush()])[stream.latency_samples :]
-    late = got["latency"]
-    assert late >= stream.latency_samples + reserve * rate
-    np.testing.assert_array_equal(y[:late], 0)
-    np.testing.assert_allclose(y[late:], expected[: len(y) - late], atol=TOLERANCE)
+    y = result(page, "enhanced")
+    assert len(y) == len(x) > 2 * rate
+    assert np.abs(y).max() > 0.05
+    same = slice(0, len(x) - stream.latency_samples)  # at the end, the node knew later input
+    np.testing.assert_allclose(y[same], expected[same], atol=TOLERANCE)
 
 
-def idle_share() -> Callable[[], float]:
-    """Start to measure. The result returns the share of processor time since then that nobody used."""
-
-    def times() -> np.ndarray:
-        stat = Path("/proc/stat")  # Linux alone has it
-        first = stat.read_text().splitlines()[0].split()[1:9] if stat.exists() else ["0"] * 8
-        return np.array(first, dtype=float)
-
-    before = times()
-
-    def share() -> float:
-        spent = times() - before
-        return float((spent[3] + spent[4]) / max(1.0, spent.sum()))
-
-    return share
+@pytest.mark.browser
+def test_a_worker_slower_than_real_time_has_gaps_until_the_end(page, address, live):
+    """The test of a minute can fail."""
+    slow_down(page, "1.5 * samples / 16")
+    got = streamed(page, address, live, 16_000, seconds=4)[0]
+    assert got["underruns"] > 20
+    assert got["gaps"][-1]["frame"] - got["gaps"][0]["frame"] > 3 * 16_000
+    assert 0.5 * 16_000 < got["latency"] < 0.6 * 16_000  # does not grow without end
 
 
 @pytest.mark.slow
 @pytest.mark.browser
-@pytest.mark.skipif(
-    "CLEARSTATE_LIVE_TESTS" not in os.environ,
-    reason="needs a machine that does nothing else: set CLEARSTATE_LIVE_TESTS",
-)
-def test_a_minute_of_live_audio_has_no_gaps(page, address):
+def test_a_minute_of_live_audio_has_no_gaps(page, address, quiet):
     page.goto(f"{address}/build/page/")
+    page.wait_for_function("() => document.getElementById('offline').textContent")  # everything is loaded
     page.click("#microphone")
     page.wait_for_selector("#live:not([hidden])")
-    idle = idle_share()
     page.wait_for_timeout(60_000)
-    seconds, underruns, load = page.evaluate(
-        "() => { const m = clearstate.microphone(); return [m.seconds, m.node.underruns, m.node.load]; }"
+    seconds, underruns, latency = page.evaluate(
+        "() => { const m = clearstate.microphone(); return [m.seconds, m.node.underruns, m.node.latency]; }"
     )
     assert seconds > 55
-    if idle() < 0.3 and (underruns or load >= 0.2):
-        pytest.skip("the machine is too busy to judge live audio")
+    if underruns and not quiet():
+        pytest.skip("other programs keep the machine too busy to judge live audio")
     assert underruns == 0
-    assert load < 0.2  # five times faster than real time
+    assert latency < 0.3  # the reserve is not what hides gaps
     page.click("#stop")
     page.wait_for_selector("#result:not([hidden])")
     assert np.abs(result(page, "enhanced")).max() > 0.05
@@ -388,9 +439,10 @@ def test_a_minute_of_live_audio_has_no_gaps(page, address):
 
 @pytest.mark.slow
 @pytest.mark.browser
-def test_the_benchmark_prints_the_real_time_factor(page, address):
+def test_the_benchmark_prints_the_real_time_factor(page, address, quiet):
     page.goto(f"{address}/build/page/benchmark.html")
     page.wait_for_selector("#factor")
     page.wait_for_selector("#live-factor")
     assert 0 < float(page.inner_text("#factor")) < 1
-    assert 0 < float(page.inner_text("#live-factor")) < 1
+    most = 0.2 if quiet() else 1  # five times faster than real time
+    assert 0 < float(page.inner_text("#live-factor")) < most

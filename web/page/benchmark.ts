@@ -21,7 +21,7 @@ async function run(): Promise<void> {
     row(`Live, one hop of ${speed.hop} ms: median`, `${speed.hopMedian.toFixed(2)} ms`);
     row("Live, one hop: 99th percentile", `${speed.hopP99.toFixed(2)} ms`);
     row("Live, real-time factor", (speed.hopMedian / speed.hop).toFixed(3), "live-factor");
-    status.textContent = `Live audio runs ${(speed.hop / speed.hopMedian).toFixed(0)} times faster than real time.`;
+    status.textContent = `Live audio runs at ${Number((speed.hop / speed.hopMedian).toPrecision(2))} times real time.`;
   } catch (error) {
     status.textContent = error instanceof Error ? error.message : String(error);
   }

@@ -1,9 +1,12 @@
-import { createEnhancerNode, type EnhancerNode } from "../src/index.js";
+import { createEnhancerNode, type EnhancerNode, type Gap } from "../src/index.js";
 
 /** A live recording: the microphone, the model, and both as they come. */
 export class Microphone {
   readonly noisy: Float32Array[] = [];
   readonly enhanced: Float32Array[] = [];
+  private readonly gaps: Gap[] = []; // in the output, of silence
+  private readonly delay: number; // of the output at the start, in samples
+  private start = 0; // frame of the context at which the recording begins
   onblock: (noisy: Float32Array, enhanced: Float32Array) => void = () => {};
 
   private constructor(
@@ -11,7 +14,11 @@ export class Microphone {
     readonly node: EnhancerNode,
     private readonly stream: MediaStream,
     private readonly recorder: AudioWorkletNode,
-  ) {}
+  ) {
+    this.delay = node.latencySamples;
+    node.addEventListener("underrun", (event) => this.gaps.push((event as CustomEvent<Gap>).detail));
+    recorder.port.onmessage = ({ data }: MessageEvent<[Float32Array, Float32Array, number]>) => this.receive(...data);
+  }
 
   static async open(strength: number | null, device?: MediaStream): Promise<Microphone> {
     // The browser's own noise suppression would come before the model.
@@ -30,9 +37,8 @@ export class Microphone {
         channelCount: 1,
         channelCountMode: "explicit",
       });
-      const microphone = new Microphone(context, node, stream, recorder);
       await new Promise((resolve) => (recorder.port.onmessage = resolve));
-      recorder.port.onmessage = ({ data }: MessageEvent<[Float32Array, Float32Array]>) => microphone.receive(...data);
+      const microphone = new Microphone(context, node, stream, recorder);
       const source = context.createMediaStreamSource(stream);
       source.connect(recorder, 0, 0);
       source.connect(node).connect(recorder, 0, 1);
@@ -63,11 +69,24 @@ export class Microphone {
     this.node.close();
     await this.context.close();
     const noisy = concatenate(this.noisy);
-    const enhanced = concatenate(this.enhanced).slice(this.node.latencySamples);
+    const enhanced = concatenate(this.withoutGaps());
     return { noisy: noisy.slice(0, enhanced.length), enhanced, sampleRate };
   }
 
-  private receive(noisy: Float32Array, enhanced: Float32Array): void {
+  /** The output, without the silence that makes it late. */
+  private withoutGaps(): Float32Array[] {
+    const enhanced = concatenate(this.enhanced);
+    const parts: Float32Array[] = [];
+    let at = 0;
+    for (const { frame, samples } of [{ frame: this.start, samples: this.delay }, ...this.gaps]) {
+      parts.push(enhanced.subarray(at, frame - this.start));
+      at = frame - this.start + samples;
+    }
+    return [...parts, enhanced.subarray(at)];
+  }
+
+  private receive(noisy: Float32Array, enhanced: Float32Array, start: number): void {
+    if (!this.noisy.length) this.start = start;
     this.noisy.push(noisy);
     this.enhanced.push(enhanced);
     this.onblock(noisy, enhanced);

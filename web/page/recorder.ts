@@ -1,9 +1,13 @@
-/** The audio thread of the page: records two inputs, the microphone and what the model makes of it. */
+/**
+ * The audio thread of the page: records two inputs, the microphone and what the model makes of it. A message has a
+ * block of each, and the frame of the context at which they begin.
+ */
 
 declare class AudioWorkletProcessor {
   readonly port: MessagePort;
 }
 declare function registerProcessor(name: string, processor: unknown): void;
+declare const currentFrame: number;
 
 const LENGTH = 2048; // samples of a message
 
@@ -26,7 +30,8 @@ class Recorder extends AudioWorkletProcessor {
     });
     this.filled += quantum;
     if (this.filled >= LENGTH) {
-      this.port.postMessage(this.block, this.block.map((row) => row.buffer));
+      const start = currentFrame + quantum - LENGTH;
+      this.port.postMessage([...this.block, start], this.block.map((row) => row.buffer));
       this.block = [new Float32Array(LENGTH), new Float32Array(LENGTH)];
       this.filled = 0;
     }

@@ -4,6 +4,7 @@ export { createEnhancer, type EnhancedFile, type Enhancer, type RunOptions } fro
 export { createEnhancerNode, type EnhancerNode, type NodeOptions } from "./node.js";
 export type { EnhanceOptions, Speed } from "./messages.js";
 export type { ModelInfo } from "./model.js";
+export type { Gap } from "./processor_options.js";
 export type { AssetOptions } from "./remote.js";
 export type { Signal } from "./signal.js";
 export { decode } from "./decode.js";

@@ -27,7 +27,15 @@ export type Request =
   | { id: number; type: "open"; model: string | Uint8Array; wasm: string }
   | { id: number; type: "enhance"; channels: Signal; sampleRate: number; options: EnhanceOptions }
   | { id: number; type: "measure"; seconds: number }
-  | { id: number; type: "live"; port: MessagePort; channels: number; sampleRate: number; strength: number | null }
+  | {
+      id: number;
+      type: "live";
+      port: MessagePort;
+      channels: number;
+      sampleRate: number;
+      strength: number | null;
+      rehearse: boolean;
+    }
   | { id: number; type: "cancel" }
   | { type: "strength"; strength: number | null };
 
@@ -37,7 +45,7 @@ export type Reply =
   | { id: number; type: "progress"; done: number; total: number }
   | { id: number; type: "enhanced"; channels: Signal }
   | { id: number; type: "measured"; speed: Speed }
-  | { id: number; type: "streaming"; latency: number }
+  | { id: number; type: "streaming"; latency: number; lateness: number }
   | { id: number; type: "failed"; message: string; cancelled: boolean }
   | { type: "load"; load: number };
 

@@ -1,9 +1,11 @@
-import { PROCESSOR, type Command, type Notice, type ProcessorOptions } from "./processor_options.js";
+import { PROCESSOR, type Command, type Gap, type Notice, type ProcessorOptions } from "./processor_options.js";
 import { Remote, assetFolder, type AssetOptions } from "./remote.js";
 
 const QUANTUM = 128; // frames that Web Audio processes at a time
 const BLOCK_SECONDS = 0.005; // of a message to the worker
 const RESERVE_SECONDS = 0.03; // besides the bursts in which Web Audio works
+const MOST_RESERVE_SECONDS = 0.5; // after gaps
+const MARGIN = 2; // times the longest lateness in the rehearsal
 
 // Servers that render pages import this module, too, and have no Web Audio.
 const WorkletNode = (globalThis.AudioWorkletNode ?? class {}) as typeof AudioWorkletNode;
@@ -13,20 +15,22 @@ export interface NodeOptions extends AssetOptions {
   channels?: number;
   /** Maximum attenuation of the noise in dB; null, the default, sets no limit. */
   strength?: number | null;
-  /** Reserve for a busy device, in seconds; a part of the latency. 0.03 plus `context.baseLatency` by default. */
+  /**
+   * Reserve for a busy device at the start, in seconds; a part of the latency. By default `context.baseLatency` plus
+   * twice the longest lateness in a rehearsal of half a second, at least 0.03.
+   */
   reserve?: number;
 }
 
 /**
  * A Web Audio node that enhances what is connected to it.
  *
- * It dispatches an event "load" about four times per second, and "underrun" when output was not ready in time.
+ * It dispatches an event "load" about four times per second, and "underrun" when output was not ready in time. Each
+ * underrun makes the latency longer by half, until the reserve is 0.5 s; `detail` of the event is a `Gap`.
  */
 export class EnhancerNode extends WorkletNode {
-  /** Delay of the output in samples of the context, constant. */
-  readonly latencySamples: number;
-  /** Delay of the output in seconds. */
-  readonly latency: number;
+  /** Delay of the output in samples of the context; only an underrun changes it. */
+  latencySamples: number;
   /** Time that the model needs, divided by the length of the audio; less than 1 keeps up. */
   load = 0;
   /** Number of times that output was not ready. */
@@ -49,12 +53,16 @@ export class EnhancerNode extends WorkletNode {
       processorOptions: options,
     });
     this.latencySamples = options.delay;
-    this.latency = options.delay / context.sampleRate;
     this.limit = strength;
     remote.onload = (load) => {
       this.load = load;
       this.dispatchEvent(new Event("load"));
     };
+  }
+
+  /** Delay of the output in seconds. */
+  get latency(): number {
+    return this.latencySamples / this.context.sampleRate;
   }
 
   /** @internal Connect the audio thread with the worker. */
@@ -65,7 +73,8 @@ export class EnhancerNode extends WorkletNode {
           resolve();
         } else {
           this.underruns = data.underruns;
-          this.dispatchEvent(new Event("underrun"));
+          this.latencySamples += data.gap.samples;
+          this.dispatchEvent(new CustomEvent<Gap>("underrun", { detail: data.gap }));
         }
       };
       this.command(worker, [worker]);
@@ -115,12 +124,15 @@ export async function createEnhancerNode(
   ]);
   try {
     const { port1, port2 } = new MessageChannel();
-    const question = { type: "live", port: port1, channels, sampleRate: rate, strength } as const;
-    const { latency } = await remote.ask(question, { transfer: [port1] });
+    const rehearse = reserve === undefined;
+    const question = { type: "live", port: port1, channels, sampleRate: rate, strength, rehearse } as const;
+    const { latency, lateness } = await remote.ask(question, { transfer: [port1] });
     const block = QUANTUM * Math.max(1, Math.round((BLOCK_SECONDS * rate) / QUANTUM));
     const burst = context instanceof AudioContext ? context.baseLatency : 0; // what Web Audio processes without a pause
-    const delay = latency + block + Math.ceil((reserve ?? RESERVE_SECONDS + burst) * rate);
-    const node = new EnhancerNode(context, remote, { channels, block, delay }, strength);
+    const enough = Math.min(Math.max(RESERVE_SECONDS, MARGIN * lateness) + burst, MOST_RESERVE_SECONDS);
+    const delay = latency + block + Math.ceil((reserve ?? enough) * rate);
+    const mostDelay = Math.max(delay, latency + block + Math.ceil(MOST_RESERVE_SECONDS * rate));
+    const node = new EnhancerNode(context, remote, { channels, block, delay, mostDelay }, strength);
     await node.connectWorker(port2);
     return node;
   } catch (error) {

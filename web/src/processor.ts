@@ -10,6 +10,7 @@ declare class AudioWorkletProcessor {
   readonly port: MessagePort;
 }
 declare function registerProcessor(name: string, processor: unknown): void;
+declare const currentFrame: number;
 
 class EnhancerProcessor extends AudioWorkletProcessor {
   private readonly line: DelayLine;
@@ -19,16 +20,15 @@ class EnhancerProcessor extends AudioWorkletProcessor {
   private waiting: Signal[] = []; // blocks, until there is a worker
   private block: Signal;
   private filled = 0;
-  private underruns = 0;
   private closed = false;
 
   constructor({ processorOptions }: { processorOptions: ProcessorOptions }) {
     super();
-    const { channels, block, delay } = processorOptions;
+    const { channels, block, delay, mostDelay } = processorOptions;
     this.channels = channels;
     this.length = block;
     this.block = this.empty();
-    this.line = new DelayLine(channels, delay);
+    this.line = new DelayLine(channels, delay, mostDelay);
     this.port.onmessage = ({ data }: MessageEvent<Command>) => {
       if (data === "close") this.closed = true;
       else this.connect(data);
@@ -48,10 +48,11 @@ class EnhancerProcessor extends AudioWorkletProcessor {
       this.block = this.empty();
       this.filled = 0;
     }
-    this.line.read(output);
-    if (this.line.underruns !== this.underruns) {
-      this.underruns = this.line.underruns;
-      this.notify({ underruns: this.underruns });
+    const { delay } = this.line;
+    const ready = this.line.read(output);
+    if (ready < output[0]!.length) {
+      const gap = { frame: currentFrame + ready, samples: this.line.delay - delay };
+      this.notify({ underruns: this.line.underruns, gap });
     }
     return !this.closed;
   }

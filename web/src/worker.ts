@@ -10,7 +10,8 @@ import { turn } from "./turn.js";
 const PIECE_SECONDS = 1; // between two reports of progress
 const READY = 0.5; // load at which a stream may start
 const READY_SECONDS = 4; // longest wait for it
-const WARM_UP_CHUNK_SECONDS = 0.016;
+const CHUNK_SECONDS = 0.016; // of the warm-up and the rehearsal
+const REHEARSAL_SECONDS = 0.5;
 
 let model: Model | null = null;
 let live: Live | null = null;
@@ -48,10 +49,12 @@ async function answer(request: Exclude<Request, { type: "cancel" | "strength" }>
   } else if (request.type === "measure") {
     reply({ id, type: "measured", speed: await measure(model, request.seconds) });
   } else {
-    const chain = (): Chain => new Chain(model!, request.sampleRate, request.channels, { strength: request.strength });
-    await warmUp(chain(), request.sampleRate, request.channels);
-    live = new Live(chain, request.port, request.sampleRate, (load) => reply({ type: "load", load }));
-    reply({ id, type: "streaming", latency: live.latency });
+    const { sampleRate, channels, strength } = request;
+    const chain = (): Chain => new Chain(model!, sampleRate, channels, { strength });
+    await warmUp(chain(), sampleRate, channels);
+    const lateness = request.rehearse ? await rehearse(chain(), sampleRate, channels) : 0;
+    live = new Live(chain, request.port, sampleRate, (load) => reply({ type: "load", load }));
+    reply({ id, type: "streaming", latency: live.latency, lateness });
   }
 }
 
@@ -84,14 +87,32 @@ async function enhance(
 
 /** Run until the browser has compiled everything well: the first hops take up to ten times longer. */
 async function warmUp(chain: Chain, sampleRate: number, channels: number): Promise<void> {
-  const chunk = silence(channels, Math.round(WARM_UP_CHUNK_SECONDS * sampleRate)).map((row) => row.map(noise));
+  const chunk = noisy(channels, sampleRate);
   const started = performance.now();
   for (let load = 1; load > READY && performance.now() - started < 1000 * READY_SECONDS; ) {
     const before = performance.now();
     for (let i = 0; i < 10; i++) await chain.push(chunk);
-    load = (performance.now() - before) / (10_000 * WARM_UP_CHUNK_SECONDS);
+    load = (performance.now() - before) / (10_000 * CHUNK_SECONDS);
     await turn();
   }
+}
+
+/** Process chunks at the pace of live audio. Returns the longest time from a chunk's instant to its output, in seconds. */
+async function rehearse(chain: Chain, sampleRate: number, channels: number): Promise<number> {
+  const chunk = noisy(channels, sampleRate);
+  const started = performance.now();
+  let longest = 0;
+  for (let instant = 0; instant < REHEARSAL_SECONDS; instant += CHUNK_SECONDS) {
+    const elapsed = (): number => (performance.now() - started) / 1000 - instant;
+    if (elapsed() < 0) await new Promise((resolve) => setTimeout(resolve, -1000 * elapsed()));
+    await chain.push(chunk);
+    longest = Math.max(longest, elapsed());
+  }
+  return longest;
+}
+
+function noisy(channels: number, sampleRate: number): Signal {
+  return silence(channels, Math.round(CHUNK_SECONDS * sampleRate)).map((row) => row.map(noise));
 }
 
 function noise(): number {

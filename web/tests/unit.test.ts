@@ -44,6 +44,19 @@ test("what arrives too late is skipped, so that the delay stays the same", () =>
   assert.equal(line.underruns, 1);
 });
 
+test("a gap makes the delay longer by half, and nothing is lost", () => {
+  const line = new DelayLine(1, 4, 7);
+  assert.deepEqual(read(line, 5), [0, 0, 0, 0, 0]); // one of them is missing
+  assert.equal(line.delay, 6);
+  line.write(ramp(1, 5));
+  assert.deepEqual(read(line, 4), [0, 1, 2, 3]);
+  assert.deepEqual(read(line, 4), [4, 5, 0, 0]); // at its longest: 6 comes too late by one
+  assert.equal(line.delay, 7);
+  line.write(ramp(6, 4));
+  assert.deepEqual(read(line, 3), [7, 8, 9]);
+  assert.equal(line.underruns, 2);
+});
+
 test("a mono line plays on every channel of the output", () => {
   const line = new DelayLine(1, 1);
   line.read([new Float32Array(1)]);
