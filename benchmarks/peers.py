@@ -5,7 +5,8 @@
     python benchmarks/peers.py noisy live dtln --noisy valid/denoise/noisy --clean valid/denoise/clean --jobs 2
 
 A system is a shipped name, a folder with weights, `noisy` (the input itself) or one of the peers, whose weights are in
-packages. `:onnx` and `:torch` choose a backend. Without --noisy and --clean, the example clips are used.
+packages. `:onnx` and `:torch` choose a backend. Without --noisy and --clean, the example clips are used. A model for
+recordings, such as `studio`, has no time of a hop.
 
 Every system is scored at 16 kHz, aligned with the clean file by its known delay. The time of a hop is that of one call
 with one hop of sound, on one thread, in turn for all systems: p99 as a share of the hop, of wall and of processor time.
@@ -64,7 +65,8 @@ def main() -> None:
     given = parser.parse_args()
     given.systems = given.systems or ["noisy", "live:torch", "live:onnx", *installed_peers()]
     pairs = find_pairs(given.noisy, given.clean)[:: given.every]
-    lives = {name: live_form(name) for name in given.systems if name != "noisy"}
+    forms = {name: live_form(name) for name in given.systems if name != "noisy"}
+    lives = {name: form for name, form in forms.items() if form}
     shares = time_hops(lives)
     print(f"{'':28}" + "".join(f"{column:>9}" for column in COLUMNS) + f"{'hop p99':>12}{'by cpu':>9}")
     scores = {}
@@ -138,9 +140,9 @@ def at_rate(x: np.ndarray, rate: int, wanted: int = RATE) -> np.ndarray:
 
 def on_files(name: str, live: Live | None, no_warm_up: bool) -> Callable[[np.ndarray, int], np.ndarray]:
     """A system on a whole signal: samples (n,) and their rate to samples at RATE."""
-    if live is None:  # the input itself
+    if name == "noisy":  # the input itself
         return at_rate
-    if name not in PEERS:
+    if live is None or name not in PEERS:
         enhancer = load(*name.rsplit(":", 1)) if ":" in name else load(name)
         return lambda x, rate: at_rate(enhancer.enhance(x, rate, warm_up=not no_warm_up), rate)
 
@@ -154,10 +156,13 @@ def on_files(name: str, live: Live | None, no_warm_up: bool) -> Callable[[np.nda
     return run
 
 
-def live_form(name: str) -> Live:
+def live_form(name: str) -> Live | None:
+    """The live form of a system; None for a model that needs whole signals."""
     if name in PEERS:
         return PEERS[name]()
     model, _, backend = name.partition(":")
+    if not load(model, backend or "auto").model.causal:
+        return None
     stream = Stream(model, RATE, backend=backend or "auto")
     return Live(
         RATE, stream.model.hop, stream.latency_samples, lambda: Stream(model, RATE, backend=backend or "auto").process

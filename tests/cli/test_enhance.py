@@ -170,11 +170,27 @@ def test_stdin_to_stdout_even_when_the_header_was_written_before_the_length_was_
     np.testing.assert_allclose(got, beside, atol=1)  # a file is rounded by libsndfile, a pipe by us
 
 
+@pytest.mark.parametrize("quality", ["fast", "best"])
+def test_each_quality_is_a_model(quality):
+    noisy = EXAMPLES / "fire_10db.noisy.flac"
+    name = {"fast": "live", "best": "studio"}[quality]
+    for option, out in (("--quality", "a.wav"), ("--model", "b.wav")):
+        result = in_this_process("enhance", noisy, "-o", out, option, quality if option == "--quality" else name)
+        assert result.returncode == 0
+    assert Path("a.wav").read_bytes() == Path("b.wav").read_bytes()
+
+
+def test_quality_and_model_are_not_given_together():
+    result = in_this_process("enhance", "talk.wav", "--quality", "best", "--model", "live")
+    one_line(result, 2, "--quality best", "--model live", "one of them")
+
+
 @pytest.mark.skipif(PRESETS["live"].weights is None, reason="the package holds no weights of 'live'")
 @pytest.mark.parametrize("clip", ["helicopter_0db", "chainsaw_5db", "fire_10db"])
-def test_the_default_model_brings_every_example_nearer_to_its_reference(clip):
+@pytest.mark.parametrize("quality", ["fast", "best"])
+def test_each_quality_brings_every_example_nearer_to_its_reference(clip, quality):
     noisy = EXAMPLES / f"{clip}.noisy.flac"
-    result = in_this_process("enhance", noisy, "-o", "clear.flac")
+    result = in_this_process("enhance", noisy, "-o", "clear.flac", "--quality", quality)
     assert result.returncode == 0, result.stderr
     clean, before, after = (soundfile.read(file)[0] for file in (EXAMPLES / f"{clip}.clean.flac", noisy, "clear.flac"))
     assert si_sdr(clean, after) > si_sdr(clean, before) + 2  # dB

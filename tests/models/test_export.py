@@ -1,11 +1,15 @@
 """Parts of the export that can be compared without writing a file, a whole export, and what cannot be exported."""
 
 import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
 import pytest
 import torch
 
 from clearstate.models import build, load_model
 from clearstate.models.export import Streamed, export_onnx
+from clearstate.models.export.graphs import halved
 from clearstate.models.export.live_hop import LiveHop
 from clearstate.models.live import Live, LiveConfig
 from clearstate.models.parts import stft
@@ -78,6 +82,25 @@ def test_half_precision_halves_the_file_and_keeps_the_sound(tmp_path):
     x = (0.1 * np.random.default_rng(0).standard_normal((1, 256 * 30))).astype(np.float32)
     first, second = (model.open_stream(1)(x) for model in (whole, half))
     assert np.abs(first - second).max() < 0.02 * np.abs(second).max()
+
+
+@pytest.mark.parametrize("rounded", [False, True])
+def test_weights_that_are_the_same_in_float16_are_stored_so(rounded):
+    random = np.random.default_rng(0)
+    weights = {"other": random.standard_normal((32, 32)), "same": random.standard_normal((32, 32)).astype(np.float16)}
+    initializers = [onnx.numpy_helper.from_array(value.astype(np.float32), name) for name, value in weights.items()]
+    x, y = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 32]) for name in "xy")
+    nodes = [onnx.helper.make_node("MatMul", [a, b], [c]) for a, b, c in (("x", "other", "h"), ("h", "same", "y"))]
+    model = onnx.helper.make_model(onnx.helper.make_graph(nodes, "two", [x], [y], initializers), ir_version=10)
+    smaller = ir.to_proto(halved(ir.from_proto(model), rounded))
+    kinds = {one.name.removesuffix("_half"): one.data_type for one in smaller.graph.initializer}
+    assert kinds["same"] == onnx.TensorProto.FLOAT16
+    assert (kinds["other"] == onnx.TensorProto.FLOAT16) == rounded
+    feeds = {"x": np.ones((1, 32), np.float32)}
+    wanted, got = (
+        onnxruntime.InferenceSession(one.SerializeToString()).run(None, feeds)[0] for one in (model, smaller)
+    )
+    assert np.array_equal(wanted, got) != rounded
 
 
 @pytest.mark.parametrize(("name", "words"), [("mambawave", "many steps"), ("s4m-tiny", "one step a sample")])

@@ -33,6 +33,15 @@ from clearstate.cli.verbs import (
     lengths,
 )
 
+MODELS = {"fast": "live", "best": "studio"}
+
+
+class Quality(str, Enum):
+    """Which of our own models: the causal one of live sound, or one that needs the whole recording."""
+
+    fast = "fast"
+    best = "best"
+
 
 class Channels(str, Enum):
     """How to treat the channels of a recording."""
@@ -52,9 +61,16 @@ def run(
             help="Output file or folder; - writes WAV to stdout. Default: talk.clear.wav next to talk.wav.",
         ),
     ] = None,
+    quality: Annotated[
+        Quality | None,
+        typer.Option(
+            help="fast: `live`, the model of live sound. best: `studio`, which also hears what follows. Default: fast."
+        ),
+    ] = None,
     model: Annotated[
-        str, typer.Option("--model", "-m", help=f"Name of a model (see `clearstate models`), {MODEL_FILES}.")
-    ] = "live",
+        str | None,
+        typer.Option("--model", "-m", help=f"Another model: a name (see `clearstate models`), {MODEL_FILES}."),
+    ] = None,
     strength: Annotated[
         float | None,
         typer.Option(min=0, metavar="DB", help="Attenuate noise by at most DB; 0 changes nothing. Default: no limit."),
@@ -116,6 +132,8 @@ def run(
 
     `clearstate enhance interviews/ "extra/*.wav" -o clean/ --jobs 4` keeps the folder structure
 
+    `clearstate enhance podcast.wav --quality best` takes more time for a better sound
+
     `clearstate enhance lecture.wav --strength 12` keeps some room tone
 
     `clearstate enhance call.wav --channels apart` for a call with one speaker per channel
@@ -124,6 +142,9 @@ def run(
 
     Exit codes: 0 success, 1 some files failed, 2 wrong use, 130 interrupted.
     """
+    if model and quality:
+        raise UsageError(f"--quality {quality.value} chooses a model, and so does --model {model}: give one of them")
+    model = model or MODELS[(quality or Quality.fast).value]
     batch = Batch(output, overwrite, as_json, jobs, engine, address, workers, resume)
     todo = plan(inputs, output, tag="residual" if residual else "clear", overwrite=batch.may_exist)
     outcomes = [Outcome(source, None, error=why) for source, why in todo.failures]

@@ -6,12 +6,13 @@ second pair), and the level. Without the mixers that run backwards it is `live`,
 b batch, n samples, t frames, f bins, k bands, c channels.
 """
 
-from dataclasses import dataclass
+import re
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor, nn
 
-from clearstate.models.live import LiveConfig
+from clearstate.models.live import Live, LiveConfig
 from clearstate.models.parts.band_attention import BandAttention
 from clearstate.models.parts.band_codec import BandCodec
 from clearstate.models.parts.running_level import running_power
@@ -25,6 +26,17 @@ class StudioConfig(LiveConfig):
 
     blocks: int = 6
     wide_every: int = 2  # pairs of time and frequency mixing that share a mixer over the whole band
+
+
+FROM_LIVE = (  # where the weights of `Live` go: patterns of their names, in turn
+    (r"^time_norms\.(\d+)", r"time.\1.norm"),
+    (r"^time\.(\d+)\.(?!norm)", r"time.\1.ahead."),
+    (r"^wide_norm", "wide.0.mix.norm"),
+    (r"^wide\.(?!0\.)", "wide.0.mix.ahead."),
+    (r"^wide_in", "wide.0.enter"),
+    (r"^wide_out", "wide.0.leave"),
+    (r"^(gather|scatter)", r"wide.0.\1"),
+)
 
 
 class WholeBand(nn.Module):
@@ -83,3 +95,23 @@ class Studio(BandCodec):
         before, _ = running_power(spec, nothing, frames)
         after, _ = running_power(spec.flip(1), nothing, frames)
         return (0.5 * (before + after.flip(1)) + 1e-12).sqrt()
+
+
+def start_from_live(live: Live) -> Studio:
+    """A `Studio` with the weights of a `Live` to train on from. What it has besides adds nothing yet.
+
+    The mixers that run backwards begin as copies of the others, with an output of zero.
+    """
+    studio = Studio(StudioConfig(**asdict(live.config)))
+    state = studio.state_dict()
+    for name, value in live.state_dict().items():
+        for ours, theirs in FROM_LIVE:
+            name = re.sub(ours, theirs, name)
+        state[name] = value
+    for name in state:
+        if name.endswith("back.out_proj.weight") or re.match(r"wide\.[1-9]\d*\.scatter", name):
+            state[name] = torch.zeros_like(state[name])
+        elif ".back." in name:
+            state[name] = state[name.replace(".back.", ".ahead.")].clone()
+    studio.load_state_dict(state)
+    return studio

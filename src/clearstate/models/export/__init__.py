@@ -37,7 +37,8 @@ def export_onnx(model: nn.Module, path: Path, *, name: str, licence: str = "", h
     Args:
         model: one that `clearstate.load_model` returns.
         name: for the metadata, as `licence` (of the weights) is.
-        half: store the weights as float16, which halves the file. They are computed in float32 all the same.
+        half: store all weights as float16, which halves the file. They are computed in float32 all the same. Weights
+            that are the same in float16 are always stored so.
     Raises:
         ValueError: for a model that cannot be exported.
         ImportError: without the extra `export`.
@@ -60,8 +61,7 @@ def export_onnx(model: nn.Module, path: Path, *, name: str, licence: str = "", h
             program = joined(streamed.one_hop(), streamed.many_hops(), known.hop)
         else:
             program = hoisted(_whole(known))
-    if half:
-        program = halved(program)
+    program = halved(program, rounded=half)
     states = {name: list(state.shape[1:]) for name, state in streamed.states.items()} if known.causal else {}
     metadata = {
         "name": name, "task": getattr(known, "task", "enhance"), "sample_rate": known.sample_rate,

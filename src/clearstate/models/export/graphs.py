@@ -50,8 +50,12 @@ def hoisted(program: Any) -> ir.Model:
     return model
 
 
-def halved(model: ir.Model) -> ir.Model:
-    """Large initializers as float16, cast back when the file is loaded."""
+def halved(model: ir.Model, rounded: bool) -> ir.Model:
+    """Large initializers as float16, cast back when the file is loaded.
+
+    Args:
+        rounded: all of them; False: only those that are the same in float16, as weights are that were stored in it.
+    """
     branches = [
         attribute.as_graph() for node in model.graph if node.op_type == "If" for attribute in node.attributes.values()
     ]
@@ -60,7 +64,11 @@ def halved(model: ir.Model) -> ir.Model:
             array = value.const_value.numpy()
             if array.dtype != np.float32 or array.size < LEAST_HALF:
                 continue
-            small = _constant(graph, f"{name}_half", array.astype(np.float16))
+            with np.errstate(over="ignore"):  # infinity is not the same
+                half = array.astype(np.float16)
+            if not rounded and not np.array_equal(half, array):
+                continue
+            small = _constant(graph, f"{name}_half", half)
             cast = ir.Node("", "Cast", [small], ir.convenience.convert_attributes({"to": ir.DataType.FLOAT}))
             cast.outputs[0].name = f"{name}_wide"
             ir.convenience.replace_all_uses_with(value, cast.outputs[0])
