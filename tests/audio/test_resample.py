@@ -1,9 +1,12 @@
 """Resampling in chunks: against tones, against soxr, bit for bit whatever the chunks, with no shift in time."""
 
+import weakref
+
 import numpy as np
 import pytest
 import soxr
 
+from clearstate.audio import resample as resample_module
 from clearstate.audio.resample import STOP_BAND_DB, Resampler, filter_table, polyphase, resample
 
 RATES = [(48_000, 16_000), (16_000, 48_000), (44_100, 16_000), (16_000, 44_100), (8_000, 16_000), (44_099, 16_000)]
@@ -180,3 +183,12 @@ def test_the_filter_is_a_kaiser_windowed_sinc():
         expected = prototype[3 * (1 - half) - phase + 3 * half :: 3][: 2 * half].copy()
         expected[-1] *= phase > 0  # at phase 0 the last tap lies on the end of the window, whose twin is not there
         np.testing.assert_allclose(table[phase], expected / expected.sum(), atol=2e-7)
+
+
+def test_a_large_filter_is_shared_while_it_is_used_and_freed_afterwards(monkeypatch):
+    monkeypatch.setattr(resample_module, "SMALL_TABLE", 0)
+    one, two = Resampler(48_000, 16_000, 1), Resampler(48_000, 16_000, 2)
+    assert one.table is two.table
+    freed = weakref.ref(one.table)
+    del one, two
+    assert freed() is None

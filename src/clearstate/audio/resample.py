@@ -18,6 +18,7 @@ transition band is wider: the top tenth of the lower rate's band.
 from collections.abc import Callable
 from functools import lru_cache
 from math import ceil, gcd
+from weakref import WeakValueDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,7 @@ Floats = NDArray[np.floating]
 ZEROS = 48  # zero crossings of the sinc on each side: 3 ms at 16 kHz
 STOP_BAND_DB = 80.0  # attenuation beyond the Nyquist frequency of the lower rate
 AT_ONCE = 4096  # outputs of `polyphase`, to bound its memory
+SMALL_TABLE = 1_000_000  # entries (4 MB); all usual rates have less
 MAX_TABLE = 32_000_000  # entries (128 MB); only two large coprime rates come near it
 
 
@@ -115,8 +117,25 @@ def table_bytes(rate_in: int, rate_out: int) -> int:
     return up * 2 * half_width(up, down) * np.dtype(np.float32).itemsize
 
 
-@lru_cache(maxsize=8)
 def filter_table(up: int, down: int, fold: bool = False) -> NDArray[np.float32]:
+    """`design`, with one copy for all who use it. Small ones stay for the next signal; large ones do not."""
+    if up * 2 * half_width(up, down) <= SMALL_TABLE:
+        return _small_table(up, down, fold)
+    table = _large_tables.get((up, down, fold))
+    if table is None:
+        table = _large_tables[up, down, fold] = design(up, down, fold)
+    return table
+
+
+_large_tables: "WeakValueDictionary[tuple[int, int, bool], NDArray[np.float32]]" = WeakValueDictionary()
+
+
+@lru_cache(maxsize=8)
+def _small_table(up: int, down: int, fold: bool) -> NDArray[np.float32]:
+    return design(up, down, fold)
+
+
+def design(up: int, down: int, fold: bool) -> NDArray[np.float32]:
     """The low-pass at the `up` distances between output instants and the input grid: (up, 2 half_width).
 
     Kaiser window for STOP_BAND_DB; the transition band ends at the Nyquist frequency of the lower rate, so nothing

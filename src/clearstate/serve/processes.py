@@ -24,7 +24,6 @@ import itertools
 import logging
 import multiprocessing
 import os
-import signal
 import socket
 import struct
 import sys
@@ -42,6 +41,7 @@ from clearstate.serve.errors import RefusedError
 from clearstate.serve.protocols import WebSockets, uvicorn_config
 from clearstate.serve.settings import Settings
 from clearstate.serve.streams import Streams
+from clearstate.serve.workers import start
 
 SILENT_SECONDS = 30.0  # without a report; then the process is killed
 SLOW_SECONDS = 2.0  # between two ticks of the service
@@ -86,7 +86,7 @@ class Processes:
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
         process = context.Process(target=serve_streams, args=(self.settings, theirs), daemon=True)
-        process.start()
+        start(process)
         theirs.close()
         return Child(process, ours)
 
@@ -266,8 +266,6 @@ def settle() -> None:
 
 def serve_streams(settings: Settings, pipe: Any) -> None:
     """Load the model, and serve the connections that arrive through the pipe until the service closes it."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # they may reach all processes at once; the service decides
-        signal.signal(number, signal.SIG_IGN)
     try:
         model = open_model(settings.model, "enhance", backend=settings.backend)
         cost = calibrate(model)

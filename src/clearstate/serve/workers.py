@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 from typing import Any
 
 from clearstate.serve.work import Done, Progress, Task, TooLongError, run
@@ -20,6 +21,19 @@ from clearstate.serve.work import Done, Progress, Task, TooLongError, run
 NICENESS = 10  # live streams come first
 POLL_SECONDS = 0.1
 KILL_SECONDS = 5.0  # after a request to stop
+
+
+def start(process: Any) -> None:
+    """Start a process that SIGINT and SIGTERM do not end. They may reach all processes at once; the service decides."""
+    if not hasattr(signal, "pthread_sigmask"):
+        process.start()
+        return
+    resource_tracker.ensure_running()  # the first start would do it, and unblock the signals
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})  # inherited
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @dataclass(eq=False)
@@ -79,7 +93,7 @@ class Workers:
     def _start(self, index: int) -> Any:
         ours, theirs = self._context.Pipe()
         process = self._context.Process(target=work, args=(theirs,), daemon=True)
-        process.start()
+        start(process)
         theirs.close()
         self.processes[index] = process
         return ours
@@ -118,8 +132,7 @@ class _StoppedError(Exception):
 
 def work(pipe: Any) -> None:
     """Process tasks from the pipe until the service closes it."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # they may reach all processes at once; the service decides
-        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in `start`, also on Windows
     if hasattr(os, "nice"):
         os.nice(NICENESS)
     with contextlib.suppress(EOFError, OSError):
