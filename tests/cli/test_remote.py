@@ -17,9 +17,9 @@ pytestmark = pytest.mark.filterwarnings("default")  # those of the storage drive
 SECRET = "a-secret-key-that-is-shown-nowhere"  # as in conftest.py
 
 
-def sound(seed=0, seconds=0.5, rate=16_000):
+def sound(seed=0, seconds=0.5, rate=16_000, offset=0.0):
     file = io.BytesIO()
-    soundfile.write(file, np.random.default_rng(seed).normal(0, 0.05, int(seconds * rate)), rate, format="WAV")
+    soundfile.write(file, np.random.default_rng(seed).normal(offset, 0.05, int(seconds * rate)), rate, format="WAV")
     return file.getvalue()
 
 
@@ -165,6 +165,15 @@ def test_without_fsspec_one_line_tells_what_to_install(monkeypatch):
 )
 def test_passwords_and_signatures_are_removed(text, clean):
     assert remote.without_secrets(text) == clean
+
+
+def test_inspect_reads_urls_and_names_them(store):
+    put(f"{store}/in/a.wav", sound(offset=0.1))
+    put(f"{store}/in/b.clear.flac", sound())
+    done = run("inspect", f"{store}/in", "--json", "--quick")
+    files = json.loads(done.stdout)["files"]
+    assert [remote.base_name(file["input"]) for file in files] == ["a.wav", "b.clear.flac"]
+    assert files[0]["findings"][0]["command"] == f"clearstate restore {store}/in/a.wav"
 
 
 @pytest.mark.parametrize("verb", ["enhance", "separate", "extend", "restore"])

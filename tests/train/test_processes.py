@@ -116,14 +116,19 @@ def uninterrupted(tmp_path_factory) -> Path:
 
 
 def node(folder: Path, port: int) -> subprocess.Popen:
-    """One of two nodes, as in docs/training.md, each with one process; both are on this machine."""
+    """One of two nodes with a process each, as in docs/training.md; both are on this machine."""
     rendezvous = ["--rdzv-backend", "c10d", "--rdzv-id", "tiny", "--rdzv-endpoint", f"127.0.0.1:{port}"]
     command = ["--nnodes", "2", "--nproc-per-node", "1", "--max-restarts", "3", "--local-addr", "127.0.0.1"]
+    program = [str(PROGRAM), str(folder), "0.03", "0.1", *ELASTIC]
     return subprocess.Popen(
-        [sys.executable, "-m", "torch.distributed.run", *command, *rendezvous, str(PROGRAM), str(folder), "0.03", "0.1",
-         *ELASTIC],
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True, stderr=subprocess.PIPE, text=True,
+        [sys.executable, "-m", "torch.distributed.run", *command, *rendezvous, *program],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"},
+        start_new_session=True, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
+
+
+def workers_of(run: subprocess.Popen) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()]
 
 
 @LINUX
@@ -140,16 +145,21 @@ def test_a_killed_process_or_node_is_replaced_and_the_losses_continue(uninterrup
         while not (tmp_path / "checkpoint.pt").exists() or len(losses(tmp_path)) < 9:
             assert nodes[1].poll() is None, nodes[1].communicate()[1]
             time.sleep(0.05)
+        lost = workers_of(nodes[1])
+        if what == "node":
+            lost.append(nodes[1].pid)
+        for process in lost:
+            os.kill(process, signal.SIGKILL)
         if what == "node":
             end(nodes.pop())
             nodes.append(node(tmp_path, port))
-        else:
-            os.kill(int(Path(f"/proc/{nodes[1].pid}/task/{nodes[1].pid}/children").read_text().split()[0]), 9)
         reached = checkpoint.load(tmp_path)["counters"]["step"]
         told = [run.communicate(timeout=300)[1] for run in nodes]
         assert [run.returncode for run in nodes] == [0, 0], told
     finally:
         for run in nodes:
+            for process in workers_of(run) if run.poll() is None else ():
+                os.kill(process, signal.SIGKILL)
             end(run)
     assert 0 < reached < 40
     assert losses(tmp_path) == losses(uninterrupted)

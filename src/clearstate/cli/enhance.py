@@ -13,6 +13,7 @@ from clearstate.cli.engines.contract import InBlocks
 from clearstate.cli.inputs import Job, make_room, plan
 from clearstate.cli.terminal import UsageError, explain
 from clearstate.cli.verbs import (
+    MODEL_FILES,
     Address,
     AsJson,
     Backend,
@@ -52,7 +53,7 @@ def run(
         ),
     ] = None,
     model: Annotated[
-        str, typer.Option("--model", "-m", help="Name of a model (see `clearstate models`), or a folder with weights.")
+        str, typer.Option("--model", "-m", help=f"Name of a model (see `clearstate models`), {MODEL_FILES}.")
     ] = "live",
     strength: Annotated[
         float | None,

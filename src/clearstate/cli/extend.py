@@ -12,6 +12,7 @@ from clearstate.cli.engines.contract import InBlocks
 from clearstate.cli.inputs import Job, make_room, plan
 from clearstate.cli.terminal import UsageError, explain
 from clearstate.cli.verbs import (
+    MODEL_FILES,
     Address,
     AsJson,
     Backend,
@@ -48,7 +49,7 @@ def run(
     to: Annotated[int, typer.Option("--to", metavar="HZ", help="Sample rate of the output, up to 48000.")] = 48_000,
     model: Annotated[
         str | None,
-        typer.Option("--model", "-m", help=f"Name of an extension model, or a folder with weights. Default: {FAST}."),
+        typer.Option("--model", "-m", help=f"Name of an extension model, {MODEL_FILES}. Default: {FAST}."),
     ] = None,
     fast: Annotated[
         bool, typer.Option("--fast", help=f"Use {FAST}: one step, real time on a CPU. This is the default.")

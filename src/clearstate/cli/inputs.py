@@ -98,12 +98,14 @@ def only_read(inputs: list[str]) -> Plan:
     Args:
         inputs: as for `plan`.
     """
+    result = Plan()
+    if any(map(is_remote, inputs)):
+        found = gather_remote(inputs, None, None, result)[0]
+        return replace(result, jobs=[replace(job, target="") for job in found])
     inputs = [as_stdio(word, 0) for word in inputs]
     if len(inputs) == 1 and is_stream(inputs[0]):
         return Plan(jobs=[Job(inputs[0], "")])
-    result = Plan()
-    found, _ = gather(inputs, None, None, result)
-    result.jobs = [Job(str(file), "") for file, _ in found]
+    result.jobs = [Job(str(file), "") for file, _ in gather(inputs, None, None, result)[0]]
     return result
 
 
@@ -154,7 +156,7 @@ def gather(
     return [(file, place) for file, place in found.items() if file not in lost], several
 
 
-def gather_remote(inputs: list[str], output: str | None, tag: str, result: Plan) -> tuple[list[Job], bool]:
+def gather_remote(inputs: list[str], output: str | None, tag: str | None, result: Plan) -> tuple[list[Job], bool]:
     """Like `gather`, for inputs of which some are URLs. The jobs have the path under an output folder as target.
 
     Raises:
@@ -176,7 +178,7 @@ def gather_remote(inputs: list[str], output: str | None, tag: str, result: Plan)
             for entry in entries:
                 here = entry.url == word
                 place = remote.base_name(word) if here else remote.under(entry.url, word)
-                if here or not Path(place).stem.endswith((".clear", ".residual", f".{tag}")):
+                if here or not (tag and Path(place).stem.endswith((".clear", ".residual", f".{tag}"))):
                     found[entry.url] = Job(entry.url, place, stamp=entry.stamp, size=entry.size)
                 several |= not here
     except ImportError as error:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from clearstate.cli.terminal import CommandError, UsageError, clock, explain, note
-from clearstate.cli.verbs import Backend, Overwrite, Runtime, check_model
+from clearstate.cli.verbs import MODEL_FILES, Backend, Overwrite, Runtime, check_model
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -58,7 +58,7 @@ def run(
     ] = None,
     overwrite: Overwrite = False,
     model: Annotated[
-        str, typer.Option("--model", "-m", help="Name of a causal model (see `clearstate models`).")
+        str, typer.Option("--model", "-m", help=f"Name of a causal model (see `clearstate models`), {MODEL_FILES}.")
     ] = "live",
     backend: Runtime = Backend.auto,
 ) -> None:

@@ -18,6 +18,7 @@ from clearstate.cli.engines.contract import InBlocks
 from clearstate.cli.inputs import Job, Plan, gather, gather_remote, one_name, too_long
 from clearstate.cli.terminal import UsageError, explain, note
 from clearstate.cli.verbs import (
+    MODEL_FILES,
     Address,
     AsJson,
     Backend,
@@ -49,9 +50,7 @@ def run(
     ] = None,
     model: Annotated[
         str,
-        typer.Option(
-            "--model", "-m", help="Name of a separation model (see `clearstate models`), or a folder with weights."
-        ),
+        typer.Option("--model", "-m", help=f"Name of a separation model (see `clearstate models`), {MODEL_FILES}."),
     ] = DEFAULT_MODEL,
     enhance: Annotated[
         str | None,

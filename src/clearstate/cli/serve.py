@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from clearstate.cli.terminal import UsageError, explain, note
-from clearstate.cli.verbs import Backend, Runtime
+from clearstate.cli.verbs import MODEL_FILES, Backend, Runtime
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -18,7 +18,7 @@ def run(
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65_535, help="Port to listen on; 0 chooses a free one.")] = 8000,
     model: Annotated[
-        str, typer.Option("--model", "-m", help="Causal enhancement model of the streams, a name or a folder.")
+        str, typer.Option("--model", "-m", help=f"Causal enhancement model of the streams: a name, {MODEL_FILES}.")
     ] = "live",
     backend: Runtime = Backend.auto,
     keys: Annotated[

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO
 import typer
 
 from clearstate.cli.terminal import UsageError, explain, note
-from clearstate.cli.verbs import Backend, Runtime, check_stdin, check_stdout
+from clearstate.cli.verbs import MODEL_FILES, Backend, Runtime, check_stdin, check_stdout
 
 if TYPE_CHECKING:
     from clearstate.tasks.stream import Stream
@@ -27,7 +27,7 @@ def run(
         Format, typer.Option("--format", help="Sample format of input and output.")
     ] = Format.s16le,
     model: Annotated[
-        str, typer.Option("--model", "-m", help="Name of a causal model (see `clearstate models`).")
+        str, typer.Option("--model", "-m", help=f"Name of a causal model (see `clearstate models`), {MODEL_FILES}.")
     ] = "live",
     strength: Annotated[
         float | None, typer.Option(min=0, metavar="DB", help="Attenuate noise by at most DB. Default: no limit.")

@@ -1,4 +1,4 @@
-"""Shared by enhance, separate and extend: options, checks of pipes and models, and the final report."""
+"""Shared by enhance, separate, extend and restore: options, checks of pipes and models, and the final report."""
 
 import json
 import sys
@@ -38,6 +38,9 @@ Track = Annotated[
         "--track", min=1, metavar="N", help="Sound track of a video to read. Default: the video's default track."
     ),
 ]
+
+
+MODEL_FILES = "a folder with weights, or an .onnx file"  # what `--model` accepts beside names
 
 
 class Backend(str, Enum):
@@ -179,7 +182,7 @@ def check_model(name: str, task: str, option: str) -> None:
     try:
         preset = find(name)
     except ValueError as error:
-        lists = "`clearstate models --all` lists all models; a folder with weights works, too"
+        lists = f"`clearstate models --all` lists all models; {MODEL_FILES} works, too"
         raise UsageError(f"{option} {name}: {error} ({lists})") from error
     if preset.task != task:
         raise UsageError(f"{option} {wrong_task(name, preset.task, task)}")
