@@ -12,8 +12,11 @@ from clearstate.cli.engines.contract import InBlocks
 from clearstate.tasks.blocks import Layout, Overlapping
 
 
-def open_worker(folder, seconds=0.1, deadly=None, times=1, failing=None):
-    """A worker that notes each attempt in `folder`/attempts; at most `times` attempts at a job die or fail."""
+def open_worker(folder, seconds=0.1, deadly=None, times=1, failing=None, slow=()):
+    """A worker that notes each attempt in `folder`/attempts; at most `times` attempts at a job die or fail.
+
+    Jobs in `slow` take 6 seconds.
+    """
 
     def work(job, progress):
         with open(os.path.join(folder, "attempts"), "a") as notes:
@@ -24,7 +27,7 @@ def open_worker(folder, seconds=0.1, deadly=None, times=1, failing=None):
             file.write("half ")
             file.flush()
             started = time.monotonic()
-            while time.monotonic() - started < seconds:
+            while time.monotonic() - started < (6.0 if job.source in slow else seconds):
                 progress(0.5, 1.0)
                 time.sleep(0.02)
             if job.source == deadly and attempts <= times:

@@ -143,6 +143,23 @@ def test_a_job_has_three_attempts_and_then_it_alone_has_failed(cluster, tmp_path
 
 
 @pytest.mark.slow
+def test_among_500_short_files_and_3_long_ones_each_is_done_once(cluster, tmp_path):
+    """A worker dies with one file, another file fails in each attempt, and no short file waits for a long one."""
+    jobs = jobs_in(tmp_path, 503)
+    slow = [job.source for job in jobs[:3]]
+    deadly, failing = jobs[100].source, jobs[200].source
+    opener = functools.partial(open_worker, str(tmp_path), 0.0, deadly=deadly, failing=failing, times=3, slow=slow)
+    outcomes = run(cluster, jobs, opener, lengths={job.source: 60.0 if job.source in slow else 1.0 for job in jobs})
+    failed = {outcome.source for outcome in outcomes if outcome.error}
+    assert failed == {deadly, failing} and len(outcomes) == 503
+    expected = dict.fromkeys((job.source for job in jobs), 1) | {deadly: 3, failing: 3}
+    assert attempts(tmp_path) == expected
+    check_all_whole([job for job in jobs if job.source not in failed])
+    order = [outcome.source for outcome in outcomes]
+    assert order.index(slow[2]) > order.index(jobs[3].source)
+
+
+@pytest.mark.slow
 def test_a_node_that_disappears_takes_no_file_with_it(cluster, tmp_path):
     node = cluster.add_node(num_cpus=1)
     jobs = jobs_in(tmp_path, 12)

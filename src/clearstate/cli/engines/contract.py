@@ -108,8 +108,8 @@ def attempt(work: Worker, job: Job, progress: Progress) -> Outcome:
     places: dict[str, str] = {}
     try:
         with marked(_mark(job)):
-            if job.replace and not is_stream(job.target) and not is_remote(job.target):
-                remove_leftovers(_mark(job), _folder(job))
+            if job.replace:
+                clean_up(job)
             report, outputs = _do(work, job, progress, places)
     except Exception as error:
         from clearstate.audio.info import BrokenOffError  # imports NumPy
@@ -118,6 +118,12 @@ def attempt(work: Worker, job: Job, progress: Progress) -> Outcome:
         why = without_secrets(back(explain(error), places)).removeprefix(f"{named.name}: ")
         return replace(named, error=why, final=final)
     return replace(named, wall=time.perf_counter() - started, report=report, outputs=outputs)
+
+
+def clean_up(job: Job) -> None:
+    """Delete the partial outputs of an attempt that was killed."""
+    if not is_stream(job.target) and not is_remote(job.target):
+        remove_leftovers(_mark(job), _folder(job))
 
 
 def refuse(reason: str, job: Job, progress: Progress) -> dict[str, Any]:

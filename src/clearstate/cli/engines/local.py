@@ -14,7 +14,16 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from clearstate.audio.streams import is_stream
-from clearstate.cli.engines.contract import Advance, InBlocks, Outcome, Worker, attempt, refuse, useful_workers
+from clearstate.cli.engines.contract import (
+    Advance,
+    InBlocks,
+    Outcome,
+    Worker,
+    attempt,
+    clean_up,
+    refuse,
+    useful_workers,
+)
 from clearstate.cli.inputs import Job
 from clearstate.cli.signals import unwind_when_terminated
 from clearstate.cli.terminal import explain
@@ -87,6 +96,7 @@ def _in_processes(
                 job = pending.pop(future)
                 error = future.exception()
                 if error:  # the process died: killed, or out of memory
+                    clean_up(job)
                     why = f"a worker process died ({explain(error)}); try again with fewer --jobs"
                     yield Outcome(job.source, job.target, error=why)
                 else:

@@ -32,6 +32,7 @@ from clearstate.cli.engines.contract import (
     Outcome,
     Worker,
     attempt,
+    clean_up,
     refuse,
     useful_workers,
 )
@@ -125,8 +126,10 @@ class _Fleet:
                 if outcome.error and not outcome.final and before + 1 < ATTEMPTS:
                     died = actor not in self.actors  # it may have written the output before it died
                     todo.append((replace(job, replace=job.replace or died), before + 1))
-                else:
-                    yield outcome
+                    continue
+                if actor not in self.actors:
+                    clean_up(job)
+                yield outcome
             if self.working or self.idle:
                 asked = time.monotonic()
             elif time.monotonic() - asked > PATIENCE:
