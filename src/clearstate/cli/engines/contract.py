@@ -20,7 +20,7 @@ Progress = Callable[[float, float], None]  # seconds of audio done, total second
 Worker = Callable[[Job, Progress], dict[str, Any]]  # returns the file's entries in the JSON report
 Advance = Callable[[str, float, float], None]  # source, seconds of audio done, total seconds
 
-MOST_HELPERS = 8  # per file: reading, resampling and writing then take the time of the worker that has the file
+MOST_HELPERS = 8  # per file; the worker that has the file holds two blocks for each in memory
 LEAST_BYTES = 1 << 26  # of a file at a URL that is read block by block; a copy of a shorter one is faster
 SHARE_SECONDS = 60.0  # of a file, for each worker that computes blocks of it
 
