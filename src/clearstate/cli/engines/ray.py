@@ -192,9 +192,10 @@ class _Fleet:
     def stop(self) -> None:
         """Let the actors abandon their files and clean up, then end them."""
         if self.working:
-            busy = [actor.stop.remote() for actor, _, _ in self.working.values()]
+            starting = set(self.starting.values())
+            stopped = [actor.stop.remote() for actor in self.actors if actor not in starting]
             with suppress(Exception):
-                self.ray.wait([*busy, *self.working], num_returns=len(busy) * 2, timeout=FAREWELL)
+                self.ray.wait(stopped, num_returns=len(stopped), timeout=FAREWELL)
         for actor in self.actors:
             with suppress(Exception):
                 self.ray.kill(actor)
@@ -250,8 +251,10 @@ class Actor:
         raise RuntimeError("this worker has a file")
 
     def stop(self) -> None:
-        """Abandon the job that runs."""
+        """Abandon the job that runs, and wait until its partial output is removed."""
         self._stop.set()
+        with self._lock:
+            pass
 
     def _progress(self, done: float, total: float) -> None:
         if self._stop.is_set():
