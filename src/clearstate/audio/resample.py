@@ -32,6 +32,7 @@ ZEROS = 48  # zero crossings of the sinc on each side: 3 ms at 16 kHz
 STOP_BAND_DB = 80.0  # attenuation beyond the Nyquist frequency of the lower rate
 AT_ONCE = 4096  # outputs of `polyphase`, to bound its memory
 SMALL_TABLE = 1_000_000  # entries (4 MB); all usual rates have less
+DESIGNED = 1 << 18  # entries of a table computed at once: 2 MB
 MAX_TABLE = 32_000_000  # entries (128 MB); only two large coprime rates come near it
 
 
@@ -155,7 +156,7 @@ def design(up: int, down: int, fold: bool) -> NDArray[np.float32]:
     curve = np.linspace(0, 1, 2**15)
     kaiser = np.i0(beta * np.sqrt(1 - curve**2))
     table = np.empty((up, 2 * half), dtype=np.float32)
-    for rows in np.array_split(np.arange(up), ceil(up / 4096)):
+    for rows in np.array_split(np.arange(up), ceil(table.size / DESIGNED)):
         offset = np.arange(1 - half, half + 1) - rows[:, None] / up  # (rows, taps): grid minus output instant
         window = np.interp(np.abs(offset) / half, curve, kaiser) * (np.abs(offset) < half)  # symmetric: neither end
         values = window * np.sinc(cutoff * offset)
