@@ -200,6 +200,7 @@ def test_the_lists_offer_what_can_run_and_name_licences(monkeypatch):
     assert models("enhance")[0] == "live"
     assert models("enhance", "semamba-basic-causal")[:2] == ["semamba-basic-causal", "live"]
     assert ("extend-fast (CC BY-NC-SA 4.0)", "extend-fast") in choices(models("extend"))
+    assert choices(["live", "studio", "saf"])[:2] == [("live (fast)", "live"), ("studio (best quality)", "studio")]
     monkeypatch.setattr("clearstate.app.catalogue.has_torch", lambda: False)
     assert models("separate") == ["separate-fast"]
     assert all(f"| {name} |" in table() for name in PRESETS)

@@ -16,6 +16,7 @@ from clearstate.runtime.contract import KINDS
 
 HERE = Path(__file__).resolve()
 CLIPS = (HERE.parent / "clips", HERE.parents[3] / "examples" / "clips")  # in the wheel, in a clone
+QUALITY = {"live": "fast", "studio": "best quality"}  # as `enhance --quality` chooses them
 LINK = re.compile(r"\[([^\]]+)\]\((?!https?:)[^)]*\)")  # to another file of the repository
 
 
@@ -33,7 +34,13 @@ def runs_here(name: str) -> bool:
 
 def choices(names: list[str]) -> list[tuple[str, str]]:
     """Models as entries of a list: what to show, and the name. Licences that forbid some uses are shown."""
-    return [(f"{shown(name)} ({licence(name)})" if "NC" in licence(name) else shown(name), name) for name in names]
+
+    def label(name: str) -> str:
+        remarks = [QUALITY.get(name, ""), licence(name) if "NC" in licence(name) else ""]
+        told = ", ".join(filter(None, remarks))
+        return f"{shown(name)} ({told})" if told else shown(name)
+
+    return [(label(name), name) for name in names]
 
 
 def shown(name: str) -> str:

@@ -132,7 +132,7 @@ def _enhance_tab(site: Site, model: str, examples: list[Example]) -> None:
 
     def settings() -> list[Any]:
         return [
-            gr.Dropdown(catalogue.choices(names), value=names[0], label="Model", info="Larger ones take longer."),
+            gr.Dropdown(catalogue.choices(names), value=names[0], label="Model and quality"),
             gr.Slider(
                 0, NO_LIMIT_DB, NO_LIMIT_DB, step=1, label="Strength",
                 info=f"Attenuate noise by at most this many dB; {NO_LIMIT_DB} sets no limit.",
