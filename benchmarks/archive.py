@@ -209,7 +209,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         lengths = make_files(Path(folder, "in"), args.short, args.seconds, args.long, args.minutes)
         jobs = [Job(name, "") for name in lengths]
-        opener = functools.partial(open_worker, args.model, "onnx", None, False, False, True, "linked", False)
+        opener = functools.partial(
+            open_worker, args.model, "onnx", strength=None, residual=False, pcs=False, highs=True, warm_up=True,
+            channels="linked", overwrite=False,
+        )  # fmt: skip
         total = sum(lengths.values())
         runs = {}
         for workers in (1, 2):

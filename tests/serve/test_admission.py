@@ -61,10 +61,10 @@ def delivered(admission, chunks, lag):
 
 
 def test_a_burst_is_cut_at_the_capacity_before_anything_is_measured(clock):
-    assert admitted(opened(0.01)) == 128  # 2 cores x 90 % / (0.01 for the model + 0.004 for the network)
-    assert admitted(opened(0.01), rate=48_000) == 74
-    assert admitted(opened(0.01), rate=48_000, channels=2) == 40
-    assert admitted(opened(0.01, processes=0), places=(0,)) == 64  # the service itself has one core
+    assert admitted(opened(0.01)) == 92  # 2 cores x 75 % / (0.01 for the model + 0.006 for the network)
+    assert admitted(opened(0.01), rate=48_000) == 56
+    assert admitted(opened(0.01), rate=48_000, channels=2) == 32
+    assert admitted(opened(0.01, processes=0), places=(0,)) == 46  # the service itself has one core
 
 
 def test_what_streams_really_cost_counts(clock):

@@ -20,15 +20,17 @@ from clearstate.serve.metrics import Metrics, Tally
 from clearstate.serve.settings import Settings, usable_cores
 from clearstate.tasks.stream import Stream
 
-FULL = 0.9  # share of the capacity; above it, queues grow at random
+FULL = 0.75  # share of the capacity; above it, queues grow at random, and clients on this machine need some, too
 TICK_SECONDS = 0.25  # between two measurements
 MEMORY_SECONDS = 2.0  # of the averages, and until the cost of a new stream is part of them
 LATE_SHARE = 0.01  # of the chunks
 LEAST_FACTOR = 0.7  # however little the streams in progress seem to cost
 HOPELESS_SHARE = 0.5  # of the chunks late
 GIVE_UP_SECONDS = 3.0
-NETWORK = 0.004  # processor seconds per second of a stream, for its 50 messages, before anything is measured
+NETWORK = 0.006  # processor seconds per second of a stream, for its 50 messages; about so with 80 streams on two cores
 CHUNK_SECONDS = 0.02
+IN_TURN = 32  # streams of a measurement: the caches hold as little of each as in service
+ROUNDS = 4
 OTHER_RATE = 48_000  # Hz; stands for every rate that is not the model's
 
 
@@ -45,18 +47,19 @@ class Cost:
         return channels * (self.plain if rate == self.model_rate else self.resampled) + NETWORK
 
 
-def calibrate(model: EnhancementModel, seconds: float = 1.0) -> Cost:
+def calibrate(model: EnhancementModel) -> Cost:
     """Measure the cost of a stream on this machine; also compiles what is not compiled yet."""
 
     def measure(rate: int) -> float:
-        stream, rng = Stream(model, rate), np.random.default_rng(0)
+        streams, rng = [Stream(model, rate) for _ in range(IN_TURN)], np.random.default_rng(0)
         chunk = (0.1 * rng.standard_normal(int(CHUNK_SECONDS * rate))).astype(np.float32)
-        for _ in range(10):
+        for stream in streams:
             stream.process(chunk)
         started = time.thread_time()
-        for _ in range(round(seconds / CHUNK_SECONDS)):
-            stream.process(chunk)
-        return (time.thread_time() - started) / seconds
+        for _ in range(ROUNDS):
+            for stream in streams:
+                stream.process(chunk)
+        return (time.thread_time() - started) / (ROUNDS * IN_TURN * CHUNK_SECONDS)
 
     return Cost(measure(model.sample_rate), measure(OTHER_RATE), model.sample_rate)
 
