@@ -52,7 +52,7 @@ def test_the_table_begins_with_the_recommended_models_and_ends_with_those_withou
     names = [line.split()[0] for line in out.splitlines() if line.split()[:1] and line.split()[0] in PRESETS]
     groups = [models.GROUPS.index(models.group_of(name)) for name in names]
     assert groups == sorted(groups)
-    assert set(names[:3]) == {"live", "separate-fast", "extend-fast"}
+    assert set(names[:4]) == {"live", "studio", "separate-fast", "extend-fast"}
 
 
 def test_models_without_weights_are_hidden_and_counted_unless_all_are_asked_for(capsys):

@@ -33,7 +33,7 @@ from clearstate.cli.verbs import (
     lengths,
 )
 
-MODELS = {"fast": "live", "best": "studio"}
+QUALITY = {"fast": "live", "best": "studio"}
 
 
 class Quality(str, Enum):
@@ -144,7 +144,7 @@ def run(
     """
     if model and quality:
         raise UsageError(f"--quality {quality.value} chooses a model, and so does --model {model}: give one of them")
-    model = model or MODELS[(quality or Quality.fast).value]
+    model = model or QUALITY[(quality or Quality.fast).value]
     batch = Batch(output, overwrite, as_json, jobs, engine, address, workers, resume)
     todo = plan(inputs, output, tag="residual" if residual else "clear", overwrite=batch.may_exist)
     outcomes = [Outcome(source, None, error=why) for source, why in todo.failures]

@@ -22,8 +22,8 @@ def run(
 ) -> None:
     """List the models: task, size, sample rate, latency, weights and licence.
 
-    The recommended models come first: the defaults of `enhance`, `separate` and `extend`. Models without weights are
-    hidden without --all. Train one with `clearstate train`, then use it by its folder
+    The recommended models come first: those of `enhance --quality`, and the defaults of `separate` and `extend`. Models
+    without weights are hidden without --all. Train one with `clearstate train`, then use it by its folder
     (`clearstate enhance talk.wav --model runs/mine/best`).
 
     **Examples**
@@ -50,10 +50,11 @@ def run(
 
 def group_of(name: str) -> str:
     """The group of a preset, one of GROUPS."""
+    from clearstate.cli.enhance import QUALITY
     from clearstate.models import PRESETS
     from clearstate.runtime.contract import KINDS
 
-    if name in (default for _, default in KINDS.values()):
+    if name in {*QUALITY.values(), *(default for _, default in KINDS.values())}:
         return RECOMMENDED
     return WITH_WEIGHTS if PRESETS[name].weights else UNTRAINED
 
