@@ -1,5 +1,6 @@
 """What the app's server gives away, and what it leaves behind."""
 
+import functools
 import json
 import os
 import signal
@@ -99,12 +100,16 @@ def test_the_folder_for_temporary_files_goes_with_the_app(tmp_path, monkeypatch)
 def test_the_command_serves_until_it_is_ended(tmp_path):
     words = [sys.executable, "-m", "clearstate", "app", "--port", "0", "--no-browser"]
     environment = os.environ | {"TMPDIR": str(tmp_path), "PYTHONPATH": str(ROOT / "src")}
-    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=environment) as process:
-        line = process.stderr.readline()
-        assert line.startswith("clearstate: the app is at http://127.0.0.1:"), line
-        assert ask(line.split()[5].rstrip(";"))[0] == 200
-        process.send_signal(signal.SIGINT)
-        process.wait(timeout=60)
+    heard = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # deaf if we are
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=environment, preexec_fn=heard) as process:
+        try:
+            line = process.stderr.readline()
+            assert line.startswith("clearstate: the app is at http://127.0.0.1:"), line
+            assert ask(line.split()[5].rstrip(";"))[0] == 200
+            process.send_signal(signal.SIGINT)
+            process.wait(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == 130
     assert list(tmp_path.iterdir()) == []
 
