@@ -5,6 +5,8 @@ import signal
 
 import pytest
 
+from clearstate.audio import remote
+
 
 @pytest.fixture(autouse=True)
 def _signals_as_they_were():
@@ -29,6 +31,8 @@ def s3():
         "AWS_SECRET_ACCESS_KEY": "a-secret-key-that-is-shown-nowhere",
         "AWS_DEFAULT_REGION": "us-east-1",
     }
+    fs, _ = remote.file_system("s3://archive")
+    fs.mkdir("archive")
     yield "s3://archive"
     server.stop()
     os.environ.clear()

@@ -283,7 +283,7 @@ def test_the_verbs_give_the_same_files_as_local_processes(cluster, tmp_path):
 @pytest.mark.slow
 def test_a_cluster_works_from_storage_to_storage_and_continues_there(cluster, s3):
     fs, _ = remote.file_system(s3)
-    fs.mkdir("archive")
+    s3 = f"{s3}/cluster"
     generator = np.random.default_rng(0)
     for i in range(4):
         file = io.BytesIO()
@@ -293,8 +293,8 @@ def test_a_cluster_works_from_storage_to_storage_and_continues_there(cluster, s3
     done = in_this_process(*args)
     assert done.returncode == 0, done.stderr
     fs.invalidate_cache()
-    assert [file for file in fs.find("archive/out") if file.endswith(".wav")] == [
-        f"archive/out/{i}.wav" for i in range(4)
+    assert [file for file in fs.find("archive/cluster/out") if file.endswith(".wav")] == [
+        f"archive/cluster/out/{i}.wav" for i in range(4)
     ]
     remote.write(io.BytesIO(file.getvalue()), f"{s3}/in/new.wav")
     files = json.loads(in_this_process(*args).stdout)["files"]

@@ -30,9 +30,6 @@ def store(request):
         folder = "memory://archive"
     else:
         folder = request.getfixturevalue("s3")
-        fs, _ = remote.file_system(folder)
-        if not fs.exists("archive"):
-            fs.mkdir("archive")
     fs, path = remote.file_system(folder)
     if names := fs.find(path):
         fs.rm(names)
@@ -178,9 +175,6 @@ def test_inspect_reads_urls_and_names_them(store):
 
 @pytest.mark.parametrize("verb", ["enhance", "separate", "extend", "restore"])
 def test_a_large_wav_is_read_where_it_is_with_the_same_result(s3, tmp_path, monkeypatch, verb):
-    fs, _ = remote.file_system(s3)
-    if not fs.exists("archive"):
-        fs.mkdir("archive")
     put(f"{s3}/large.wav", sound(rate=8_000, seconds=1))
     results, opened = [], []
     monkeypatch.setattr("clearstate.audio.io.inspect_url", lambda url: opened.append(url) or inspect_url(url))
