@@ -21,6 +21,9 @@ from typing import Any
 import numpy as np
 import yaml
 
+from clearstate.metrics.results import markdown_table
+from clearstate.metrics.summary import summarise
+
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS, PAGES = ROOT / "docs" / "results", ROOT / "docs"
 KEYS = {"title", "about", "columns", "seeds", "recipe", "rows", "noise_db"}
@@ -244,13 +247,9 @@ def train(recipe: Any) -> dict[str, Any]:
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
-    """Mean over the pairs, and half the width of its 95 % confidence interval, by 2,000 bootstrap samples of pairs."""
-    values = values[np.isfinite(values)]
-    if not len(values):
-        return float("nan"), float("nan")
-    drawn = np.random.default_rng(0).integers(len(values), size=(2_000, len(values)))
-    low, high = np.quantile(values[drawn].mean(1), [0.025, 0.975])
-    return float(values.mean()), float(high - low) / 2
+    """Mean over the pairs, and half the width of its 95 % confidence interval."""
+    found = summarise(values)
+    return found.mean, (found.high - found.low) / 2
 
 
 def table(experiment: dict[str, Any], document: dict[str, Any]) -> str:
@@ -281,14 +280,12 @@ def table(experiment: dict[str, Any], document: dict[str, Any]) -> str:
         lines.append([name, *cells, *size, done])
     filled = [i for i in range(len(lines[0])) if any(line[i] for line in lines[1:])]
     lines = [[line[i] for i in filled] for line in lines]
-    text = ["| " + " | ".join(line) + " |" for line in lines]
-    text.insert(1, "|" + "---|" * len(lines[0]))
     pairs = next((len(next(iter(row["scores"].values()))) for row in document["rows"]), 0)
     seeds = len({row["seed"] for row in document["rows"]})
     where = experiment.get("about", "Small scale, another corpus")
     about = f"{where}: {pairs} pairs, mean ± half of the 95 % confidence interval over the pairs"
     about += f", lowest and highest of {seeds} seeds in brackets." if seeds > 1 else "."
-    return "\n".join([*text, "", about])
+    return "\n".join([markdown_table(lines), "", about])
 
 
 PLACE = re.compile(r"(<!-- experiment: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -325,10 +322,8 @@ def length_table(document: dict[str, Any]) -> str:
         own = {row["seconds"]: row for row in document["rows"] if row["network"] == network}
         cells = (f"{own[n]['time']:.3g} s, {own[n]['memory_gib']:.2g} GiB" if n in own else "–" for n in lengths)
         lines.append([network, *cells])
-    text = ["| " + " | ".join(line) + " |" for line in lines]
-    text.insert(1, "|" + "---|" * len(lines[0]))
     about = f"{document['machine']}. `{document['command']}`"
-    return "\n".join([*text, "", about, "", "![time and memory over length](../images/length.svg)"])
+    return "\n".join([markdown_table(lines), "", about, "", "![time and memory over length](../images/length.svg)"])
 
 
 def length_plot(results: Path) -> None:

@@ -10,13 +10,14 @@ import soundfile
 import soxr
 
 from clearstate.installed import has_torch
+from clearstate.metrics.results import markdown_table
 from clearstate.models import PRESETS
 from clearstate.runtime import exported_file
-from clearstate.runtime.contract import KINDS
+from clearstate.runtime.contract import KINDS, QUALITY
 
 HERE = Path(__file__).resolve()
 CLIPS = (HERE.parent / "clips", HERE.parents[3] / "examples" / "clips")  # in the wheel, in a clone
-QUALITY = {"live": "fast", "studio": "best quality"}  # as `enhance --quality` chooses them
+QUALITY_OF = {model: {"best": "best quality"}.get(quality, quality) for quality, model in QUALITY.items()}
 LINK = re.compile(r"\[([^\]]+)\]\((?!https?:)[^)]*\)")  # to another file of the repository
 
 
@@ -36,7 +37,7 @@ def choices(names: list[str]) -> list[tuple[str, str]]:
     """Models as entries of a list: what to show, and the name. Licences that forbid some uses are shown."""
 
     def label(name: str) -> str:
-        remarks = [QUALITY.get(name, ""), licence(name) if "NC" in licence(name) else ""]
+        remarks = [QUALITY_OF.get(name, ""), licence(name) if "NC" in licence(name) else ""]
         told = ", ".join(filter(None, remarks))
         return f"{shown(name)} ({told})" if told else shown(name)
 
@@ -55,11 +56,11 @@ def licence(name: str) -> str:
 
 def table() -> str:
     """All models as a Markdown table."""
-    rows = ["| model | task | what it is | weights | licence of the weights |", "|---|---|---|---|---|"]
+    rows = [["model", "task", "what it is", "weights", "licence of the weights"]]
     for name, preset in sorted(PRESETS.items(), key=lambda item: item[1].weights is None):
         state = "to be trained" if not preset.weights else "shipped" if runs_here(name) else "shipped; needs PyTorch"
-        rows.append(f"| {name} | {preset.task} | {preset.summary} | {state} | {preset.licence} |")
-    return "\n".join(rows)
+        rows.append([name, preset.task, preset.summary, state, preset.licence])
+    return markdown_table(rows)
 
 
 def cards() -> dict[str, str]:

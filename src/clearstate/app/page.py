@@ -15,6 +15,7 @@ from clearstate import __version__
 from clearstate.app import catalogue, work
 from clearstate.app.catalogue import Example
 from clearstate.app.work import Limits, Progress, Result
+from clearstate.metrics.results import markdown_table
 
 NO_LIMIT_DB = 40  # the end of the slider for the strength
 KEEP_SECONDS = 3600  # then uploads and results are deleted
@@ -28,7 +29,7 @@ Work = Callable[..., Result]
 Outputs = list[Any]
 
 
-class Cancelled(Exception):  # noqa: N818 - somebody asked for it
+class CancelledError(Exception):
     """The work was cancelled, or the page was closed."""
 
 
@@ -46,7 +47,7 @@ class Runs:
 
     @contextlib.contextmanager
     def begin(self, session: str, report: Progress) -> Iterator[Progress]:
-        """Wait for a turn. The result reports progress, and raises `Cancelled` when the work is to stop.
+        """Wait for a turn. The result reports progress, and raises `CancelledError` when the work is to stop.
 
         Raises:
             ValueError: if too many wait.
@@ -55,7 +56,7 @@ class Runs:
 
         def checked(share: float, text: str) -> None:
             if entry[1].is_set():
-                raise Cancelled
+                raise CancelledError
             report(share, text)
 
         with self._lock:
@@ -145,21 +146,13 @@ def _enhance_tab(site: Site, model: str, examples: list[Example]) -> None:
         limit = None if strength >= NO_LIMIT_DB else strength
         return {"model": known(name, names), "strength": limit, "pcs": pcs, "highs": highs}
 
-    with gr.Row():
-        with gr.Column(scale=2, min_width=320):
-            inputs = _inputs("Remove noise", settings, examples)
-        with gr.Column(scale=3, min_width=320):
-            status = _status()
-            with gr.Column(visible=False) as results:
-                players = [_player(label) for label in ("Before", "After", "What was removed")]
-                gr.Markdown("All play equally loud; only *what was removed* has its own loudness.")
-                download = gr.DownloadButton("Download", variant="primary")
-                picture = _picture("Spectrograms")
+    with _columns("Remove noise", settings, examples) as (inputs, status, results):
+        players = [_player(label) for label in ("Before", "After", "What was removed")]
+        gr.Markdown("All play equally loud; only *what was removed* has its own loudness.")
+        download = gr.DownloadButton("Download", variant="primary")
+        picture = _picture("Spectrograms")
 
-    def arrange(result: Result) -> Outputs:
-        return [*_played(result.players, result), _offered(result.files[0]), str(result.picture)]
-
-    _connect(site, inputs, work.enhance, options, status, results, [*players, download, picture], arrange)
+    _connect(site, inputs, work.enhance, options, status, results, [*players, download, picture], _one_file)
 
 
 def _separate_tab(site: Site, model: str, examples: list[Example]) -> None:
@@ -174,15 +167,10 @@ def _separate_tab(site: Site, model: str, examples: list[Example]) -> None:
     def options(name: str, denoise: bool) -> dict[str, Any]:
         return {"model": known(name, names), "denoise": model if denoise else None}
 
-    with gr.Row():
-        with gr.Column(scale=2, min_width=320):
-            inputs = _inputs("Separate two speakers", settings, examples)
-        with gr.Column(scale=3, min_width=320):
-            status = _status()
-            with gr.Column(visible=False) as results:
-                players = [_player("Speaker 1"), _player("Speaker 2")]
-                picture = _picture("Timeline")
-                files = gr.File(label="Download", interactive=False, file_count="multiple")
+    with _columns("Separate two speakers", settings, examples) as (inputs, status, results):
+        players = [_player("Speaker 1"), _player("Speaker 2")]
+        picture = _picture("Timeline")
+        files = gr.File(label="Download", interactive=False, file_count="multiple")
 
     def arrange(result: Result) -> Outputs:
         return [*_played(result.players[:2], result), str(result.picture), names_of(result.files)]
@@ -202,20 +190,12 @@ def _extend_tab(site: Site, examples: list[Example]) -> None:
     def options(name: str, to: int) -> dict[str, Any]:
         return {"model": known(name, names), "to": int(to)}
 
-    with gr.Row():
-        with gr.Column(scale=2, min_width=320):
-            inputs = _inputs("Add high frequencies", settings, examples)
-        with gr.Column(scale=3, min_width=320):
-            status = _status()
-            with gr.Column(visible=False) as results:
-                players = [_player("Before"), _player("After")]
-                download = gr.DownloadButton("Download", variant="primary")
-                picture = _picture("Spectrograms")
+    with _columns("Add high frequencies", settings, examples) as (inputs, status, results):
+        players = [_player("Before"), _player("After")]
+        download = gr.DownloadButton("Download", variant="primary")
+        picture = _picture("Spectrograms")
 
-    def arrange(result: Result) -> Outputs:
-        return [*_played(result.players, result), _offered(result.files[0]), str(result.picture)]
-
-    _connect(site, inputs, work.extend, options, status, results, [*players, download, picture], arrange)
+    _connect(site, inputs, work.extend, options, status, results, [*players, download, picture], _one_file)
 
 
 def _compare_tab(site: Site, model: str, examples: list[Example]) -> None:
@@ -227,21 +207,16 @@ def _compare_tab(site: Site, model: str, examples: list[Example]) -> None:
     def options(chosen: list[str]) -> dict[str, Any]:
         return {"models": [known(name, names) for name in chosen]}
 
-    with gr.Row():
-        with gr.Column(scale=2, min_width=320):
-            inputs = _inputs("Compare", settings, examples)
-        with gr.Column(scale=3, min_width=320):
-            status = _status()
-            with gr.Column(visible=False) as results:
-                table = gr.Markdown(elem_classes="scores")
-                players = [_player("Before"), *(_player(catalogue.shown(name)) for name in names)]
-                picture = _picture("Spectrograms")
-                files = gr.File(label="Download", interactive=False, file_count="multiple")
+    with _columns("Compare", settings, examples) as (inputs, status, results):
+        table = gr.Markdown(elem_classes="scores")
+        players = [_player("Before"), *(_player(catalogue.shown(name)) for name in names)]
+        picture = _picture("Spectrograms")
+        files = gr.File(label="Download", interactive=False, file_count="multiple")
 
     def arrange(result: Result) -> Outputs:
         copies = dict(zip([row[0] for row in result.table[1:]], result.players, strict=True))
         shown = [copies.get(name) for name in ("before", *map(catalogue.shown, names))]
-        return [as_markdown(result.table), *_played(shown, result), str(result.picture), names_of(result.files)]
+        return [markdown_table(result.table), *_played(shown, result), str(result.picture), names_of(result.files)]
 
     _connect(site, inputs, work.compare, options, status, results, [table, *players, picture, files], arrange)
 
@@ -259,6 +234,20 @@ def _about_tab(site: Site) -> None:
 
 
 # --------------------------------------------------------------------------------------------------------------- parts
+
+
+@contextlib.contextmanager
+def _columns(
+    action: str, settings: Callable[[], list[Any]], examples: list[Example]
+) -> Iterator[tuple[Inputs, Any, Any]]:
+    """The two sides of a tab: the inputs; and the status, with what the `with` block makes for the results below it."""
+    with gr.Row():
+        with gr.Column(scale=2, min_width=320):
+            inputs = _inputs(action, settings, examples)
+        with gr.Column(scale=3, min_width=320):
+            status = _status()
+            with gr.Column(visible=False) as results:
+                yield inputs, status, results
 
 
 def _inputs(action: str, settings: Callable[[], list[Any]], examples: list[Example]) -> Inputs:
@@ -297,16 +286,15 @@ def _offered(file: Path) -> Any:
     return gr.DownloadButton(f"Download {file.name}", value=str(file))
 
 
+def _one_file(result: Result) -> Outputs:
+    """A result as values of players, a download and a picture."""
+    return [*_played(result.players, result), _offered(result.files[0]), str(result.picture)]
+
+
 def _played(copies: Sequence[Path | None], result: Result) -> list[Any]:
     """Players with a waveform, or plain ones for long recordings, which browsers would decode as a whole."""
     waveform = gr.WaveformOptions(show_recording_waveform=result.seconds <= WAVEFORM_SECONDS)
     return [gr.Audio(value=copy and str(copy), visible=copy is not None, waveform_options=waveform) for copy in copies]
-
-
-def as_markdown(rows: list[list[str]]) -> str:
-    """A table; its first row is the head."""
-    head, *rest = [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join([head, "|---" * len(rows[0]) + "|", *rest])
 
 
 def names_of(files: list[Path]) -> list[str]:
@@ -357,7 +345,7 @@ def _connect(
                     str(request.session_hash), lambda share, text: progress(share, desc=text)
                 ) as report:
                     result = action(Path(file), Path(folder), site.limits, report, **chosen)
-            except Cancelled:
+            except CancelledError:
                 yield ["Cancelled.", gr.skip(), *nothing]
             else:
                 yield [result.note, gr.Column(visible=True), *arrange(result)]

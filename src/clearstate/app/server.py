@@ -5,7 +5,7 @@ import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ class Settings:
     model: str = "live"
     host: str = "127.0.0.1"
     port: int | None = None  # None: the first free one from 7860
-    limits: Limits = Limits()  # noqa: RUF009 - frozen
+    limits: Limits = field(default_factory=Limits)
     share: bool = False
     together: int = 2  # files in work at the same time
 

@@ -253,7 +253,7 @@ def _chunks(data: Bytes | Window, form: Form, at: int) -> Iterator[tuple[bytes, 
         at += -at % form.align
 
 
-def _ends_in_chunks(data: Bytes | Window | Window, form: Form, at: int) -> bool:
+def _ends_in_chunks(data: Bytes | Window, form: Form, at: int) -> bool:
     """Whether only complete chunks follow; then a size of 0 before them is correct."""
     end = at
     for name, _, body, size in _chunks(data, form, at):

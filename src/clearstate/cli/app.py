@@ -8,9 +8,7 @@ from typing import Annotated
 import typer
 
 from clearstate.cli.terminal import CommandError, UsageError, note
-from clearstate.cli.verbs import check_model
-
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
+from clearstate.cli.verbs import LOOPBACK, check_model
 
 
 def run(

@@ -33,8 +33,6 @@ from clearstate.cli.verbs import (
     lengths,
 )
 
-QUALITY = {"fast": "live", "best": "studio"}
-
 
 class Quality(str, Enum):
     """Which of our own models: the causal one of live sound, or one that needs the whole recording."""
@@ -144,6 +142,8 @@ def run(
     """
     if model and quality:
         raise UsageError(f"--quality {quality.value} chooses a model, and so does --model {model}: give one of them")
+    from clearstate.runtime.contract import QUALITY  # imports NumPy
+
     model = model or QUALITY[(quality or Quality.fast).value]
     batch = Batch(output, overwrite, as_json, jobs, engine, address, workers, resume)
     todo = plan(inputs, output, tag="residual" if residual else "clear", overwrite=batch.may_exist)

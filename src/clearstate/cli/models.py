@@ -50,9 +50,8 @@ def run(
 
 def group_of(name: str) -> str:
     """The group of a preset, one of GROUPS."""
-    from clearstate.cli.enhance import QUALITY
     from clearstate.models import PRESETS
-    from clearstate.runtime.contract import KINDS
+    from clearstate.runtime.contract import KINDS, QUALITY
 
     if name in {*QUALITY.values(), *(default for _, default in KINDS.values())}:
         return RECOMMENDED

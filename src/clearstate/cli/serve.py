@@ -7,9 +7,7 @@ from typing import Annotated
 import typer
 
 from clearstate.cli.terminal import UsageError, explain, note
-from clearstate.cli.verbs import MODEL_FILES, Backend, Runtime
-
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
+from clearstate.cli.verbs import LOOPBACK, MODEL_FILES, Backend, Runtime
 
 
 def run(

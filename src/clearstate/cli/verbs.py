@@ -40,6 +40,7 @@ Track = Annotated[
 ]
 
 
+LOOPBACK = ("127.0.0.1", "::1", "localhost")  # addresses that only this machine reaches
 MODEL_FILES = "a folder with weights, or an .onnx file"  # what `--model` accepts beside names
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from clearstate.metrics.extras import need
+from clearstate.metrics.results import markdown_table
 from clearstate.metrics.table import SCORES
 
 COLUMNS = (
@@ -218,7 +219,5 @@ def as_markdown(found: Sequence[Board]) -> str:
     parts = []
     for board in found:
         rows, notes = lines(board)
-        table = ["| " + " | ".join(row) + " |" for row in rows]
-        table.insert(1, "|" + "---|" * len(rows[0]))
-        parts.append("\n".join([f"## {board.title}", "", *table, *(f"\n{note}" for note in notes)]))
+        parts.append("\n".join([f"## {board.title}", "", markdown_table(rows), *(f"\n{note}" for note in notes)]))
     return "\n\n".join(parts) + "\n"

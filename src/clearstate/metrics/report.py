@@ -16,7 +16,7 @@ import numpy as np
 from clearstate.audio.pictures import new_figure, show, spectrogram_of
 from clearstate.metrics.extras import need
 from clearstate.metrics.files import Pair, load
-from clearstate.metrics.results import Results, group_table, lines_of_table, write
+from clearstate.metrics.results import Results, group_table, lines_of_table, markdown_table, write
 from clearstate.metrics.table import SCORES
 
 HEADLINES = ("pesq_wb", "stoi", "si_sdr", "ssnr", "csig", "cbak", "covl")
@@ -122,9 +122,7 @@ def _title(results: Results) -> str:
 
 def _markdown(results: Results, pictures: Sequence[tuple[str, str]]) -> str:
     parts = [f"# {_title(results)}"]
-    for title, rows in _tables(results):
-        body = ["| " + " | ".join(row) + " |" for row in rows]
-        parts.append("\n".join([f"## {title}", "", body[0], "|" + "---|" * len(rows[0]), *body[1:]]))
+    parts += [f"## {title}\n\n{markdown_table(rows)}" for title, rows in _tables(results)]
     parts += [f"## {caption}\n\n![{caption}]({name})" for caption, name in pictures]
     parts += ["\n".join([f"## {title}", "", *(f"- {line}" for line in lines)]) for title, lines in _remarks(results)]
     return "\n\n".join(parts) + "\n"

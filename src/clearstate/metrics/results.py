@@ -177,3 +177,15 @@ def read_records(path: Path, clean: Path) -> dict[str, dict[str, object]]:
             raise ValueError(f"{path}: two objects are called {name!r}")
         result[name] = item
     return result
+
+
+def markdown_table(rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown; its first row is the head.
+
+    >>> print(markdown_table([["", "PESQ"], ["live", "2.20"]]))
+    |  | PESQ |
+    |---|---|
+    | live | 2.20 |
+    """
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])

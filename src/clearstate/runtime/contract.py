@@ -19,6 +19,7 @@ KINDS = {  # task to (kind of model, default model)
     "separate": ("a separation model", "separate-fast"),
     "extend": ("an extension model", "extend-fast"),
 }
+QUALITY = {"fast": "live", "best": "studio"}  # of `enhance`: which of our own models
 
 
 def wrong_task(name: str, task: str, wanted: str) -> str:
