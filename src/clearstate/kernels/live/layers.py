@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from clearstate.kernels.simd import LANES, apart, inner_njit, load, rounded, splat, spread, store, total
+from clearstate.kernels.simd import LANES, apart, inner_njit, load, rounded, splat, spread, store, total, wide_registers
 
 
 class Block(NamedTuple):
@@ -43,51 +43,171 @@ def accumulate(x, a, weight, w, out, c):
             a multiple of `LANES`; only `out` is written to.
     """
     apart()
+    _tiles(x, a.at, a.step, 1, a.width, weight, w, out, c)
+
+
+@inner_njit
+def accumulate_turned(x, a, weight, w, out, c):
+    """C += A^T W, for a block (in, rows)."""
+    apart()
+    _tiles(x, a.at, 1, a.step, a.rows, weight, w, out, c)
+
+
+@inner_njit
+def _tiles(x, p, down, along, count, weight, w, out, c):
+    """C += A W with A[i, k] = x[p + i down + k along] for k < count."""
     row = 0
+    if wide_registers():
+        while row + 8 <= c.rows:
+            column, start = 0, p + row * down
+            while column + 2 * LANES <= c.width:
+                _eight_by_two(x, start, down, along, count, weight, w.at + column, w.step, out, c, row, column)
+                column += 2 * LANES
+            if column < c.width:
+                _eight_by_one(x, start, down, along, count, weight, w.at + column, w.step, out, c, row, column)
+            row += 8
     while row + 4 <= c.rows:
         for column in range(0, c.width, LANES):
-            o0 = c.at + row * c.step + column
-            o1, o2, o3 = o0 + c.step, o0 + 2 * c.step, o0 + 3 * c.step
-            s0, s1, s2, s3 = load(out, o0), load(out, o1), load(out, o2), load(out, o3)
-            p, q = a.at + row * a.step, w.at + column
-            for _ in range(a.width):
-                v = load(weight, q)
-                s0 = spread(x, p) * v + s0
-                s1 = spread(x, p + a.step) * v + s1
-                s2 = spread(x, p + 2 * a.step) * v + s2
-                s3 = spread(x, p + 3 * a.step) * v + s3
-                p += 1
-                q += w.step
-            store(out, o0, s0)
-            store(out, o1, s1)
-            store(out, o2, s2)
-            store(out, o3, s3)
+            start = p + row * down
+            _four_by_one(x, start, down, along, count, weight, w.at + column, w.step, out, c, row, column)
         row += 4
     while row < c.rows:
-        _one_row(x, a, weight, w, out, c, row)
+        _one_row(x, p + row * down, along, count, weight, w, out, c, row)
         row += 1
 
 
 @inner_njit
-def _one_row(x, a, weight, w, out, c, row):
-    """The same for one row; four partial sums, as each addition has to wait for the one before it."""
+def _eight_by_two(x, p, down, along, count, weight, q, step, out, c, row, column):
+    """Eight rows and two vectors of columns: sixteen of 32 registers hold sums."""
+    apart()
+    o0 = c.at + row * c.step + column
+    o1, o2, o3, o4, o5, o6, o7 = o0 + c.step, o0 + 2 * c.step, o0 + 3 * c.step, o0 + 4 * c.step, o0 + 5 * c.step, o0 + 6 * c.step, o0 + 7 * c.step
+    s0, s1, s2, s3 = load(out, o0), load(out, o1), load(out, o2), load(out, o3)
+    s4, s5, s6, s7 = load(out, o4), load(out, o5), load(out, o6), load(out, o7)
+    t0, t1, t2, t3 = load(out, o0 + LANES), load(out, o1 + LANES), load(out, o2 + LANES), load(out, o3 + LANES)
+    t4, t5, t6, t7 = load(out, o4 + LANES), load(out, o5 + LANES), load(out, o6 + LANES), load(out, o7 + LANES)
+    for _ in range(count):
+        v, u = load(weight, q), load(weight, q + LANES)
+        a = spread(x, p)
+        s0, t0 = a * v + s0, a * u + t0
+        a = spread(x, p + down)
+        s1, t1 = a * v + s1, a * u + t1
+        a = spread(x, p + 2 * down)
+        s2, t2 = a * v + s2, a * u + t2
+        a = spread(x, p + 3 * down)
+        s3, t3 = a * v + s3, a * u + t3
+        a = spread(x, p + 4 * down)
+        s4, t4 = a * v + s4, a * u + t4
+        a = spread(x, p + 5 * down)
+        s5, t5 = a * v + s5, a * u + t5
+        a = spread(x, p + 6 * down)
+        s6, t6 = a * v + s6, a * u + t6
+        a = spread(x, p + 7 * down)
+        s7, t7 = a * v + s7, a * u + t7
+        p += along
+        q += step
+    store(out, o0, s0)
+    store(out, o1, s1)
+    store(out, o2, s2)
+    store(out, o3, s3)
+    store(out, o4, s4)
+    store(out, o5, s5)
+    store(out, o6, s6)
+    store(out, o7, s7)
+    store(out, o0 + LANES, t0)
+    store(out, o1 + LANES, t1)
+    store(out, o2 + LANES, t2)
+    store(out, o3 + LANES, t3)
+    store(out, o4 + LANES, t4)
+    store(out, o5 + LANES, t5)
+    store(out, o6 + LANES, t6)
+    store(out, o7 + LANES, t7)
+
+
+@inner_njit
+def _eight_by_one(x, p, down, along, count, weight, q, step, out, c, row, column):
+    """Eight rows and one vector of columns."""
+    apart()
+    o0 = c.at + row * c.step + column
+    o1, o2, o3, o4, o5, o6, o7 = o0 + c.step, o0 + 2 * c.step, o0 + 3 * c.step, o0 + 4 * c.step, o0 + 5 * c.step, o0 + 6 * c.step, o0 + 7 * c.step
+    s0, s1, s2, s3 = load(out, o0), load(out, o1), load(out, o2), load(out, o3)
+    s4, s5, s6, s7 = load(out, o4), load(out, o5), load(out, o6), load(out, o7)
+    for _ in range(count):
+        v = load(weight, q)
+        a = spread(x, p)
+        s0 = a * v + s0
+        a = spread(x, p + down)
+        s1 = a * v + s1
+        a = spread(x, p + 2 * down)
+        s2 = a * v + s2
+        a = spread(x, p + 3 * down)
+        s3 = a * v + s3
+        a = spread(x, p + 4 * down)
+        s4 = a * v + s4
+        a = spread(x, p + 5 * down)
+        s5 = a * v + s5
+        a = spread(x, p + 6 * down)
+        s6 = a * v + s6
+        a = spread(x, p + 7 * down)
+        s7 = a * v + s7
+        p += along
+        q += step
+    store(out, o0, s0)
+    store(out, o1, s1)
+    store(out, o2, s2)
+    store(out, o3, s3)
+    store(out, o4, s4)
+    store(out, o5, s5)
+    store(out, o6, s6)
+    store(out, o7, s7)
+
+
+@inner_njit
+def _four_by_one(x, p, down, along, count, weight, q, step, out, c, row, column):
+    """Four rows and one vector of columns, for machines with few registers, and for the last rows."""
+    apart()
+    o0 = c.at + row * c.step + column
+    o1, o2, o3 = o0 + c.step, o0 + 2 * c.step, o0 + 3 * c.step
+    s0, s1, s2, s3 = load(out, o0), load(out, o1), load(out, o2), load(out, o3)
+    for _ in range(count):
+        v = load(weight, q)
+        a = spread(x, p)
+        s0 = a * v + s0
+        a = spread(x, p + down)
+        s1 = a * v + s1
+        a = spread(x, p + 2 * down)
+        s2 = a * v + s2
+        a = spread(x, p + 3 * down)
+        s3 = a * v + s3
+        p += along
+        q += step
+    store(out, o0, s0)
+    store(out, o1, s1)
+    store(out, o2, s2)
+    store(out, o3, s3)
+
+
+@inner_njit
+def _one_row(x, p, along, count, weight, w, out, c, row):
+    """One row; four partial sums, as each addition has to wait for the one before it."""
+    apart()
     for column in range(0, c.width, LANES):
         o = c.at + row * c.step + column
-        p, q = a.at + row * a.step, w.at + column
+        at, q = p, w.at + column
         s0 = load(out, o)
         s1, s2, s3 = splat(0.0), splat(0.0), splat(0.0)
-        left = a.width
+        left = count
         while left >= 4:
-            s0 = spread(x, p) * load(weight, q) + s0
-            s1 = spread(x, p + 1) * load(weight, q + w.step) + s1
-            s2 = spread(x, p + 2) * load(weight, q + 2 * w.step) + s2
-            s3 = spread(x, p + 3) * load(weight, q + 3 * w.step) + s3
-            p += 4
+            s0 = spread(x, at) * load(weight, q) + s0
+            s1 = spread(x, at + along) * load(weight, q + w.step) + s1
+            s2 = spread(x, at + 2 * along) * load(weight, q + 2 * w.step) + s2
+            s3 = spread(x, at + 3 * along) * load(weight, q + 3 * w.step) + s3
+            at += 4 * along
             q += 4 * w.step
             left -= 4
         while left > 0:
-            s0 = spread(x, p) * load(weight, q) + s0
-            p += 1
+            s0 = spread(x, at) * load(weight, q) + s0
+            at += along
             q += w.step
             left -= 1
         store(out, o, (s0 + s1) + (s2 + s3))

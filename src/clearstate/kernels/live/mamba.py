@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from clearstate.kernels.fast_exp import decay, quick_silu, quick_softplus
 from clearstate.kernels.live.layers import Block, accumulate, add_dense, clear, dense, normalise, place
-from clearstate.kernels.simd import LANES, LOG2E, apart, exp2, inner_njit, load, rounded, silu, softplus, spread, store
+from clearstate.kernels.simd import LANES, LOG2E, apart, inner_njit, load, rounded, spread, store
 
 
 class MixerSizes(NamedTuple):
@@ -90,7 +91,7 @@ def _convolve(tape, at, memory, xz, u, taps, conv, conv_at):
                     store(conv, past + (tap - 1) * inner + j, held)
             if taps > 1:
                 store(conv, past + (taps - 2) * inner + j, newest)
-            store(memory, u.at + r * u.step + j, silu(value))
+            store(memory, u.at + r * u.step + j, quick_silu(value))
     return at + (taps + 1) * inner
 
 
@@ -104,13 +105,13 @@ def _recur(tape, at, memory, xz, u, low, dt, sizes, ssm, ssm_at):
         c = b + states
         for j in range(0, inner, LANES):
             o = u.at + r * u.step + j
-            size, value = softplus(load(memory, dt.at + r * dt.step + j)), load(memory, o)
+            size, value = quick_softplus(load(memory, dt.at + r * dt.step + j)), load(memory, o)
             enters = size * value
             y = value * load(tape, at + states * inner + j)
             state = ssm_at + r * states * inner + j
             for n in range(states):
-                h = exp2(size * load(tape, at + n * inner + j)) * load(ssm, state) + enters * spread(memory, b + n)
+                h = decay(size, load(tape, at + n * inner + j)) * load(ssm, state) + enters * spread(memory, b + n)
                 store(ssm, state, h)
                 y = h * spread(memory, c + n) + y
                 state += inner
-            store(memory, o, y * silu(load(memory, xz.at + r * xz.step + inner + j)))
+            store(memory, o, y * quick_silu(load(memory, xz.at + r * xz.step + inner + j)))

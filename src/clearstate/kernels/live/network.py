@@ -20,6 +20,7 @@ from clearstate.kernels.live.fft import after_transform, fits, samples, spectrum
 from clearstate.kernels.live.layers import (
     Block,
     accumulate,
+    accumulate_turned,
     add_dense,
     clear,
     columns,
@@ -35,7 +36,6 @@ from clearstate.kernels.simd import (
     apart,
     below,
     exp,
-    highest,
     inner_njit,
     larger,
     load,
@@ -213,43 +213,41 @@ def _attend(tape, at, memory, free, x, heads):
     at = normalise(tape, at, memory, x, normed)
     qkv, free = place(memory, free, bands, 3 * channels)
     at = dense(tape, at, memory, normed, qkv)
-    keys, free = place(memory, free, width, padded)  # of one head, turned round
-    scores, free = place(memory, free, bands, padded)
-    clear(memory, keys)
+    queries, free = place(memory, free, width, padded)  # of one head, turned round
+    scores, free = place(memory, free, bands, padded)  # a row for each key
+    clear(memory, queries)
     clear(memory, normed)  # is used again, for what the heads give
     for head in range(heads):
-        key = columns(qkv, channels + head * width, width)
+        query = columns(qkv, head * width, width)
         for r in range(bands):
             for j in range(width):
-                memory[keys.at + j * padded + r] = memory[key.at + r * key.step + j]
+                memory[queries.at + j * padded + r] = memory[query.at + r * query.step + j]
         clear(memory, scores)
-        accumulate(memory, columns(qkv, head * width, width), memory, keys, memory, scores)
-        _softmax(memory, scores, bands)
+        accumulate(memory, columns(qkv, channels + head * width, width), memory, queries, memory, scores)
+        _softmax(memory, scores)
         seen = Block(scores.at, bands, bands, scores.step)
         value = columns(qkv, 2 * channels + head * width, width)
-        accumulate(memory, seen, memory, value, memory, columns(normed, head * width, width))
+        accumulate_turned(memory, seen, memory, value, memory, columns(normed, head * width, width))
     return add_dense(tape, at, memory, normed, x)
 
 
 @inner_njit
-def _softmax(memory, scores, count):
-    """Of the first `count` numbers of each row, in place; the others are left as they may be."""
+def _softmax(memory, scores):
+    """Of each column, in place: the lanes of a vector are columns, so no sum over lanes is taken."""
     apart()
-    low = splat(-3e38)
-    for r in range(scores.rows):
-        p = scores.at + r * scores.step
-        top = low
-        for j in range(0, count, LANES):
-            top = larger(below(count - j, load(memory, p + j), low), top)
-        most = highest(top)
+    for j in range(0, scores.width, LANES):
+        first, end = scores.at + j, scores.at + j + scores.rows * scores.step
+        top = splat(-3e38)
+        for p in range(first, end, scores.step):
+            top = larger(top, load(memory, p))
         sums = splat(0.0)
-        for j in range(0, count, LANES):
-            value = exp(load(memory, p + j) - most)
-            sums = below(count - j, value, splat(0.0)) + sums
-            store(memory, p + j, value)
-        share = np.float32(1) / total(sums)
-        for j in range(0, count, LANES):
-            store(memory, p + j, load(memory, p + j) * share)
+        for p in range(first, end, scores.step):
+            value = exp(load(memory, p) - top)
+            sums = value + sums
+            store(memory, p, value)
+        share = splat(1.0) / sums
+        for p in range(first, end, scores.step):
+            store(memory, p, load(memory, p) * share)
 
 
 @inner_njit
