@@ -43,6 +43,7 @@ from clearstate.tasks.stream import Stream
 logger = logging.getLogger(__name__)
 
 ABORT = "clearstate.abort"  # in the scope of a WebSocket: ends its connection at once
+AT_ONCE = "clearstate.at_once"  # likewise: takes a function that answers messages while the task waits for one
 FAREWELL_SECONDS = 1.0  # to send the reason of a refusal
 MOST_REASON = 100  # characters of the reason in a close message, which holds 123 bytes
 MOST_TEXT = 4096  # characters of a JSON message
@@ -119,6 +120,7 @@ class Connection:
         self.seat: int | None = None
         self.rate: int | None = None  # Hz
         self.credit = BURST_SECONDS
+        self.waiting = False  # for a message
         self.task: asyncio.Task[Any] | None = asyncio.current_task()
         self.ending: RefusedError | None = None  # why the task was cancelled
 
@@ -146,6 +148,7 @@ class Connection:
             self.session = session = await service.apart(Session, service.model, header)
             await self._send(text=json.dumps(self._ready(session)))
             self.credited = time.monotonic()
+            self._at_once(self.answer)
             while True:
                 message = await self._message()
                 if (data := message.get("bytes")) is not None:
@@ -153,6 +156,7 @@ class Connection:
                 else:
                     await self._command(session, message.get("text"))
         finally:
+            self._at_once(None)
             service.leave(seat)
 
     def _ready(self, session: Session) -> dict[str, Any]:
@@ -168,9 +172,46 @@ class Connection:
             "most_message_bytes": int(MOST_SECONDS * session.rate) * session.width,
         }
 
+    def _at_once(self, answer: Callable[[Any], bytes | None] | None) -> None:
+        if offer := self.scope.get(AT_ONCE):
+            offer(answer)
+
+    def answer(self, data: Any) -> bytes | None:
+        """Answer a message of samples now, which is the usual case; None: `_samples` has to."""
+        session, now = self.session, time.monotonic()
+        if session is None or not self.waiting or len(data) % session.width or len(data) > session.piece:
+            return None
+        seconds = len(data) / session.width / session.rate
+        credit = self._credit(now, seconds)
+        if credit < 0:
+            return None
+        try:
+            out = session.process(data)
+        except Exception:  # again in `_samples`, where it is told
+            return None
+        self.heard = self.credited = now
+        self.credit = credit
+        self._count(session, seconds, now)
+        return out
+
+    def _credit(self, now: float, seconds: float) -> float:
+        """Seconds that the client may still send ahead of real time after a message of some seconds."""
+        return min(BURST_SECONDS, self.credit + PACE * (now - self.credited)) - seconds
+
+    def _count(self, session: Session, seconds: float, started: float) -> None:
+        """Count a message for the metrics."""
+        service, tally = self.service, self.service.tally
+        lag = service.behind + time.monotonic() - started
+        hops = max(1, round(seconds / service.hop_seconds))
+        tally.hops.observe(session.worked / hops, hops)
+        tally.lags.observe(lag)
+        tally.late += lag > service.settings.lag_seconds
+        tally.audio_seconds += seconds
+        session.worked = 0.0
+
     async def _samples(self, session: Session, data: bytes) -> None:
         """Answer a message of samples."""
-        service, size = self.service, len(data)
+        size = len(data)
         seconds = size / session.width / session.rate
         if size % session.width:
             raise RefusedError(
@@ -179,7 +220,7 @@ class Connection:
             )
         if seconds > MOST_SECONDS:
             raise RefusedError("too_large", f"a message of {seconds:.3g} s of audio: expected at most {MOST_SECONDS} s")
-        self.credit = min(BURST_SECONDS, self.credit + PACE * (self.heard - self.credited)) - seconds
+        self.credit = self._credit(self.heard, seconds)
         self.credited = started = self.heard
         if self.credit < 0:  # the client is ahead of real time
             await asyncio.sleep(-self.credit / PACE)
@@ -191,13 +232,7 @@ class Connection:
             for start in range(0, size, session.piece):
                 out += session.process(data[start : start + session.piece])
                 await asyncio.sleep(0)  # the others' turn
-        lag, tally = service.behind + time.monotonic() - started, service.tally
-        hops = max(1, round(seconds / service.hop_seconds))
-        tally.hops.observe(session.worked / hops, hops)
-        tally.lags.observe(lag)
-        tally.late += lag > service.settings.lag_seconds
-        tally.audio_seconds += seconds
-        session.worked = 0.0
+        self._count(session, seconds, started)
         await self._send(bytes=out)
 
     async def _command(self, session: Session, text: str | None) -> None:
@@ -208,7 +243,9 @@ class Connection:
         await self._send(text='{"type": "flushed"}')
 
     async def _message(self) -> Message:
+        self.waiting = True
         message = await self.receive()
+        self.waiting = False
         if message["type"] != "websocket.receive":
             raise LeftError
         self.heard = time.monotonic()
