@@ -88,6 +88,38 @@ def test_after_a_flush_the_stream_is_new(served):
         assert through(socket, data, [640]) == through(socket, data, [640])
 
 
+def test_a_message_answered_at_once_is_answered_as_in_its_turn(served, monkeypatch):
+    answer, found = streams_module.Connection.answer, []
+    data = sound(6_400)
+    got = {}
+    for name, at_once in (("at once", answer), ("in turn", lambda self, data: None)):
+        monkeypatch.setattr(
+            streams_module.Connection, "answer", lambda *args, way=at_once: found.append(way(*args)) or found[-1]
+        )
+        with served.stream() as (socket, _):
+            got[name] = through(socket, data, [640, 2, 1000])
+    assert got["at once"] == got["in turn"]
+    assert len([out for out in found if out is not None]) == len(found) / 2 > 10  # both ways were taken
+
+
+def test_messages_that_arrive_together_are_answered_in_their_order(served):
+    """Samples, more of them, a flush, and samples of a new stream, all in one packet."""
+    parts = [sound(320), sound(320), sound(77)]
+    frames = [frame(2, parts[0]), frame(2, parts[1]), frame(1, b'{"type": "flush"}'), frame(2, parts[2])]
+    with served.stream() as (socket, _):
+        expected = []
+        for part in parts[:2]:
+            socket.send(part)
+            expected.append(socket.recv(timeout=60))
+        socket.send('{"type": "flush"}')
+        expected += [socket.recv(timeout=60), socket.recv(timeout=60)]
+        socket.send(parts[2])
+        expected.append(socket.recv(timeout=60))
+    with served.stream() as (socket, _):
+        socket.socket.sendall(b"".join(frames))
+        assert [socket.recv(timeout=60) for _ in expected] == expected
+
+
 def test_streams_at_the_same_time_do_not_mix(either):
     """Each has a tone of its own. What comes back is what the tone gives alone, bit for bit."""
     t = np.arange(8_000) / 16_000
@@ -202,7 +234,7 @@ def test_a_full_service_refuses_and_serves_the_others_on(tmp_path):
 
 
 def test_silent_and_long_connections_end(tmp_path):
-    limits = {"header_seconds": 0.2, "idle_seconds": 0.5, "stream_seconds": 2.0}
+    limits = {"header_seconds": 1.0, "idle_seconds": 0.5, "stream_seconds": 2.0}
     with in_a_thread("live", tmp_path, **limits) as served:
         with served.socket() as socket:
             assert closing(socket)[0]["code"] == "timeout"

@@ -20,14 +20,14 @@ from clearstate.serve.metrics import Metrics, Tally
 from clearstate.serve.settings import Settings, usable_cores
 from clearstate.tasks.stream import Stream
 
-FULL = 0.75  # share of the capacity; above it, queues grow at random, and clients on this machine need some, too
+FULL = 0.78  # share of the capacity; above it, queues grow at random, and clients on this machine need some, too
 TICK_SECONDS = 0.25  # between two measurements
 MEMORY_SECONDS = 2.0  # of the averages, and until the cost of a new stream is part of them
 LATE_SHARE = 0.01  # of the chunks
 LEAST_FACTOR = 0.7  # however little the streams in progress seem to cost
 HOPELESS_SHARE = 0.5  # of the chunks late
 GIVE_UP_SECONDS = 3.0
-NETWORK = 0.003  # processor seconds per second of a stream, for its 50 messages; about so with 80 streams on two cores
+NETWORK = 0.0067  # processor seconds per second of a stream, for its 50 messages; about so with 100 streams on two cores
 CHUNK_SECONDS = 0.02
 IN_TURN = 32  # streams of a measurement: the caches hold as little of each as in service
 ROUNDS = 4
