@@ -17,6 +17,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import soundfile
+import soxr
 
 from clearstate.cli import main
 from clearstate.metrics import si_sdr
@@ -197,6 +198,27 @@ def test_each_quality_brings_every_example_nearer_to_its_reference(clip, quality
 
 
 # ---------------------------------------------------------------- what is never done
+
+
+def test_a_noisy_call_is_enhanced_and_extended_in_one_go(here):
+    """An A-law file at 8 kHz, through both shipped models."""
+    clean, rate = soundfile.read(EXAMPLES / "fire_10db.clean.flac")
+    call = clean[: rate * 2] + np.random.default_rng(0).normal(0, 0.02, rate * 2)
+    soundfile.write("call.wav", soxr.resample(call, rate, 8_000), 8_000, "ALAW")
+    done = in_this_process("enhance", "call.wav", "--extend", "--json")
+    assert done.returncode == 0 and b"not for commercial use" in done.stderr
+    (file,) = json.loads(done.stdout)["files"]
+    wide, rate = soundfile.read("call.clear.wav")
+    assert (rate, len(wide), file["sample_rate"]) == (48_000, 96_000, 48_000)
+    assert 3_000 < file["bandwidth_hz"] < 4_000 and soundfile.info("call.clear.wav").subtype == "PCM_16"
+    power = np.abs(np.fft.rfft(wide)) ** 2  # bins of half a hertz
+    assert -50 < 10 * np.log10(power[2 * 4_500 : 2 * 8_000].sum() / power.sum()) < -10
+
+
+def test_extending_the_removed_noise_is_wrong_use(here):
+    soundfile.write("call.wav", sound(), RATE)
+    done = in_this_process("enhance", "call.wav", "--extend", "--residual")
+    assert done.returncode == 2 and b"give one of them" in done.stderr
 
 
 def test_an_existing_file_stays_until_overwrite_is_given(tiny):

@@ -22,6 +22,7 @@ from clearstate.metrics import si_sdr
 from clearstate.runtime import open_model
 from clearstate.tasks.chain import BLOCK_SECONDS, FADE_SECONDS, OVERLAP_SECONDS, Chain
 from clearstate.tasks.enhance import Enhancer, load
+from clearstate.tasks.extend import Extender
 
 RATES = [16_000, 48_000, 44_100, 8_000, 22_050]
 
@@ -603,6 +604,57 @@ def test_a_pipe_in_and_a_pipe_out(tmp_path, monkeypatch):
     assert rate == 44_100 and y.shape == (100_001, 2) and report.seconds == 100_001 / 44_100
     quantised = soundfile.read(io.BytesIO(buffer.getvalue()))[0].T
     np.testing.assert_allclose(y.T, Enhancer(CausalDouble()).enhance(quantised, 44_100), atol=2.0**-15)
+
+
+class Doubled:
+    """An extension model that adds a tone at 12 kHz of the level of the signal."""
+
+    name, sample_rate = "doubled", 48_000
+
+    def run(self, x, reach, position, progress=None):
+        return x + np.sqrt(np.mean(x**2)) * np.sin(2 * np.pi * 12_000 / 48_000 * np.arange(len(x)), dtype=np.float32)
+
+
+def test_with_an_extender_it_is_enhanced_and_then_extended(tmp_path):
+    """As in two steps with a file of floating point between, but for the rounding of that file."""
+    noisy, middle, wide, once = (tmp_path / f"{name}.wav" for name in ("noisy", "middle", "wide", "once"))
+    soundfile.write(noisy, soxr.resample(noise(2, 3 * 16_000).T, 16_000, 8_000), 8_000, "FLOAT")
+    enhancer, extender, told = Enhancer(CausalDouble()), Extender(Doubled()), []
+    report = enhancer.enhance_file(noisy, once, extender=extender, progress=lambda *at: told.append(at))
+    enhancer.enhance_file(noisy, middle)
+    done = extender.extend_file(middle, wide)
+    (got, rate), expected = soundfile.read(once), soundfile.read(wide)[0]
+    np.testing.assert_allclose(got, expected, atol=1e-6)
+    assert (rate, report.sample_rate, len(got)) == (48_000, 48_000, 6 * 12_000 * 2)
+    assert report.bandwidth_hz == done.bandwidth_hz and 3_000 < report.bandwidth_hz < 4_000
+    assert np.abs(np.fft.rfft(got[:, 0])[12_000 * 3]) > 100 * np.abs(np.fft.rfft(got[:, 0])[12_000 * 3 + 30])
+    assert told == sorted(told) and told[-1][0] == pytest.approx(3.0, abs=0.01)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["middle.wav", "noisy.wav", "once.wav", "wide.wav"]
+
+
+def test_the_band_is_measured_after_the_noise_is_gone(tmp_path):
+    """Noise fills the band above the voice; what is removed must not count as recorded."""
+
+    class Lowpass(Identity):
+        def forward(self, x):
+            spectrum = torch.fft.rfft(x)
+            spectrum[..., int(spectrum.shape[-1] * 3_000 / (self.sample_rate / 2)) :] = 0
+            return torch.fft.irfft(spectrum, x.shape[-1])
+
+    noisy, out = tmp_path / "noisy.wav", tmp_path / "out.wav"
+    soundfile.write(noisy, 0.1 * np.random.default_rng(0).standard_normal(48_000), 16_000)
+    lowpass = Lowpass()
+    lowpass.causal = False
+    report = Enhancer(lowpass).enhance_file(noisy, out, extender=Extender(Doubled()))
+    assert report.bandwidth_hz == pytest.approx(3_000, abs=300)  # without the model it is 8,000
+
+
+def test_a_rate_above_the_extenders_is_refused_before_the_work(tmp_path):
+    noisy, out = tmp_path / "noisy.wav", tmp_path / "out.wav"
+    soundfile.write(noisy, noise(1, 9_600).T, 96_000)
+    with pytest.raises(ValueError, match=r"noisy\.wav is at 96000 Hz: expected 4000 to 48000 Hz"):
+        Enhancer(Identity()).enhance_file(noisy, out, extender=Extender(Doubled()))
+    assert not out.exists()
 
 
 def test_memory_does_not_depend_on_the_length(tmp_path):

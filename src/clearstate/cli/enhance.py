@@ -10,6 +10,7 @@ from clearstate.audio.streams import STDIO
 from clearstate.cli.batch import Outcome, Progress, Worker
 from clearstate.cli.engines import EngineName
 from clearstate.cli.engines.contract import InBlocks
+from clearstate.cli.extend import FAST as EXTENSION
 from clearstate.cli.inputs import Job, make_room, plan
 from clearstate.cli.terminal import UsageError, explain
 from clearstate.cli.verbs import (
@@ -106,6 +107,14 @@ def run(
             "separately, for recordings with one speaker per channel."
         ),
     ] = Channels.linked,
+    extend: Annotated[
+        bool,
+        typer.Option(
+            "--extend",
+            help="Then add the missing high frequencies, as `clearstate extend` does: for noisy telephone calls. The "
+            "output is at 48 kHz.",
+        ),
+    ] = False,
     track: Track = None,
     backend: Runtime = Backend.auto,
     jobs: Jobs = 1,
@@ -118,9 +127,9 @@ def run(
 ) -> None:
     """Remove noise from speech.
 
-    The output has the same length (to the sample), sample rate, channels, bit depth and tags as the input. The input is
-    never overwritten; other files only with --overwrite. If a file fails, the others are still processed and the
-    failures are listed at the end.
+    The output has the same length (to the sample), sample rate, channels, bit depth and tags as the input; with
+    --extend, its rate is 48 kHz. The input is never overwritten; other files only with --overwrite. If a file fails,
+    the others are still processed and the failures are listed at the end.
 
     **Examples**
 
@@ -136,6 +145,8 @@ def run(
 
     `clearstate enhance call.wav --channels apart` for a call with one speaker per channel
 
+    `clearstate enhance old-call.wav --extend` also adds the high frequencies that a telephone removes
+
     `ffmpeg -i call.mkv -f wav - | clearstate enhance - > call.wav`
 
     Exit codes: 0 success, 1 some files failed, 2 wrong use, 130 interrupted.
@@ -144,6 +155,8 @@ def run(
         raise UsageError(f"--quality {quality.value} chooses a model, and so does --model {model}: give one of them")
     from clearstate.runtime.contract import QUALITY  # imports NumPy
 
+    if extend and residual:
+        raise UsageError("--extend adds to the enhanced speech, and --residual writes the noise: give one of them")
     model = model or QUALITY[(quality or Quality.fast).value]
     batch = Batch(output, overwrite, as_json, jobs, engine, address, workers, resume)
     todo = plan(inputs, output, tag="residual" if residual else "clear", overwrite=batch.may_exist)
@@ -152,14 +165,20 @@ def run(
 
     if todo.jobs:
         check_model(model, "enhance", "--model")
+        if extend:
+            from clearstate.models import tell_licence
+
+            tell_licence(EXTENSION)
         seconds = lengths(todo.jobs)
         runtime = backend_for(model, backend, todo.jobs, seconds)
         opener = functools.partial(
-            open_worker, model, runtime, strength, residual, pcs, highs, warm_up, channels.value, overwrite, track
-        )
+            open_worker, model, runtime, strength, residual, pcs, highs, warm_up, channels.value, extend, overwrite,
+            track,
+        )  # fmt: skip
         settings = {
             "verb": "enhance", "model": model, "backend": backend.value, "strength": strength, "residual": residual,
-            "pcs": pcs, "highs": highs, "warm_up": warm_up, "channels": channels.value, "track": track,
+            "pcs": pcs, "highs": highs, "warm_up": warm_up, "channels": channels.value, "extend": extend,
+            "track": track,
         }  # fmt: skip
         outcomes += batch.run(todo.jobs, opener, seconds, settings)
     close(outcomes, model, as_json)
@@ -174,6 +193,7 @@ def open_worker(
     highs: bool,
     warm_up: bool,
     channels: str,
+    extend: bool,
     overwrite: bool,
     track: int | None = None,
 ) -> Worker:
@@ -181,7 +201,11 @@ def open_worker(
     import clearstate
 
     try:
-        enhancer = clearstate.load(model, backend)
+        enhancer, extender = clearstate.load(model, backend), None
+        if extend:
+            from clearstate.tasks.extend import load_extender
+
+            extender = load_extender(EXTENSION, backend=backend)
     except (ValueError, OSError, ImportError) as error:
         raise UsageError(f"--model {model}: {explain(error)}") from error
 
@@ -197,10 +221,15 @@ def open_worker(
             highs=highs,
             warm_up=warm_up,
             channels=channels,
+            extender=extender,
             track=track,
             overwrite=overwrite or job.replace,
             progress=progress,
         )
-        return {"seconds": report.seconds, "sample_rate": report.sample_rate, "channels": report.channels}
+        result: dict[str, Any] = {"seconds": report.seconds, "sample_rate": report.sample_rate, "channels": report.channels}
+        if report.bandwidth_hz is not None:
+            result["bandwidth_hz"] = report.bandwidth_hz
+            result["note"] = f"the speech reached {report.bandwidth_hz / 1000:.3g} kHz"
+        return result
 
-    return work if enhancer.model.causal else InBlocks(work)
+    return work if enhancer.model.causal and not extender else InBlocks(work)

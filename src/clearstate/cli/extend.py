@@ -89,7 +89,7 @@ def run(
 
     `clearstate extend archive/ -o wide/ --jobs 2 --json` keeps the folder structure and reports the bandwidths
 
-    `clearstate enhance call.wav -o - | clearstate extend - > clear.wav` removes noise first
+    `clearstate enhance call.wav --extend` removes noise first
 
     Exit codes: 0 success, 1 some files failed, 2 wrong use, 130 interrupted.
     """

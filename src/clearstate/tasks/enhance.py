@@ -2,7 +2,7 @@
 
 The output has the length (to the sample), sample rate, channels, level and type of the input, without delay. Files are
 read, enhanced and written block by block, so a recording of ten hours needs no more memory than one minute. The signal
-path is in `chain.py`.
+path is in `chain.py`. With an `Extender`, the missing high frequencies follow in the same pass.
 """
 
 import os
@@ -19,6 +19,7 @@ from clearstate.audio.rates import whole_rate
 from clearstate.audio.streams import STDIO, is_stream
 from clearstate.runtime import open_model
 from clearstate.tasks.chain import BLOCK_SECONDS, check_channels_mode, open_chain
+from clearstate.tasks.extend import MODEL_RATE, Extender, at_rate, at_second_reading, check_rates, load_extender
 from clearstate.tasks.first_pass import survey
 from clearstate.tasks.signals import as_floats, as_type, like
 
@@ -37,6 +38,7 @@ class Report:
     sample_rate: int  # Hz
     channels: int
     elapsed: float  # seconds of work
+    bandwidth_hz: float | None = None  # of the enhanced signal, if it was to be extended
 
     @property
     def speed(self) -> float:
@@ -126,6 +128,7 @@ class Enhancer:
         highs: bool = True,
         warm_up: bool = True,
         channels: str = "linked",
+        extender: Extender | None = None,
         track: int | None = None,
         overwrite: bool = False,
         progress: Progress | None = None,
@@ -137,6 +140,9 @@ class Enhancer:
             out_path: the extension selects the format; "-" for a WAV stream on stdout. The file is written under a
                 temporary name and renamed when it is complete.
             strength, residual, pcs, highs, warm_up, channels: as for `enhance`.
+            extender: then add the missing high frequencies with this model, at its rate (48 kHz). Their edge is
+                measured in the enhanced signal, because noise may fill the band above the voice. Until then, it waits
+                in a temporary file (32 or 64 bits a sample).
             track: sound track of a video, counted from 1; None selects the default track.
             overwrite: replace `out_path` if it exists; never the input itself.
             progress: called after every block with the seconds done and the total (0 if unknown). An exception from it
@@ -161,23 +167,43 @@ class Enhancer:
                 self.model, info.sample_rate, info.channels, strength, residual, overviews=overviews, pcs=pcs,
                 highs=highs, warm_up=warm_up, channels_mode=channels,
             )  # fmt: skip
-            with open_writer(out_path, info, overwrite=overwrite) as sink:
-                frames = 0
+            rate, frames, steps, reaches = info.sample_rate, 0, 1 if extender is None else 2, list[float]()
+
+            def report(done: float, before: int) -> None:
+                if progress:
+                    total = info.seconds or 0.0
+                    progress((before * total + done) / steps, total)
+
+            def enhanced() -> Iterator[NDArray[Any]]:
+                nonlocal frames
                 for block in until_broken(source.blocks(), broken):
                     frames += block.shape[1]
-                    sink.write(chain.push(block))
-                    if progress:
-                        progress(frames / info.sample_rate, info.seconds or 0.0)
-                sink.write(chain.finish())
+                    yield chain.push(block)
+                    report(frames / rate, 0)
+                yield chain.finish()
+
+            blocks, shape = enhanced(), info
+            if extender:
+                check_rates(rate, MODEL_RATE, info.name)
+                shape = at_rate(info, MODEL_RATE)
+                blocks = at_second_reading(extender, blocks, rate, info.channels, MODEL_RATE, reaches.append)
+            with open_writer(out_path, shape, overwrite=overwrite) as sink:
+                written = 0
+                for y in blocks:
+                    sink.write(y)
+                    written += y.shape[1]
+                    if extender:
+                        report(written / MODEL_RATE, 1)
         if broken:
             raise broken[0].saved(out_path)
         return Report(
             input=os.fspath(in_path),
             output=os.fspath(out_path),
             seconds=frames / info.sample_rate,
-            sample_rate=info.sample_rate,
+            sample_rate=shape.sample_rate,
             channels=info.channels,
             elapsed=time.perf_counter() - started,
+            bandwidth_hz=round(reaches[0]) if reaches else None,
         )
 
 
@@ -206,13 +232,19 @@ def enhance(
     highs: bool = True,
     warm_up: bool = True,
     channels: str = "linked",
+    extend: bool = False,
     track: int | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
     backend: str = "auto",
 ) -> Report:
-    """Enhance one file; see `Enhancer.enhance_file` for the arguments. For several files, `load` the model once."""
+    """Enhance one file; see `Enhancer.enhance_file` for the arguments. For several files, `load` the model once.
+
+    Args:
+        extend: also add the missing high frequencies, with the default extension model.
+    """
     return load(model, backend).enhance_file(
         in_path, out_path, strength=strength, residual=residual, pcs=pcs, highs=highs, warm_up=warm_up,
-        channels=channels, track=track, overwrite=overwrite, progress=progress,
+        channels=channels, extender=load_extender(backend=backend) if extend else None, track=track,
+        overwrite=overwrite, progress=progress,
     )  # fmt: skip

@@ -11,6 +11,7 @@ than one minute.
 """
 
 import os
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -22,6 +23,7 @@ import soxr
 from numpy.typing import NDArray
 
 from clearstate.audio import tags
+from clearstate.audio.atomic import explained
 from clearstate.audio.bandwidth import HOP, N_FFT, power_spectrum, upper_edge
 from clearstate.audio.io import AudioInfo, BrokenOffError, check_target, open_reader, open_writer, until_broken
 from clearstate.audio.offset import Offset
@@ -213,6 +215,45 @@ class Extender:
         missing = total - produced - rest.shape[1]  # soxr may return one sample more or less
         rest = np.pad(rest, ((0, 0), (0, max(0, missing))))[:, : total - produced]
         yield rest.astype(dtype, copy=False)
+
+
+def at_second_reading(
+    extender: Extender,
+    blocks: Iterable[Array],
+    sample_rate: int,
+    channels: int,
+    to: int,
+    measured: Callable[[float], None] = lambda reach: None,
+) -> Iterator[Array]:
+    """Extend blocks (channels, n) that can be read only once: they wait on the disk until their bandwidth is known.
+
+    Args:
+        sample_rate, to: Hz, of the blocks and of the output.
+        measured: called with the bandwidth in Hz before the first output.
+    Raises:
+        OSError: in one line, if the temporary folder is full.
+    """
+    with tempfile.TemporaryFile(prefix="clearstate-") as file:
+        kinds: list[np.dtype[Any]] = []
+
+        def stored() -> Iterator[Array]:
+            for block in blocks:
+                kinds.append(block.dtype)
+                try:
+                    file.write(block.T.tobytes())
+                except OSError as error:
+                    raise explained(error, tempfile.gettempdir()) from error
+                yield block
+
+        def again() -> Iterator[Array]:
+            file.seek(0)
+            kind = kinds[0] if kinds else np.dtype(np.float32)
+            while data := file.read(MODEL_RATE * channels * kind.itemsize):
+                yield np.frombuffer(data, kind).reshape(-1, channels).T
+
+        reach = measure(stored(), sample_rate, channels)
+        measured(reach)
+        yield from extender.stream(again(), sample_rate, channels, to, reach)
 
 
 def extend(
