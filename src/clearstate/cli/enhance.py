@@ -226,7 +226,9 @@ def open_worker(
             overwrite=overwrite or job.replace,
             progress=progress,
         )
-        result: dict[str, Any] = {"seconds": report.seconds, "sample_rate": report.sample_rate, "channels": report.channels}
+        result: dict[str, Any] = {
+            "seconds": report.seconds, "sample_rate": report.sample_rate, "channels": report.channels,
+        }  # fmt: skip
         if report.bandwidth_hz is not None:
             result["bandwidth_hz"] = report.bandwidth_hz
             result["note"] = f"the speech reached {report.bandwidth_hz / 1000:.3g} kHz"
