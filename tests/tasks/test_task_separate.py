@@ -1,5 +1,6 @@
 """Separation of files and arrays: what goes in comes out shared among the speakers, who stay who they are."""
 
+import io
 import json
 import tracemalloc
 from functools import cache
@@ -15,6 +16,7 @@ from clearstate.audio.mono import MEAN
 from clearstate.audio.resample import resample
 from clearstate.models.s4m import S4M, S4MConfig
 from clearstate.runtime import open_model
+from clearstate.tasks import keeping
 from clearstate.tasks import voices as stages
 from clearstate.tasks.enhance import Enhancer
 from clearstate.tasks.separate import Activity, Separator, load_separator, output_names
@@ -98,8 +100,73 @@ def test_speakers_stay_in_order_over_ten_minutes():
 def test_without_the_overlap_they_would_not(monkeypatch):
     """The negative control: blocks put together in the order in which the model gives them."""
     monkeypatch.setattr(stages, "best_order", lambda before, after: tuple(range(len(before))))
+    monkeypatch.setattr(keeping, "choose", lambda found: [0] * len(found))
     sources = conversation(120.0)
     assert matched(Separator(Bands(error=0.02)).separate(sources.sum(0), RATE), sources) < 3
+
+
+@cache
+def call(seconds: float) -> np.ndarray:
+    """Two talkers (2, n) with pauses of up to half a minute, in which no block hears both."""
+    rng = np.random.default_rng(3)
+    talk, sources, at = conversation(seconds, seed=4), np.zeros((2, int(seconds * RATE))), RATE
+    while at < sources.shape[1]:
+        who, stop = int(rng.integers(2)), at + int(rng.uniform(1, 5) * RATE)
+        sources[who, at:stop] = talk[who, at:stop]
+        at = stop + int(rng.choice([0.5, 3, 14, 30]) * RATE)
+    return sources
+
+
+def test_a_voice_is_known_again_after_a_long_pause():
+    sources = call(600.0)
+    hiss = 1e-3 * np.random.default_rng(0).standard_normal(sources.shape[1])
+    assert matched(Separator(Bands()).separate(sources.sum(0) + hiss, RATE), sources) > 12
+
+
+def test_without_its_portrait_it_would_not(monkeypatch):
+    """The negative control: the overlap of blocks says nothing across a pause."""
+    monkeypatch.setattr(keeping, "choose", lambda found: [0] * len(found))
+    sources = call(600.0)
+    assert matched(Separator(Bands()).separate(sources.sum(0), RATE), sources) < 3
+
+
+def test_what_was_decided_does_not_depend_on_the_chunks():
+    rng, rate = np.random.default_rng(0), 8_000
+    outputs = rng.standard_normal((2, 20 * rate))
+    with keeping.Estimates(rate) as estimates:
+        for start in range(0, outputs.shape[1], 7_777):
+            estimates.append(outputs[:, start : start + 7_777])
+        borders, actions = np.array([5_000, 60_000, 60_500]), np.stack([keeping.ACTIONS[i] for i in (0, 1, 2, 3)])
+        whole = keeping.Kept(estimates, 1, borders, actions).push(outputs[:1])[1]
+        parts = keeping.Kept(estimates, 1, borders, actions)
+        pieces = [parts.push(outputs[:1, start : start + 999])[1] for start in range(0, outputs.shape[1], 999)]
+    np.testing.assert_allclose(np.concatenate(pieces, axis=1), whole, atol=1e-12)
+    np.testing.assert_allclose(whole.sum(0), outputs.sum(0), atol=1e-6)  # no action loses anything
+    np.testing.assert_allclose(whole[:, 10_000:50_000], outputs[::-1, 10_000:50_000], atol=1e-6)
+    assert not whole[0, 70_000:].any()
+
+
+def test_long_recordings_of_any_rate_add_up_to_the_input():
+    x = np.random.default_rng(0).standard_normal((2, 15 * 11_025))
+    np.testing.assert_allclose(Separator(Bands()).separate(x, 11_025).sum(0), x, atol=1e-6)
+
+
+def test_a_pipe_is_known_again_like_a_file(tmp_path, monkeypatch):
+    sources = call(120.0)
+    soundfile.write(tmp_path / "talk.wav", sources.sum(0), RATE, "FLOAT")
+    Separator(Bands()).separate_file(tmp_path / "talk.wav", tmp_path / "file")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO((tmp_path / "talk.wav").read_bytes())))
+    Separator(Bands()).separate_file("-", tmp_path / "pipe")
+    for i in (1, 2):
+        file, pipe = tmp_path / "file" / f"talk.speaker{i}.wav", tmp_path / "pipe" / f"stdin.speaker{i}.wav"
+        np.testing.assert_array_equal(soundfile.read(file)[0], soundfile.read(pipe)[0])
+
+
+def test_one_sound_alone_needs_no_portrait():
+    assert keeping.choose([]) == []
+    with keeping.Estimates(RATE) as estimates:
+        estimates.append(np.zeros((2, 20 * RATE)))
+        assert estimates.utterances() == [] and len(keeping.keep(estimates, 1).actions) == 1
 
 
 def test_the_order_is_that_of_the_loudest_agreement():
@@ -265,12 +332,14 @@ def test_a_file_becomes_one_file_a_speaker(tmp_path, name, subtype, rate):
     )
 
 
-def test_the_timeline_says_who_speaks_when(tmp_path):
+@pytest.mark.parametrize("hiss", [0.0, 0.006])
+def test_the_timeline_says_who_speaks_when(tmp_path, hiss):
     n = 12 * RATE
     t = np.arange(n) / RATE
     low, high = 0.3 * np.sin(2 * np.pi * 400 * t), 0.1 * np.sin(2 * np.pi * 2_000 * t)
     on = lambda *spans: sum(((t >= a) & (t < b)).astype(float) for a, b in spans)  # noqa: E731
     mixture = low * on((1, 4), (6, 8)) + high * on((3, 5), (9, 11))
+    mixture += hiss * np.random.default_rng(0).standard_normal(n)
     done = Separator(Bands()).separate_file(write(tmp_path / "t.wav", mixture), tmp_path)
     described = json.loads((tmp_path / "t.timeline.json").read_text())
     found = sorted((speaker["segments"] for speaker in described["speakers"]), key=lambda s: s[0][0])

@@ -13,8 +13,10 @@ Ctrl-C, no partial file remains, and an existing file is unchanged.
 """
 
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
-from contextlib import nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,13 +50,13 @@ from clearstate.audio.length import Extent, Part, View, inspect, inspect_url
 from clearstate.audio.paths import native_name
 from clearstate.audio.quiet import quiet, tell
 from clearstate.audio.remote import is_remote, without_secrets
-from clearstate.audio.streams import STDIO, is_stream
+from clearstate.audio.streams import STDIO, close_stream, is_stream, open_stream
 from clearstate.audio.vorbis import OggCommenter
 from clearstate.audio.wav_pipe import PipeWriter, open_pipe
 
 __all__ = [
     "AudioError", "AudioInfo", "Block", "BrokenOffError", "Reader", "Writer", "check_target", "choose_format",
-    "open_reader", "open_writer", "read_audio", "until_broken",
+    "open_reader", "open_writer", "read_audio", "stored", "until_broken",
 ]  # fmt: skip
 
 WAV_LIMIT = 2**32 - 2**20  # bytes: sizes in a WAV header have 32 bits
@@ -451,3 +453,22 @@ def clean_tag(text: str) -> str:
         return text.encode("latin-1").decode("utf-8")
     except UnicodeError:
         return text
+
+
+@contextmanager
+def stored(stream: str | os.PathLike[str]) -> Iterator[str]:
+    """Store a stream in a temporary file, because it is read twice."""
+    opened = open_stream(stream, "rb")
+    with tempfile.TemporaryDirectory(prefix="clearstate-") as folder:
+        begun = opened.read(4)
+        wav = begun in (b"RIFF", b"RF64", b"RIFX", b"BW64")
+        path = os.path.join(folder, "stream.wav" if wav else "stream")
+        try:
+            with open(path, "wb") as file:
+                file.write(begun)
+                shutil.copyfileobj(opened, file)
+        except OSError as error:
+            raise explained(error, path) from error
+        finally:
+            close_stream(opened)
+        yield path

@@ -9,10 +9,9 @@ Voices are never separated.
 
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,10 +22,19 @@ from numpy.typing import NDArray
 
 from clearstate import __version__
 from clearstate.audio import tags
-from clearstate.audio.atomic import explained, replacing
+from clearstate.audio.atomic import replacing
 from clearstate.audio.declip import Declipper
 from clearstate.audio.dehum import HumRemover
-from clearstate.audio.io import AudioInfo, Block, BrokenOffError, check_target, open_reader, open_writer, until_broken
+from clearstate.audio.io import (
+    AudioInfo,
+    Block,
+    BrokenOffError,
+    check_target,
+    open_reader,
+    open_writer,
+    stored,
+    until_broken,
+)
 from clearstate.audio.remote import open_file
 from clearstate.audio.streams import STDIO, close_stream, is_stream, open_stream
 from clearstate.tasks.chain import open_chain
@@ -363,22 +371,3 @@ def copy(source: str, target: AnyPath) -> None:
             return
         with replacing(target) as temporary, open(temporary, "wb") as sink:
             shutil.copyfileobj(file, sink)
-
-
-@contextmanager
-def stored(stream: AnyPath) -> Iterator[str]:
-    """Store a stream in a temporary file, because it is read twice."""
-    opened = open_stream(stream, "rb")
-    with tempfile.TemporaryDirectory(prefix="clearstate-") as folder:
-        begun = opened.read(4)
-        wav = begun in (b"RIFF", b"RF64", b"RIFX", b"BW64")
-        path = os.path.join(folder, "stream.wav" if wav else "stream")
-        try:
-            with open(path, "wb") as file:
-                file.write(begun)
-                shutil.copyfileobj(opened, file)
-        except OSError as error:
-            raise explained(error, path) from error
-        finally:
-            close_stream(opened)
-        yield path

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,22 +20,24 @@ from numpy.typing import NDArray
 
 from clearstate.audio.atomic import write_text
 from clearstate.audio.formats import WRITABLE
-from clearstate.audio.io import BrokenOffError, check_target, open_reader, open_writer, until_broken
+from clearstate.audio.io import BrokenOffError, check_target, open_reader, open_writer, stored, until_broken
 from clearstate.audio.mono import MEAN, Mix, find_mix, mix_of
 from clearstate.audio.rates import whole_rate
 from clearstate.audio.streams import STDIO, is_stream
 from clearstate.runtime import open_model
 from clearstate.tasks.chain import Chain
 from clearstate.tasks.enhance import Enhancer
+from clearstate.tasks.keeping import Estimates, Kept, keep
 from clearstate.tasks.signals import as_floats, as_type, like
 from clearstate.tasks.timeline import Activity
-from clearstate.tasks.voices import Voices
+from clearstate.tasks.voices import BLOCK_SECONDS, Voices, estimates_of
 
 AnyPath = str | os.PathLike[str]
 Signal = TypeVar("Signal")  # an array, a torch tensor, or anything like one
 Progress = Callable[[float, float], None]  # seconds of audio done, total seconds (0 if unknown)
 
 DEFAULT_MODEL = "separate-fast"
+MODEL_SHARE = 0.9  # of the work on a long recording, for the progress; the rest is to write what the model gave
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,12 @@ class Separator:
                 raise ValueError(f"signal of shape {array.shape}: expected (n,) or (channels, n), one signal at a time")
             x = as_floats(array)
             rows = x[None] if x.ndim == 1 else x
-            voices = np.concatenate(list(self._stream([rows], sample_rate, len(rows), find_mix(rows))), axis=2)
+            mix = find_mix(rows)
+            with ExitStack() as stack:
+                kept = None
+                if self._is_long(rows.shape[1] / sample_rate):
+                    kept = self._kept(stack, [rows], sample_rate, len(rows), mix)
+                voices = np.concatenate(list(self._stream([rows], sample_rate, len(rows), mix, kept)), axis=2)
             return as_type(voices[:, 0] if x.ndim == 1 else voices, array.dtype)
 
         return like(signal, work)
@@ -130,31 +136,48 @@ class Separator:
         started = time.perf_counter()
         in_name = os.fspath(in_path)
         broken: list[BrokenOffError] = []
-        with open_reader(in_path, track) as source:
-            info = source.info
+        with ExitStack() as stack:
             targets, timeline = output_names(in_name, out_dir, self.model.speakers)
+            path = stack.enter_context(stored(in_path)) if is_stream(in_name) else in_name
+            source = stack.enter_context(open_reader(path, track))
+            info = source.info
             make_folder(out_dir)
             for name in (*targets, timeline):  # check before reading, not after hours of work
                 check_target(name, in_name, overwrite)
-            blocks, mix = source.blocks(), MEAN
+
+            def again(step: int) -> Iterator[NDArray[Any]]:
+                """The sound from its beginning, for one of the steps before the last."""
+                done = 0
+                with open_reader(path, track) as opened:
+                    for block in until_broken(opened.blocks(), []):
+                        yield block
+                        done += block.shape[1]
+                        report(done, step)
+
+            def report(samples: int, step: int) -> None:
+                if progress:
+                    before, share = (0.0, MODEL_SHARE) if step == 0 else (MODEL_SHARE, 1 - MODEL_SHARE)
+                    before, share = (before, share) if long else (0.0, 1.0)
+                    total = info.seconds or 0.0
+                    progress(before * total + share * samples / info.sample_rate, total)
+
+            long = self._is_long(info.seconds)
+            mix, kept = MEAN, None
             if info.channels > 1:
-                if not is_stream(in_name):  # a stream cannot be read twice
-                    with open_reader(in_path, track) as first_pass:
-                        mix = mix_of(until_broken(first_pass.blocks(), []), info.channels)
-                else:
-                    first = next(blocks)
-                    blocks, mix = chain([first], blocks), find_mix(first)
+                with open_reader(path, track) as first:
+                    mix = mix_of(until_broken(first.blocks(), []), info.channels)
+            if long:
+                kept = self._kept(stack, again(0), info.sample_rate, info.channels, mix)
             activity = Activity(len(targets), info.sample_rate)
-            with ExitStack() as stack:
-                sinks = [stack.enter_context(open_writer(name, info, overwrite=overwrite)) for name in targets]
-                frames = 0
-                for voices in self._stream(until_broken(blocks, broken), info.sample_rate, info.channels, mix):
-                    for sink, voice in zip(sinks, voices, strict=True):
-                        sink.write(voice)
-                    activity.push(voices)
-                    frames += voices.shape[2]
-                    if progress:
-                        progress(frames / info.sample_rate, info.seconds or 0.0)
+            sinks = [stack.enter_context(open_writer(name, info, overwrite=overwrite)) for name in targets]
+            frames = 0
+            blocks = until_broken(source.blocks(), broken)
+            for voices in self._stream(blocks, info.sample_rate, info.channels, mix, kept):
+                for sink, voice in zip(sinks, voices, strict=True):
+                    sink.write(voice)
+                activity.push(voices)
+                frames += voices.shape[2]
+                report(frames, 1)
         speakers = [Speaker(name, segments) for name, segments in zip(targets, activity.segments(), strict=True)]
         done = Separation(
             in_name, timeline, speakers, frames / info.sample_rate, info.sample_rate, info.channels,
@@ -165,9 +188,24 @@ class Separator:
             raise broken[0].saved(out_dir)
         return done
 
-    def _stream(self, blocks: Iterable[Any], sample_rate: int, channels: int, mix: Mix) -> Iterator[NDArray[Any]]:
+    def _is_long(self, seconds: float | None) -> bool:
+        """Whether the model needs more than one block, after which it does not know the voices again."""
+        return not self.model.causal and self.model.speakers == 2 and (seconds is None or seconds > BLOCK_SECONDS)
+
+    def _kept(self, stack: ExitStack, blocks: Iterable[Any], sample_rate: int, channels: int, mix: Mix) -> Kept:
+        """The outputs of the model for all blocks, each voice in its own row."""
+        estimates = stack.enter_context(Estimates(self.model.sample_rate))
+        if self.enhancer:
+            blocks = enhanced(self.enhancer, blocks, sample_rate, channels)
+        for outputs in estimates_of(self.model, blocks, sample_rate, channels, mix):
+            estimates.append(outputs)
+        return keep(estimates, channels)
+
+    def _stream(
+        self, blocks: Iterable[Any], sample_rate: int, channels: int, mix: Mix, kept: Kept | None = None
+    ) -> Iterator[NDArray[Any]]:
         """Convert blocks (channels, n) of a signal to blocks (speakers, channels, m)."""
-        voices = Voices(self.model, sample_rate, channels, mix)
+        voices = Voices(self.model, sample_rate, channels, mix, kept)
         if self.enhancer:
             blocks = enhanced(self.enhancer, blocks, sample_rate, channels)
         for block in blocks:

@@ -7,7 +7,10 @@ from numpy.typing import NDArray
 
 FRAME_SECONDS = 0.05  # of the timeline
 OWN_RANGE_DB = 30.0  # a speaker is silent this far below their own loud parts
-OTHER_RANGE_DB = 15.0  # and this far below the loudest speaker at that time, which is leakage
+OTHER_RANGE_DB = 10.0  # and this far below the loudest speaker at that time, which is leakage
+NOISE_SHARE = 0.1  # of the frames are pauses: so loud is the noise
+NOISE_DB = 8.0  # above the noise is speech; but what is less than SPEECH_RANGE_DB below the loud parts is speech anyway
+SPEECH_RANGE_DB = 15.0
 FLOOR_DBFS = -70.0
 GAP_SECONDS = 0.3  # shorter pauses do not end a segment
 LEAST_SECONDS = 0.15  # shorter sounds are not a segment
@@ -36,23 +39,42 @@ class Activity:
     def segments(self) -> list[list[tuple[float, float]]]:
         """The active segments of each speaker: start and end in seconds."""
         last = [self._held.mean(1, keepdims=True)] if self._held.shape[1] else []
-        level = 10 * np.log10(np.concatenate([*self._powers, *last], axis=1) + 1e-20)  # (speakers, frames)
+        power = np.concatenate([*self._powers, *last], axis=1)  # (speakers, frames)
+        level, least = 10 * np.log10(power + 1e-20), speech_level(10 * np.log10(power.sum(0) + 1e-20))
         segments = []
         for row in level:
             audible = row[row > FLOOR_DBFS]
-            loud = float(np.percentile(audible, 95)) if len(audible) else 0.0
-            least = np.maximum(level.max(0) - OTHER_RANGE_DB, max(loud - OWN_RANGE_DB, FLOOR_DBFS))
-            segments.append(self._runs(row > least))
+            own = float(np.percentile(audible, 95)) - OWN_RANGE_DB if len(audible) else 0.0
+            segments.append(self._in_seconds(row > np.maximum(level.max(0) - OTHER_RANGE_DB, max(own, least))))
         return segments
 
-    def _runs(self, active: NDArray[np.bool_]) -> list[tuple[float, float]]:
-        edges = np.flatnonzero(np.diff(np.concatenate([[False], active, [False]]).astype(np.int8)))
-        runs: list[list[float]] = []
-        for start, end in edges.reshape(-1, 2) * self.seconds:
-            if runs and start - runs[-1][1] < GAP_SECONDS:
-                runs[-1][1] = end
-            else:
-                runs.append([start, end])
+    def _in_seconds(self, active: NDArray[np.bool_]) -> list[tuple[float, float]]:
         total = self._samples / self.sample_rate
-        kept = [(start, min(end, total)) for start, end in runs if end - start >= min(LEAST_SECONDS, total)]
-        return [(round(float(start), 2), round(float(end), 2)) for start, end in kept]
+        found = runs(active, GAP_SECONDS / self.seconds, min(LEAST_SECONDS, total) / self.seconds)
+        return [(round(start * self.seconds, 2), round(min(end * self.seconds, total), 2)) for start, end in found]
+
+
+def speech_level(level: NDArray[Any]) -> float:
+    """The level in dB above which frames are speech, from the levels of all frames (t,)."""
+    audible = level[level > FLOOR_DBFS]
+    if not len(audible):
+        return FLOOR_DBFS
+    noise, loud = np.quantile(audible, [NOISE_SHARE, 0.95])
+    return float(max(FLOOR_DBFS, min(noise + NOISE_DB, loud - SPEECH_RANGE_DB)))
+
+
+def runs(active: NDArray[np.bool_], gap: float, least: float) -> list[tuple[int, int]]:
+    """Runs of active frames: the first, and the one after the last.
+
+    Args:
+        gap: frames; a shorter gap does not end a run.
+        least: frames of a run.
+    """
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], active, [False]]).astype(np.int8)))
+    found: list[list[int]] = []
+    for start, end in edges.reshape(-1, 2).tolist():
+        if found and start - found[-1][1] < gap:
+            found[-1][1] = end
+        else:
+            found.append([start, end])
+    return [(start, end) for start, end in found if end - start >= least]

@@ -11,6 +11,7 @@ below. Both sum to one over the speakers, so the sum of the outputs is the input
 Arrays are NumPy: X (channels, n), E (speakers, n), results (speakers, channels, n).
 """
 
+from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import permutations
 from typing import Any
@@ -44,17 +45,20 @@ class Voices:
         sample_rate: of the signal, in Hz; any.
         channels: rows of every chunk.
         mix: how the channels are mixed to the one input of the separator.
+        runner: gives the separator's outputs; None runs the model.
     Raises:
         ValueError: for an invalid rate or channel count.
     """
 
-    def __init__(self, model: SeparationModel, sample_rate: int, channels: int, mix: Mix = MEAN) -> None:
+    def __init__(
+        self, model: SeparationModel, sample_rate: int, channels: int, mix: Mix = MEAN, runner: Runner | None = None
+    ) -> None:
         sample_rate = whole_rate(sample_rate)
         if channels < 1:
             raise ValueError(f"{channels} channels: expected at least 1")
         self.speakers, self.channels, rate = model.speakers, channels, model.sample_rate
         self.piece = max(1, int(PIECE_SECONDS * sample_rate))
-        self.runner = runner_for(model, channels, mix)
+        self.runner = runner or runner_for(model, channels, mix)
         self._early = self.runner.delay  # samples to drop, to align the output
         self._given = self._returned = 0  # samples, at the model's rate
         self.shares = Shares(self.speakers, channels, rate, mix.polarity)
@@ -152,6 +156,21 @@ def runner_for(model: SeparationModel, channels: int, mix: Mix) -> Runner:
     length, overlap, fade = (round(s * rate) for s in (BLOCK_SECONDS, OVERLAP_SECONDS, FADE_SECONDS))
     run, layout = partial(run_mixed, model, mix), Layout(length, overlap, fade)
     return Overlapping(run, channels, model.speakers, layout, best_order, np.float64, elsewhere=run)
+
+
+def estimates_of(
+    model: SeparationModel, blocks: Iterable[Array], sample_rate: int, channels: int, mix: Mix
+) -> Iterator[Array]:
+    """The separator's outputs (speakers, m) at its own rate, for blocks (channels, n)."""
+    down = Resampler(sample_rate, model.sample_rate, channels) if sample_rate != model.sample_rate else None
+    runner, piece = runner_for(model, channels, mix), max(1, int(PIECE_SECONDS * sample_rate))
+    for block in blocks:
+        for start in range(0, block.shape[1], piece):
+            x = block[:, start : start + piece]
+            yield runner.push(down.push(x) if down else x)[1]
+    if down:
+        yield runner.push(down.flush())[1]
+    yield runner.finish()[1]
 
 
 def run_mixed(model: SeparationModel, mix: Mix, X: Array, position: int) -> Array:
