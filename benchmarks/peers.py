@@ -61,6 +61,7 @@ def main() -> None:
     parser.add_argument("--live", action="store_true", help="run our models as on live audio, without warm-up")
     parser.add_argument("--every", type=int, default=1, help="use every EVERY-th file")
     parser.add_argument("--jobs", type=int, default=1, help="scoring processes")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="also write the outputs, a folder for each system")
     parser.add_argument("--json", type=Path, help="also write means, times and the scores of each file to this file")
     given = parser.parse_args()
     given.systems = given.systems or ["noisy", "live:torch", "live:onnx", *installed_peers()]
@@ -80,6 +81,10 @@ def main() -> None:
                 if given.through:
                     noisy, rate = soxr.resample(noisy, rate, given.through), given.through
                 out = system(noisy, rate)[: len(clean)]
+                if given.keep:
+                    folder = given.keep / name.replace("/", "_").replace(":", "_")
+                    folder.mkdir(parents=True, exist_ok=True)
+                    soundfile.write(folder / f"{noisy_file.stem}.wav", out, RATE)
                 rows.append(pool.apply_async(score, (clean[: len(out)], out)))
             scores[name] = [row.get() for row in rows]
             means = np.mean(scores[name], axis=0)
