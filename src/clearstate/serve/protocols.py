@@ -12,7 +12,7 @@ from websockets.protocol import State
 
 from clearstate.serve.errors import RefusedError
 from clearstate.serve.settings import Settings
-from clearstate.serve.streams import ABORT, AT_ONCE, MOST_SECONDS
+from clearstate.serve.streams import ABORT, AT_ONCE, MOST_SECONDS, AtOnce
 
 MOST_MESSAGE = int(MOST_SECONDS * 192_000 * 8 * 4)  # bytes: the largest message that a header can allow
 
@@ -24,8 +24,8 @@ class WebSockets(WebSocketsSansIOProtocol):
     its task waits for one: the queue, two turns of the event loop and the pause in reading cost a fifth of a message.
     """
 
-    answer: Callable[[Any], bytes | None] | None = None  # None: the message must take the usual way
     first = False  # of the messages that arrived together; the others wait, so that other connections have their turn
+    at_once: AtOnce | None = None
 
     def handle_connect(self, event: Any) -> None:
         """Also called for requests that are refused, which have no scope."""
@@ -33,17 +33,14 @@ class WebSockets(WebSocketsSansIOProtocol):
         if hasattr(self, "scope"):
             scope: Any = self.scope
             scope[ABORT] = self.transport.abort
-            scope[AT_ONCE] = self.answer_with
-
-    def answer_with(self, answer: Callable[[Any], bytes | None] | None) -> None:
-        """Set what answers messages at once; None ends that."""
-        self.answer = answer
+            scope[AT_ONCE] = self.at_once = AtOnce()
 
     def handle_bytes(self, event: Any) -> None:
         """Answer a message at once if nothing is before it, the client reads, and the application can."""
         first, self.first = self.first, False
+        answer = self.at_once.answer if self.at_once else None
         free = first and event.fin and self.queue.empty() and self.writable.is_set() and self.conn.state is State.OPEN
-        if not free or self.answer is None or (output := self.answer(event.data)) is None:
+        if not free or answer is None or (output := answer(event.data)) is None:
             super().handle_bytes(event)
             return
         self.conn.send_binary(output)

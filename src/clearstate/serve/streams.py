@@ -23,6 +23,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -43,7 +44,7 @@ from clearstate.tasks.stream import Stream
 logger = logging.getLogger(__name__)
 
 ABORT = "clearstate.abort"  # in the scope of a WebSocket: ends its connection at once
-AT_ONCE = "clearstate.at_once"  # likewise: takes a function that answers messages while the task waits for one
+AT_ONCE = "clearstate.at_once"  # likewise: an `AtOnce`
 FAREWELL_SECONDS = 1.0  # to send the reason of a refusal
 MOST_REASON = 100  # characters of the reason in a close message, which holds 123 bytes
 MOST_TEXT = 4096  # characters of a JSON message
@@ -104,6 +105,17 @@ class Session:
         return y.T.astype(self.dtype, order="C").tobytes()
 
 
+@dataclass
+class AtOnce:
+    """What answers messages of samples while the task waits for one.
+
+    An object of its own, which both sides know: they must not refer to each other when the connection is over, because
+    a cycle keeps 20 KB until the collector comes.
+    """
+
+    answer: Callable[[Any], bytes | None] | None = None  # returns None for a message that must take the usual way
+
+
 class LeftError(Exception):
     """The client has closed the connection."""
 
@@ -148,7 +160,7 @@ class Connection:
             self.session = session = await service.apart(Session, service.model, header)
             await self._send(text=json.dumps(self._ready(session)))
             self.credited = time.monotonic()
-            self._at_once(self.answer)
+            self._answer_with(self.answer)
             while True:
                 message = await self._message()
                 if (data := message.get("bytes")) is not None:
@@ -156,7 +168,7 @@ class Connection:
                 else:
                     await self._command(session, message.get("text"))
         finally:
-            self._at_once(None)
+            self._answer_with(None)
             service.leave(seat)
 
     def _ready(self, session: Session) -> dict[str, Any]:
@@ -172,9 +184,9 @@ class Connection:
             "most_message_bytes": int(MOST_SECONDS * session.rate) * session.width,
         }
 
-    def _at_once(self, answer: Callable[[Any], bytes | None] | None) -> None:
-        if offer := self.scope.get(AT_ONCE):
-            offer(answer)
+    def _answer_with(self, answer: Callable[[Any], bytes | None] | None) -> None:
+        if at_once := self.scope.get(AT_ONCE):
+            at_once.answer = answer
 
     def answer(self, data: Any) -> bytes | None:
         """Answer a message of samples now, which is the usual case; None: `_samples` has to."""
