@@ -162,6 +162,15 @@ def test_a_pipe_is_known_again_like_a_file(tmp_path, monkeypatch):
         np.testing.assert_array_equal(soundfile.read(file)[0], soundfile.read(pipe)[0])
 
 
+def test_outputs_in_the_way_are_told_before_a_pipe_is_read(tmp_path, monkeypatch):
+    (tmp_path / "stdin.speaker1.wav").write_bytes(b"mine")
+    pipe = io.BytesIO(b"RIFF")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(pipe))
+    with pytest.raises((ValueError, OSError), match="speaker1"):
+        Separator(Bands()).separate_file("-", tmp_path)
+    assert pipe.tell() == 0 and (tmp_path / "stdin.speaker1.wav").read_bytes() == b"mine"
+
+
 def test_one_sound_alone_needs_no_portrait():
     assert keeping.choose([]) == []
     with keeping.Estimates(RATE) as estimates:

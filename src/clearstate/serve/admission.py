@@ -27,9 +27,7 @@ LATE_SHARE = 0.01  # of the chunks
 LEAST_FACTOR = 0.7  # however little the streams in progress seem to cost
 HOPELESS_SHARE = 0.5  # of the chunks late
 GIVE_UP_SECONDS = 3.0
-NETWORK = (
-    0.0067  # processor seconds per second of a stream, for its 50 messages; about so with 100 streams on two cores
-)
+NETWORK = 0.0067  # processor seconds per second of a stream, for its 50 messages; so with 100 streams on two cores
 CHUNK_SECONDS = 0.02
 IN_TURN = 32  # streams of a measurement: the caches hold as little of each as in service
 ROUNDS = 4

@@ -136,38 +136,41 @@ class Separator:
         started = time.perf_counter()
         in_name = os.fspath(in_path)
         broken: list[BrokenOffError] = []
-        with ExitStack() as stack:
-            targets, timeline = output_names(in_name, out_dir, self.model.speakers)
-            path = stack.enter_context(stored(in_path)) if is_stream(in_name) else in_name
-            source = stack.enter_context(open_reader(path, track))
-            info = source.info
+        targets, timeline = output_names(in_name, out_dir, self.model.speakers)
+
+        def check_targets() -> None:
             make_folder(out_dir)
-            for name in (*targets, timeline):  # check before reading, not after hours of work
+            for name in (*targets, timeline):  # before the work, not after hours of it
                 check_target(name, in_name, overwrite)
 
-            def again(step: int) -> Iterator[NDArray[Any]]:
-                """The sound from its beginning, for one of the steps before the last."""
+        with ExitStack() as stack:
+            path = in_name
+            if is_stream(in_name):
+                check_targets()
+                path = stack.enter_context(stored(in_path))
+            source = stack.enter_context(open_reader(path, track))
+            info = source.info
+            check_targets()
+
+            def report(samples: int, before: float, share: float) -> None:
+                if progress:
+                    total = info.seconds or 0.0
+                    progress(before * total + share * samples / info.sample_rate, total)
+
+            def first_reading() -> Iterator[NDArray[Any]]:
                 done = 0
                 with open_reader(path, track) as opened:
                     for block in until_broken(opened.blocks(), []):
                         yield block
                         done += block.shape[1]
-                        report(done, step)
+                        report(done, 0.0, MODEL_SHARE)
 
-            def report(samples: int, step: int) -> None:
-                if progress:
-                    before, share = (0.0, MODEL_SHARE) if step == 0 else (MODEL_SHARE, 1 - MODEL_SHARE)
-                    before, share = (before, share) if long else (0.0, 1.0)
-                    total = info.seconds or 0.0
-                    progress(before * total + share * samples / info.sample_rate, total)
-
-            long = self._is_long(info.seconds)
-            mix, kept = MEAN, None
+            mix, kept, before = MEAN, None, 0.0
             if info.channels > 1:
                 with open_reader(path, track) as first:
                     mix = mix_of(until_broken(first.blocks(), []), info.channels)
-            if long:
-                kept = self._kept(stack, again(0), info.sample_rate, info.channels, mix)
+            if self._is_long(info.seconds):
+                kept, before = self._kept(stack, first_reading(), info.sample_rate, info.channels, mix), MODEL_SHARE
             activity = Activity(len(targets), info.sample_rate)
             sinks = [stack.enter_context(open_writer(name, info, overwrite=overwrite)) for name in targets]
             frames = 0
@@ -177,7 +180,7 @@ class Separator:
                     sink.write(voice)
                 activity.push(voices)
                 frames += voices.shape[2]
-                report(frames, 1)
+                report(frames, before, 1 - before)
         speakers = [Speaker(name, segments) for name, segments in zip(targets, activity.segments(), strict=True)]
         done = Separation(
             in_name, timeline, speakers, frames / info.sample_rate, info.sample_rate, info.channels,
