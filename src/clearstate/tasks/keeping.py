@@ -160,7 +160,7 @@ def choose(found: list[Utterance]) -> list[int]:
     if np.count_nonzero(weights) < 3:
         return [0] * len(found)
     scatter = sum((one.weights[:, None] * one.scatter).sum(0) for one in found) / weights.sum()
-    portraits = np.array([one.portraits for one in found]) / np.sqrt(scatter)  # (u, 2, COEFFICIENTS)
+    portraits = np.array([one.portraits for one in found]) / np.sqrt(scatter + 1e-6)  # (u, 2, COEFFICIENTS)
     weights = np.minimum(weights, MOST_FRAMES)
     centres = two_groups(portraits.reshape(-1, COEFFICIENTS), weights.reshape(-1))
     far = weights[:, :, None] * np.square(portraits[:, :, None] - centres).sum(3)  # (u, output, voice)
