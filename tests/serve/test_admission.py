@@ -61,8 +61,8 @@ def delivered(admission, chunks, lag):
 
 
 def test_a_burst_is_cut_at_the_capacity_before_anything_is_measured(clock):
-    assert admitted(opened(0.01)) == 92  # 2 cores x 75 % / (0.01 for the model + 0.006 for the network)
-    assert admitted(opened(0.01), rate=48_000) == 56
+    assert admitted(opened(0.01)) == 92  # 2 cores x 78 % / (0.01 for the model + 0.0067 for the network)
+    assert admitted(opened(0.01), rate=48_000) == 58
     assert admitted(opened(0.01), rate=48_000, channels=2) == 32
     assert admitted(opened(0.01, processes=0), places=(0,)) == 46  # the service itself has one core
 
