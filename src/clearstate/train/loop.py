@@ -66,6 +66,7 @@ class Run:
                 session.adversary.pool.close()
             if self.report is not None:
                 self.report.close()
+            session.close()
         best = self.plan.folder / "best"
         return Outcome(
             not session.stop_signal, session.stop_signal, at.step, at.skipped, at.best, best if best.is_dir() else None

@@ -72,6 +72,11 @@ class Session:
         self.stop_signal = 0
         self.resume()
 
+    def close(self) -> None:
+        """Leave the group of processes: one that ends while threads of the group run is aborted now and then."""
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
     @property
     def done(self) -> float:
         """Progress of the schedule, 0 to 1."""
