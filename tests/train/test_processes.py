@@ -133,7 +133,7 @@ def workers_of(run: subprocess.Popen) -> list[int]:
 
 @LINUX
 @pytest.mark.slow
-@pytest.mark.alone  # beside other tests, gloo ended a process now and then ("terminate called without an active exception")
+@pytest.mark.alone  # beside other tests, a process was aborted twice ("terminate called without an active exception")
 @pytest.mark.parametrize("what", ["process", "node"])
 def test_a_killed_process_or_node_is_replaced_and_the_losses_continue(uninterrupted, tmp_path, what):
     with socket.socket() as free:
