@@ -18,6 +18,7 @@ from clearstate.app.work import Limits
 pytestmark = pytest.mark.browser
 
 WAIT = 60_000  # milliseconds: for a machine that does much else
+LOADED = "() => [...document.querySelectorAll('#duration')].filter((d) => d.textContent != '0:00').length == 3"
 OWN = ("Method not implemented.", "GPU stall")  # what Gradio and Chromium say of themselves
 
 
@@ -84,6 +85,7 @@ def test_upload_run_play_and_download(visit, tmp_path):
     page.get_by_text("Done: 4.0 s with live.").wait_for()
     players = page.locator("button[aria-label=Play]:visible")
     players.nth(2).wait_for()
+    page.wait_for_function(LOADED)  # a click before is lost
     players.nth(1).click()
     page.wait_for_function("() => [...document.querySelectorAll('#time')].some((time) => time.textContent != '0:00')")
     assert page.locator("img:visible").first.evaluate("(image) => image.naturalWidth") > 500
