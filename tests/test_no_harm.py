@@ -1,4 +1,4 @@
-"""The shipped default model does no harm: clean speech, silence, music, any level and any finite number go in."""
+"""The shipped models of `enhance` do no harm: clean speech, silence, music, any level and any finite number go in."""
 
 import io
 import tarfile
@@ -9,7 +9,6 @@ import pytest
 import soundfile
 
 import clearstate
-from clearstate.models import PRESETS
 
 LEAST_CLEAN_PESQ = 4.2  # of every fifth clean file
 
@@ -24,11 +23,9 @@ def band(x, rate, low, high):
     return rms(np.fft.irfft(spectrum * ((frequency >= low) & (frequency < high)), x.shape[-1]))
 
 
-@pytest.fixture(scope="module")
-def shipped():
-    if PRESETS["live"].weights is None:
-        pytest.skip("no weights of the default model are shipped")
-    return clearstate.load("live")
+@pytest.fixture(scope="module", params=["live", "studio"])
+def shipped(request):
+    return clearstate.load(request.param)
 
 
 def clip(name):

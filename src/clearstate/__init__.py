@@ -3,7 +3,7 @@
     clearstate.enhance("talk.mp3", "clean.mp3")        remove noise from a file of any format and length
     clearstate.separate("talk.mp3", "voices/")         write one file per speaker
     clearstate.extend("old.wav", "wide.wav")           add the missing high frequencies, up to 48 kHz
-    clearstate.load("live").enhance(array, 48_000)     remove noise from a signal in memory
+    clearstate.load().enhance(array, 48_000)           remove noise from a signal in memory
     clearstate.Stream("live", sample_rate=48_000)      remove noise from live audio, chunk by chunk
     clearstate.build("semamba-advanced")               build a network with fresh weights, for training
 

@@ -82,7 +82,7 @@ def test_upload_run_play_and_download(visit, tmp_path):
     choose(page, file)
     page.get_by_label("number input for Strength").fill("12")
     press(page, "Remove noise")
-    page.get_by_text("Done: 4.0 s with live.").wait_for()
+    page.get_by_text("Done: 4.0 s with studio.").wait_for()
     players = page.locator("button[aria-label=Play]:visible")
     players.nth(2).wait_for()
     page.wait_for_function(LOADED)  # a click before is lost
@@ -190,7 +190,7 @@ def test_every_tab_has_an_example_of_one_click_and_fits_a_phone_and_a_desktop(vi
         ("Separate", "Two voices", "speaker 2 is active for"),
         ("Extend", "Telephone", "the model added those above"),
         ("Compare", "Fire", "Speed is in multiples of real time."),
-        ("About", "Card of live", "The default model: causal"),
+        ("About", "Card of live", "The default model of everything live"),
     ):
         tab(page, name)
         if name == "Compare":
@@ -204,7 +204,7 @@ def test_every_tab_has_an_example_of_one_click_and_fits_a_phone_and_a_desktop(vi
         if name == "Compare":
             page.locator("button[aria-label=Play]:visible").nth(1).wait_for()
             assert page.locator("button[aria-label=Play]:visible").count() == 2
-            page.get_by_role("cell", name="live", exact=True).wait_for()
+            page.get_by_role("cell", name="studio", exact=True).wait_for()
 
 
 def test_the_microphone_gives_a_recording(visit):

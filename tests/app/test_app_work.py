@@ -61,7 +61,7 @@ def lufs(path: Path) -> float:
 def test_an_enhanced_file_is_the_command_line_s(tmp_path, name, options, words):
     source, folder, shares = recording(tmp_path / name), tmp_path / "app", Shares()
     folder.mkdir()
-    settings = {"model": "live", "strength": None, "pcs": False, "highs": True} | options
+    settings = {"model": "studio", "strength": None, "pcs": False, "highs": True} | options
     result = work.enhance(source, folder, Limits(), shares, **settings)
     own, theirs = tmp_path / f"cli{source.suffix}", result.files[0]
     assert command("enhance", source, "-o", own, "--backend", "onnx", *words) == 0

@@ -17,7 +17,7 @@ from clearstate.app.work import Limits
 class Settings:
     """How the app is started."""
 
-    model: str = "live"
+    model: str = "studio"
     host: str = "127.0.0.1"
     port: int | None = None  # None: the first free one from 7860
     limits: Limits = field(default_factory=Limits)

@@ -23,7 +23,7 @@ def run(
     ] = None,
     model: Annotated[
         str, typer.Option("--model", "-m", help="Enhancement model to begin with, a name or a folder.")
-    ] = "live",
+    ] = "studio",
     max_minutes: Annotated[float, typer.Option(min=0.01, metavar="MIN", help="Longest recording.")] = 30.0,
     max_mb: Annotated[float, typer.Option(min=0.01, metavar="MB", help="Largest upload.")] = 500.0,
     share: Annotated[

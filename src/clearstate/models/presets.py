@@ -45,7 +45,7 @@ def _preset(name: str, task: str, model: str, summary: str, licence: str = "CC B
 PRESETS: dict[str, Preset] = {
     preset.name: preset
     for preset in (
-        _preset("live", "enhance", "live:Live", "the default: small, causal, real time on a CPU"),
+        _preset("live", "enhance", "live:Live", "for live sound: small, causal, real time on a CPU"),
         _preset("studio", "enhance", "studio:Studio", "for recordings: `live`, looking both ways"),
         _preset(
             "semamba-basic-causal",

@@ -56,7 +56,7 @@ MODELS_EXAMPLE = [
     {
         "name": "live",
         "task": "enhance",
-        "summary": "the default: small, causal, real time on a CPU",
+        "summary": "for live sound: small, causal, real time on a CPU",
         "licence": "CC BY 4.0",
         "default": True,
         "streams": True,

@@ -212,7 +212,7 @@ def in_blocks(signal: NDArray[Any], length: int = 1 << 20) -> Iterator[NDArray[A
     return (signal[:, start : start + length] for start in range(0, signal.shape[1], length))
 
 
-def load(name_or_path: Path = "live", backend: str = "auto") -> Enhancer:
+def load(name_or_path: Path = "studio", backend: str = "auto") -> Enhancer:
     """Load a trained enhancement model by name (see `clearstate models`) or from a folder with weights.
 
     Raises:
@@ -225,7 +225,7 @@ def enhance(
     in_path: Path,
     out_path: Path,
     *,
-    model: Path = "live",
+    model: Path = "studio",
     strength: float | None = None,
     residual: bool = False,
     pcs: bool = False,
