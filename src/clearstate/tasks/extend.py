@@ -14,6 +14,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any, TypeVar
@@ -25,7 +26,7 @@ from numpy.typing import NDArray
 from clearstate.audio import tags
 from clearstate.audio.atomic import explained
 from clearstate.audio.bandwidth import HOP, N_FFT, power_spectrum, upper_edge
-from clearstate.audio.io import AudioInfo, BrokenOffError, check_target, open_reader, open_writer, until_broken
+from clearstate.audio.io import AudioInfo, BrokenOffError, check_target, open_reader, open_writer, stored, until_broken
 from clearstate.audio.offset import Offset
 from clearstate.audio.rates import whole_rate
 from clearstate.audio.streams import STDIO, is_stream
@@ -132,7 +133,7 @@ class Extender:
         """Extend a file of any length in bounded memory.
 
         Args:
-            in_path: an audio file, or "-" for a WAV stream on stdin (its bandwidth is measured on the first block).
+            in_path: an audio file, or "-" for stdin; a stream is first stored in a temporary file.
             out_path: the extension selects the format; "-" for a WAV stream on stdout. The file is written under a
                 temporary name and renamed when it is complete.
             to: sample rate of the output in Hz, at most 48000.
@@ -148,20 +149,15 @@ class Extender:
         to = whole_rate(to, "output rate")
         if os.fspath(out_path) != STDIO:  # check before reading, not after hours of work
             check_target(os.fspath(out_path), os.fspath(in_path), overwrite)
-        reach = None
-        if not is_stream(in_path):  # a stream cannot be read twice
-            with open_reader(in_path, track) as source:
+        broken: list[BrokenOffError] = []
+        with ExitStack() as stack:
+            path = stack.enter_context(stored(in_path)) if is_stream(in_path) else os.fspath(in_path)
+            with open_reader(path, track) as source:
                 check_rates(source.info.sample_rate, to, source.info.name)
                 reach = measure(until_broken(source.blocks(), []), source.info.sample_rate, source.info.channels)
-        broken: list[BrokenOffError] = []
-        with open_reader(in_path, track) as source:
+            source = stack.enter_context(open_reader(path, track))
             info = source.info
-            check_rates(info.sample_rate, to, info.name)
             blocks = until_broken(source.blocks(), broken)
-            if reach is None:
-                first = next(blocks)
-                reach = measure([first], info.sample_rate, info.channels)
-                blocks = chained(first, blocks)
             like = at_rate(info, to)
             with open_writer(out_path, like, overwrite=overwrite) as sink:
                 done, silent = 0, True
@@ -437,9 +433,3 @@ def highpass(reach: int) -> Array:
     high = -low / low.sum()
     high[TAPS // 2] += 1
     return high
-
-
-def chained(first: Array, rest: Iterator[Array]) -> Iterator[Array]:
-    """Put the first block, already taken, before the others."""
-    yield first
-    yield from rest
