@@ -127,6 +127,24 @@ def test_wrong_use_is_told_before_anything_is_read(args, says):
     assert says in result.stderr and len(result.stderr.strip().splitlines()) == 1
 
 
+@pytest.mark.parametrize(("number", "says"), [(1, "clearstate enhance"), (3, "trained for 3")])
+def test_another_number_of_speakers_is_refused_with_a_remedy(weights, number, says):
+    write("talk.wav")
+    result = separate("talk.wav", "--speakers", number, "-o", "voices", "--model", weights)
+    assert result.returncode == 2
+    assert (
+        f"--speakers {number}: " in result.stderr and "separates 2 speakers" in result.stderr and says in result.stderr
+    )
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert not list(Path("voices").glob("*"))
+
+
+def test_the_number_of_speakers_that_a_model_separates_changes_nothing(weights):
+    write("talk.wav")
+    assert separate("talk.wav", "--speakers", 2, "--model", weights).returncode == 0
+    assert Path("talk.speaker2.wav").exists()
+
+
 def test_outputs_that_would_collide(weights):
     write("a/talk.wav")
     write("b/talk.flac")

@@ -56,6 +56,15 @@ def run(
         str | None,
         typer.Option("--enhance", "-e", metavar="MODEL", help="Remove noise first with this model, such as live."),
     ] = None,
+    speakers: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="How many people speak. A model separates a fixed number, the shipped ones two; with another number, "
+            "nothing is written and a remedy is named. Default: not checked.",
+        ),
+    ] = None,
     track: Track = None,
     backend: Runtime = Backend.auto,
     jobs: Jobs = 1,
@@ -94,13 +103,20 @@ def run(
     if todo:
         seconds = lengths(todo)
         runtime = backend_for(model, backend, todo, seconds)
-        opener = functools.partial(open_worker, model, runtime, enhance, overwrite, track)
+        opener = functools.partial(open_worker, model, runtime, enhance, overwrite, track, speakers)
         settings = {"verb": "separate", "model": model, "enhance": enhance, "backend": backend.value, "track": track}
         outcomes += batch.run(todo, opener, seconds, settings, into_folders=True)
     close(outcomes, model, as_json)
 
 
-def open_worker(model: str, backend: str, enhance: str | None, overwrite: bool, track: int | None = None) -> Worker:
+def open_worker(
+    model: str,
+    backend: str,
+    enhance: str | None,
+    overwrite: bool,
+    track: int | None = None,
+    speakers: int | None = None,
+) -> Worker:
     """Load the models and return a worker that separates one file per call."""
     from clearstate.tasks.separate import load_separator
 
@@ -108,6 +124,7 @@ def open_worker(model: str, backend: str, enhance: str | None, overwrite: bool, 
         separator = load_separator(model, enhance, backend)
     except (ValueError, OSError, ImportError) as error:
         raise UsageError(f"--model {model}: {explain(error)}") from error
+    check_speakers(speakers, model, separator.model.speakers)
 
     def work(job: Job, progress: Progress) -> dict[str, Any]:
         done = separator.separate_file(
@@ -124,6 +141,19 @@ def open_worker(model: str, backend: str, enhance: str | None, overwrite: bool, 
         }  # fmt: skip
 
     return work if separator.model.causal else InBlocks(work)
+
+
+def check_speakers(wanted: int | None, model: str, separated: int) -> None:
+    """Refuse a number of speakers that the model does not separate."""
+    if wanted in (None, separated):
+        return
+    if wanted == 1:
+        remedy = "`clearstate enhance` keeps one voice and removes what else there is"
+    else:
+        remedy = (
+            f"--model needs one that was trained for {wanted}; without --speakers, {separated} files share the voices"
+        )
+    raise UsageError(f"--speakers {wanted}: {model} separates {separated} speakers; {remedy}")
 
 
 def places(inputs: list[str], output: str | None) -> tuple[list[Job], list[tuple[str, str]]]:
