@@ -38,7 +38,7 @@ from clearstate.audio.io import (
 from clearstate.audio.remote import open_file
 from clearstate.audio.streams import STDIO, close_stream, is_stream, open_stream
 from clearstate.tasks.chain import open_chain
-from clearstate.tasks.enhance import Enhancer
+from clearstate.tasks.enhance import Enhancer, load
 from clearstate.tasks.extend import MODEL_RATE, Extender, at_rate
 from clearstate.tasks.findings import STEPS
 from clearstate.tasks.inspect import Inspection, Inspector
@@ -108,10 +108,10 @@ class Restorer:
         self.skip = frozenset(skip)
         self.inspector = Inspector()
 
-    @property
+    @cached_property
     def enhancer(self) -> Enhancer:
-        """The enhancement model."""
-        return self.inspector.enhancer
+        """The model that removes noise; the inspector measures with a faster one."""
+        return load()
 
     @cached_property
     def extender(self) -> Extender:
@@ -267,7 +267,7 @@ def choose(found: Inspection, skip: Collection[str] = ()) -> list[Step]:
         "offset": "removed the offset",
         "channel": f"filled channel {found.dead_channels[0] if found.dead_channels else ''} with the other one",
         "hum": f"removed the hum at {found.hum_hz} Hz",
-        "noise": "removed noise (model live)",
+        "noise": "removed noise (model studio)",
         "band": "added the missing high frequencies (model extend-fast)",
     }
     steps = [Step(kind, whats[kind], whys[kind]) for kind in STEPS if kind in whys and kind not in skip]
