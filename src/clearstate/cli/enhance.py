@@ -73,7 +73,12 @@ def run(
     ] = None,
     strength: Annotated[
         float | None,
-        typer.Option(min=0, metavar="DB", help="Attenuate noise by at most DB; 0 changes nothing. Default: no limit."),
+        typer.Option(
+            min=0,
+            metavar="DB",
+            help="Attenuate noise by at most DB; 0 changes nothing. Speech recognisers do best with about 12. Default: "
+            "no limit.",
+        ),
     ] = None,
     residual: Annotated[
         bool, typer.Option("--residual", help="Write the removed sound instead (talk.residual.wav).")
