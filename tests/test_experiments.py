@@ -102,9 +102,14 @@ def test_an_experiment_trains_scores_and_fills_its_table(driver, tmp_path, monke
     assert noisy["scores"]["si_sdr"] != first["scores"]["si_sdr"]
     monkeypatch.setattr(driver, "train", lambda recipe: pytest.fail("a row with a result is not run again"))
     driver.main()
+    assert "rtf" not in document["rows"][1]
+    monkeypatch.setattr(sys, "argv", call)
+    driver.main()  # what --no-speed left out
+    document = json.loads((tmp_path / "r" / "tiny.json").read_text())
+    assert ["rtf" in row for row in document["rows"]] == [False, True, True, True, True]
     lines = driver.table(driver.read(file), document).splitlines()
-    assert lines[0] == "|  | STOI | SI-SDR, dB | parameters | GMAC/s | training |"
-    assert lines[3].startswith("| trained | ") and lines[3].endswith("1 steps, 0 min |")
+    assert lines[0] == "|  | STOI | SI-SDR, dB | parameters | GMAC/s | real-time factor | training |"
+    assert lines[3].startswith("| trained | ") and lines[3].endswith("1 steps, 0 h of audio |")
     assert lines[-1].startswith("Small scale, another corpus: 1 pairs")
 
 

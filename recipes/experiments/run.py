@@ -74,10 +74,8 @@ def slug(text: str) -> str:
 # ------------------------------------------------------------------------------------------------------- scoring
 
 
-def score(
-    experiment: dict[str, Any], row: dict[str, Any], recipe: Any, weights: str | None, speed: bool
-) -> dict[str, Any]:
-    """The scores of every held-out pair, and what the model costs."""
+def score(experiment: dict[str, Any], row: dict[str, Any], recipe: Any, weights: str | None) -> dict[str, Any]:
+    """The scores of every held-out pair, and the size and work of the model."""
     import torch
 
     from clearstate.models import find, load_model
@@ -103,7 +101,7 @@ def score(
             estimate = stretch_contrast(estimate, row["pcs"] if isinstance(row["pcs"], str) else "rms")
         for metric, value in pair_scores(task, noisy.numpy(), clean.numpy(), estimate, rate).items():
             found.setdefault(metric, []).append(round(float(value), 4))
-    return {"scores": found, **({} if model is None else cost_of(model, speed))}
+    return {"scores": found, **({} if model is None else cost_of(model))}
 
 
 def run(model: Any, noisy: Any) -> Any:
@@ -169,14 +167,12 @@ def noise_of(recipe: Any, i: int, mixture: Any, snr_db: float) -> Any:
     return noise * gain
 
 
-def cost_of(model: Any, speed: bool) -> dict[str, float]:
-    """Parameters, multiply-accumulates per second of audio, and, if asked for, the real-time factor on one thread."""
+def cost_of(model: Any) -> dict[str, float]:
+    """Parameters, and multiply-accumulates per second of audio."""
     from clearstate.metrics.cost import cost
-    from clearstate.metrics.leaderboard import real_time_factor
 
     counted = cost(model)
-    found = {"parameters": counted.parameters, "gmacs": round(counted.macs / 1e9, 3)}
-    return {**found, "rtf": round(real_time_factor(model), 4)} if speed else found
+    return {"parameters": counted.parameters, "gmacs": round(counted.macs / 1e9, 3)}
 
 
 # ----------------------------------------------------------------------------------------------------- the course
@@ -191,7 +187,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", help="instead of the experiment's")
     parser.add_argument("--runs", type=Path, default=Path("runs/experiments"), help="folder for the training runs")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the results")
-    parser.add_argument("--no-speed", action="store_true", help="leave out the real-time factor: the machine is busy")
+    parser.add_argument(
+        "--no-speed",
+        action="store_true",
+        help="leave out the real-time factor: the machine is busy; the same command without it adds it later",
+    )
     parser.add_argument("--tables", action="store_true", help="write the tables and plots of all results")
     arguments = parser.parse_args()
     if arguments.experiment is not None:
@@ -203,7 +203,10 @@ def main() -> None:
 
 
 def run_experiment(arguments: argparse.Namespace) -> None:
-    """Train and score the rows of an experiment that have no result yet."""
+    """Train and score the rows of an experiment that have no result yet, and measure the speed where it is missing."""
+    from clearstate.metrics.leaderboard import real_time_factor
+    from clearstate.models import load_model
+
     experiment, name = read(arguments.experiment), arguments.experiment.stem
     file = arguments.results / f"{name}.json"
     document = json.loads(file.read_text()) if file.is_file() else {"title": experiment["title"], "rows": []}
@@ -212,18 +215,18 @@ def run_experiment(arguments: argparse.Namespace) -> None:
     for name_of_row in arguments.rows or experiment["rows"]:
         row = experiment["rows"][name_of_row]
         for seed in seeds if trained(row) or "of" in row else seeds[:1]:
-            if any((r["row"], r["seed"]) == (name_of_row, seed) for r in document["rows"]):
-                continue
             print(f"{name}: {name_of_row}, seed {seed}", file=sys.stderr)
             source = name_of_row if trained(row) else row.get("of", next(iter(experiment["rows"])))
             recipe = recipe_of(experiment, name, source, seed, arguments.overrides, arguments.runs)
-            about: dict[str, Any] = {}
-            if trained(row):
-                about = train(recipe)
             weights = row.get("weights") or str(Path(recipe.run) / "best")
             known = None if "enhanced" in row or weights == "none" else weights
-            result = score(experiment, row, recipe, known, not arguments.no_speed)
-            document["rows"].append({"row": name_of_row, "seed": seed, **about, **result})
+            result = next((r for r in document["rows"] if (r["row"], r["seed"]) == (name_of_row, seed)), None)
+            if result is None:
+                about = train(recipe) if trained(row) else {}
+                result = {"row": name_of_row, "seed": seed, **about, **score(experiment, row, recipe, known)}
+                document["rows"].append(result)
+            if known and not arguments.no_speed and "rtf" not in result:
+                result["rtf"] = round(real_time_factor(load_model(known)), 4)
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(json.dumps(document, indent=1) + "\n")
 
@@ -276,7 +279,7 @@ def table(experiment: dict[str, Any], document: dict[str, Any]) -> str:
             f"{first[key]:{form}}" if key in first else ""
             for key, form in (("parameters", ","), ("gmacs", ".3g"), ("rtf", ".3g"))
         ]
-        done = f"{first['steps']:,} steps, {first['minutes']:.0f} min" if "steps" in first else ""
+        done = f"{first['steps']:,} steps, {first['hours']:.2g} h of audio" if "steps" in first else ""
         lines.append([name, *cells, *size, done])
     filled = [i for i in range(len(lines[0])) if any(line[i] for line in lines[1:])]
     lines = [[line[i] for i in filled] for line in lines]
