@@ -64,10 +64,10 @@ def test_enhance_removes_noise_and_keeps_the_length(tmp_path):
     assert si_sdr(clean, enhanced) > si_sdr(clean, noisy) + 5
 
 
-def test_stream_is_enhance_without_a_warm_up(tmp_path):
+def test_stream_is_enhance_with_the_fast_model_without_a_warm_up(tmp_path):
     noisy, rate = soundfile.read(NOISY, dtype="int16")
     out, told = command("stream", "--rate", rate, stdin=noisy.tobytes())
-    command("enhance", NOISY, "--no-warm-up", "-o", tmp_path / "file.wav")
+    command("enhance", NOISY, "--quality", "fast", "--no-warm-up", "-o", tmp_path / "file.wav")
     streamed = np.frombuffer(out, "<i2")
     latency = len(streamed) - len(noisy)
     assert f"({latency} samples)" in told

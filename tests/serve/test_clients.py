@@ -32,7 +32,7 @@ def client(guarded):
 
 def test_files_in_python(client, clip, tmp_path):
     assert client.enhance(clip, tmp_path / "clean.flac", strength=12, residual=False) == ""
-    clearstate.enhance(clip, tmp_path / "here.flac", strength=12, backend="onnx")
+    clearstate.enhance(clip, tmp_path / "here.flac", model="live", strength=12, backend="onnx")
     assert np.array_equal(soundfile.read(tmp_path / "clean.flac")[0], soundfile.read(tmp_path / "here.flac")[0])
     (tmp_path / "cut.wav").write_bytes(clip.read_bytes()[:-40_000])
     assert "broken after" in client.enhance(tmp_path / "cut.wav", tmp_path / "rest.wav")

@@ -38,7 +38,7 @@ def finished(served, id_, **how):
 def test_a_file_comes_back_as_enhance_writes_it(served, clip, tmp_path):
     status, headers, body = served.ask("POST", "/v1/enhance?format=flac&strength=12", clip.read_bytes())
     assert (status, headers["content-type"]) == (200, "audio/flac"), body
-    clearstate.enhance(clip, tmp_path / "here.flac", strength=12, backend="onnx")
+    clearstate.enhance(clip, tmp_path / "here.flac", model="live", strength=12, backend="onnx")
     got, rate = soundfile.read(io.BytesIO(body))
     expected, _ = soundfile.read(tmp_path / "here.flac")
     assert rate == 44_100
