@@ -132,9 +132,7 @@ def test_another_number_of_speakers_is_refused_with_a_remedy(weights, number, sa
     write("talk.wav")
     result = separate("talk.wav", "--speakers", number, "-o", "voices", "--model", weights)
     assert result.returncode == 2
-    assert (
-        f"--speakers {number}: " in result.stderr and "separates 2 speakers" in result.stderr and says in result.stderr
-    )
+    assert all(part in result.stderr for part in (f"--speakers {number}: ", "separates 2 speakers", says))
     assert len(result.stderr.strip().splitlines()) == 1
     assert not list(Path("voices").glob("*"))
 
