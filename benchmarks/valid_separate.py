@@ -1,8 +1,10 @@
 """Compute the table of a separator's card: SI-SDRi, SDRi and SNRi on validation mixtures.
 
-    python benchmarks/valid_separate.py --model separate-fast --data FOLDER
+    python benchmarks/valid_separate.py --model separate-fast --data FOLDER [--rooms INDEX] [--noise FOLDER]
 
-FOLDER/s1 and FOLDER/s2 contain files of the same names, whose sum is the mixture.
+FOLDER/s1 and FOLDER/s2 contain files of the same names, whose sum is the mixture. With --rooms each voice stands in a
+room, which stays part of it: the responses that the index marks as "valid". With --noise there is a noise besides,
+which is part of no voice: the difference of the files in FOLDER/noisy and FOLDER/clean. All in a fixed order.
 
 The model runs as in `clearstate separate` (`Separator`). Mixtures of two are also grouped by the pitch distance of
 their voices, because similar voices are harder to separate.
@@ -16,7 +18,9 @@ import numpy as np
 import soundfile
 from rich.progress import track
 
+from clearstate.data.effects import make_room
 from clearstate.data.pitch import median_pitch
+from clearstate.data.shards import read_index, read_tar_audio
 from clearstate.metrics.intrusive import sdr, si_sdr, snr
 from clearstate.metrics.separation import best_order
 from clearstate.tasks.separate import load_separator
@@ -29,6 +33,9 @@ def main() -> None:
     parser.add_argument("--model", default="separate-fast", help="a name, or a folder with weights")
     parser.add_argument("--data", type=Path, required=True, help="folder with s1, s2, ... of the same file names")
     parser.add_argument("--items", type=int, help="use only the first ITEMS mixtures")
+    parser.add_argument("--rooms", type=Path, metavar="INDEX", help="rir*.jsonl of room responses beside their shards")
+    parser.add_argument("--noise", type=Path, metavar="FOLDER", help="folder with noisy/ and clean/")
+    parser.add_argument("--snr", type=float, default=10.0, help="of the voices over the noise, dB")
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")
     given = parser.parse_args()
     separator = load_separator(given.model)
@@ -41,12 +48,13 @@ def main() -> None:
             f"{given.model} gives {separator.model.speakers} speakers, but {given.data} has {len(folders)}"
         )
 
+    scene = Scene(given.rooms, given.noise, given.snr)
     rows, apart = [], []
-    for name in track(names, description="mixtures", transient=True):
+    for number, name in enumerate(track(names, description="mixtures", transient=True)):
         read = [soundfile.read(folder / name) for folder in folders]
         sources, rate = np.stack([audio for audio, _ in read]), read[0][1]
-        mixture = sources.sum(0)
         apart.append(semitones(sources, rate) if len(sources) == 2 else np.nan)
+        sources, mixture = scene.play(sources, number)
         voices = separator.separate(mixture, rate)
         order = best_order(sources, voices)
         for source, j in zip(sources, order, strict=True):
@@ -72,6 +80,35 @@ def main() -> None:
             result[f"si_sdr_gain_{label.replace(' ', '_')}_semitones"] = float(gains[those].mean())
     if given.json:
         given.json.write_text(json.dumps(result, indent=2) + "\n")
+
+
+class Scene:
+    """What happens to voices on their way: rooms and noises, if any."""
+
+    def __init__(self, rooms: Path | None, noise: Path | None, snr_db: float, rate: int = 16_000) -> None:
+        rows = [row for row in read_index(rooms) if row.get("split") == "valid"] if rooms else []
+        responses = [audio for _, audio in read_tar_audio(rooms.parent, rows, rate)] if rooms else []
+        self.rooms = [make_room("", response, rate) for response in responses]
+        noisy = sorted((noise / "noisy").iterdir()) if noise else []
+        self.noises = [soundfile.read(path)[0] - soundfile.read(noise / "clean" / path.name)[0] for path in noisy]
+        self.snr_db = snr_db
+
+    def play(self, sources: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """Voices (k, n) to the voices at the microphone (k, n) and their mixture (n,), for mixture `number`."""
+        k, n = sources.shape
+        if self.rooms:
+            wet = [self.rooms[(k * number + i) % len(self.rooms)].apply(voice)[0] for i, voice in enumerate(sources)]
+            sources = np.stack([w * rms(voice) / rms(w) for w, voice in zip(wet, sources, strict=True)])
+        mixture = sources.sum(0)
+        if self.noises:
+            noise = np.resize(self.noises[number % len(self.noises)], n)
+            mixture = mixture + noise * rms(mixture) / rms(noise) * 10 ** (-self.snr_db / 20)
+        return sources, mixture
+
+
+def rms(x: np.ndarray) -> float:
+    """Root of the mean square."""
+    return float(np.sqrt(np.square(x).mean()))
 
 
 def semitones(pair: np.ndarray, rate: int) -> float:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import soxr
+from scipy import signal
 
 from clearstate.audio.bandwidth import HOP, N_FFT, bandwidth, power_spectrum, upper_edge
 
@@ -34,6 +35,18 @@ def test_a_signal_that_was_at_a_lower_rate_shows_it(rate, bits):
 
 def test_a_falling_spectrum_is_no_edge():
     assert measured(speechlike()) == WIDE / 2
+
+
+@pytest.mark.parametrize("order, cutoff", [(16, 3_400), (16, 8_000)])
+def test_a_gentle_filter_that_no_voice_has_is_an_edge(order, cutoff):
+    """Of 96 dB an octave: no cliff, but a slope. The edge is found within half an octave, also in 16 bits."""
+    x = signal.sosfilt(signal.butter(order, cutoff, fs=WIDE, output="sos"), speechlike()).astype(np.float32)
+    assert 0.85 * cutoff < measured(x) < 1.5 * cutoff
+    assert measured(x, 2) * WIDE / 2 == pytest.approx(measured(x))
+    recorded = np.round(x * 2**15 + np.random.default_rng(0).uniform(-0.5, 0.5, len(x))).astype(np.float32) / 2**15
+    assert 0.85 * cutoff < measured(recorded) < 1.5 * cutoff
+    gentle = signal.sosfilt(signal.butter(2, cutoff, fs=WIDE, output="sos"), speechlike()).astype(np.float32)
+    assert measured(gentle) == WIDE / 2  # 12 dB an octave, as a tone control has
 
 
 @pytest.mark.parametrize("x", [np.zeros(WIDE, np.float32), np.zeros(1, np.float32), np.full(5, 0.1, np.float32)])

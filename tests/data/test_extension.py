@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
-from corpora_in_miniature import hiss, write
+from corpora_in_miniature import hiss, make_shards, write
 
+from clearstate.audio.bandwidth import bandwidth
 from clearstate.data import ExtensionConfig, ExtensionDataset, open_sources
 from clearstate.data.extension import magnitude, narrowed
 
@@ -62,6 +63,43 @@ def test_rates_above_the_sources_are_refused(tmp_path):
 def test_files_that_are_narrow_themselves_are_reported(tmp_path):
     write(tmp_path / "s/anna/1.wav", hiss(1.0, rate=16_000), 16_000)
     assert "1 files below 48000 Hz" in open_sources({"speech": str(tmp_path / "s"), "sample_rate": WIDE}).report
+
+
+def shards(folder, **reach):
+    """Clips of hiss at 48 kHz whose rows say where they end, in kHz."""
+    rows = [{"file": f"{name}.flac", "speaker": name, "reach_khz": khz} for name, khz in reach.items()]
+    return make_shards(folder, "speech48k", [(row, hiss(3.0, rate=WIDE)) for row in rows], rate=WIDE)
+
+
+def opened(index, **more):
+    return open_sources({"speech": str(index), "sample_rate": WIDE, **more})
+
+
+def test_what_lies_above_the_end_of_a_clip_is_not_in_the_target(tmp_path):
+    """There the clip has the noise of a converter or a codec, whose edge may be too gentle to be measured."""
+    sources = opened(shards(tmp_path, anna=15.0))
+    assert sources.speech.clips[0].reach_hz == 15_000
+    for item in ExtensionDataset(sources, ExtensionConfig(seconds=0.5, speed=0.5), items_per_epoch=12):
+        end = 15_000 * item["info"].get("speed", 1.0)
+        assert bandwidth(item["wide"][None], WIDE)[0] == pytest.approx(end, rel=0.03)
+        assert 1.15 * item["info"]["narrow_rate"] <= 2 * end
+
+
+def test_clips_that_reach_high_can_be_drawn_more_often(tmp_path):
+    sources = opened(shards(tmp_path, anna=15.0, bert=15.0, cora=15.0, dora=22.0))
+    for chance, share in ((0.0, 0.25), (0.8, 0.85)):
+        items = ExtensionDataset(sources, ExtensionConfig(seconds=0.1, widest=chance), items_per_epoch=200)
+        assert np.mean(["dora" in item["info"]["voice"] for item in items]) == pytest.approx(share, abs=0.1)
+
+
+def test_to_a_noise_nothing_is_added(sources):
+    items = ExtensionDataset(sources, ExtensionConfig(seconds=0.5, voiceless=1.0), items_per_epoch=12)
+    for item in items:
+        assert "voice" not in item["info"] and item["info"]["noises"]
+        half = item["info"]["narrow_rate"] / 2
+        above = np.abs(band(item["wide"], 1.05 * half, WIDE / 2)) ** 2
+        assert 10 * np.log10(above.sum() / np.sum(np.abs(band(item["narrow"], 0, half)) ** 2)) < -55
+        assert bandwidth(item["wide"][None], WIDE)[0] < 1.02 * half
 
 
 def test_items_repeat(sources):

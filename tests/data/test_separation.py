@@ -26,6 +26,16 @@ def test_the_pool_does_hold_unlabelled_voices_that_are_left_out(sources):
     assert any(not clip.labelled for clip in sources.speech.clips)
 
 
+def test_in_rooms_the_reverberation_of_a_voice_is_part_of_it(sources):
+    """Same draws with and without: what follows the end of a dry voice is its room."""
+    dry, wet = (SeparationDataset(sources, SeparationConfig(seconds=1.0, room=chance))[3] for chance in (0.0, 1.0))
+    np.testing.assert_allclose(wet["mixture"], wet["sources"].sum(axis=0), atol=1e-6)
+    assert dry["info"]["voices"][0]["voice"] == wet["info"]["voices"][0]["voice"]
+    a, b = dry["sources"][0], wet["sources"][0]
+    b = b * (a @ b) / (b @ b)
+    assert np.sum((a - b) ** 2) > 0.05 * np.sum(a**2)
+
+
 @pytest.mark.parametrize("speakers", [2, 3])
 def test_at_most_one_voice_is_unlabelled_and_as_often_as_asked_for(sources, speakers):
     config = SeparationConfig(speakers=speakers, seconds=0.5, unlabelled=0.5)

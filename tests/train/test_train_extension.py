@@ -44,6 +44,17 @@ def test_the_missing_band_lies_between_the_two_bandwidths():
     assert band[8_000 // 50 : 19_000 // 50].all() and not band[20_000 // 50 :].any()
 
 
+def test_a_target_that_is_no_wider_teaches_silence():
+    """As noise has it, to which nothing is to be added; the bins below the edge still do not count."""
+    _, narrow = pair()
+    nothing = narrow + 1e-5 * torch.randn(narrow.shape)
+    band = losses.missing_band(narrow, nothing, 481)[0]
+    assert not band[: 7_000 // 50].any() and band[8_000 // 50 :].all()
+    added = narrow + 1e-2 * torch.randn(narrow.shape)
+    quiet, loud = (losses.log_spectral_loss(y * 100, nothing * 100, narrow * 100).item() for y in (nothing, added))
+    assert quiet < 0.01 and loud > 2
+
+
 def test_the_log_spectral_loss_is_the_metric_over_that_band():
     wide, narrow = pair()
     estimate = wide * 10 ** (6 / 20)  # 0.6 in log10 power everywhere
@@ -136,7 +147,7 @@ def tree(folder, tmp_path, **valid):
             "workers": 0,
         },
         "loss": {"log_spectral": 1.0, "added_error": 0.05},
-        "optimiser": {"lr": 0.01},
+        "optimiser": {"lr": 0.003},
         "schedule": {"max_steps": 24},
         "valid": {"clean": str(folder), "best": "lsd", "every_steps": 6, "workers": 1, "pictures": False} | valid,
         "log_steps": 4,
@@ -148,9 +159,10 @@ def test_a_run_learns_and_keeps_the_lowest_distance(folder, tmp_path):
     outcome = run_recipe(recipe_from(tree(folder, tmp_path)), quiet=True)
     lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     train, valid = ([line for line in lines if line["kind"] == kind] for kind in ("train", "valid"))
-    assert train[-1]["log_spectral"] < train[0]["log_spectral"] - 0.02  # noise: little is there to be learnt
+    assert len(train) == 6 and all(line["log_spectral"] > 0 for line in train)
     assert valid[0]["items"] == 6 and valid[0]["unscored"] == 0
-    assert outcome.best == min(line["lsd"] for line in valid) < valid[0]["lsd"]
+    # The items of two windows differ too much to compare their losses; and noise has little to be learnt.
+    assert outcome.best == min(line["lsd"] for line in valid) < valid[0]["lsd"] - 0.005
 
 
 def test_a_metric_that_validation_does_not_give_is_refused(folder, tmp_path):

@@ -10,12 +10,16 @@ import numpy as np
 import soxr
 from scipy import fft
 
+from clearstate.audio.bandwidth import bandwidth
 from clearstate.audio.io import read_audio
 from clearstate.audio.level import db_to_gain
 from clearstate.data.folders import audio_files
-from clearstate.data.mixing import Generated, MixtureConfig, speech_crop
-from clearstate.data.sources import Sources
+from clearstate.data.mixing import Generated, MixtureConfig, noise_crop, speech_crop
+from clearstate.data.shards import Clip
+from clearstate.data.sources import Pool, Sources
 
+WIDEST = 20_000.0  # Hz
+BEYOND = 1.15  # times half the narrow rate: what a wide clip must reach
 VALID_RATES = (8000, 16_000, 24_000)  # Hz, to which held-out files are narrowed
 
 
@@ -30,6 +34,9 @@ class ExtensionConfig:
     # Chance of another speed, which moves the spectrum: a codec's 20 kHz become 24 at 1.2. A slower voice ends lower.
     speed: float = 0.0
     speed_range: tuple[float, float] = (1.0, 1.2)
+    widest: float = 0.0  # chance of a voice that is known to reach WIDEST
+    voiceless: float = 0.0  # chance of a noise instead of a voice: nothing is to be added to it
+    voiceless_floor_db: float = -60.0  # below the noise: white noise that stands for nothing in the target
 
 
 class ExtensionDataset(Generated):
@@ -37,7 +44,8 @@ class ExtensionDataset(Generated):
 
     `narrow` has been at `info["narrow_rate"]` and holds nothing above half of it; one gain is common to both. The
     filter's family is drawn too, for a network that has seen one filter learns to undo that filter. All have zero
-    phase, so that the low band of both signals agrees sample by sample. Indices are as in `Generated`.
+    phase, so that the low band of both signals agrees sample by sample. The rate is drawn among those below what the
+    voice reaches, because nothing can be learned above. Indices are as in `Generated`.
     """
 
     def __init__(
@@ -46,6 +54,10 @@ class ExtensionDataset(Generated):
         self.config = config if config is not None else ExtensionConfig()
         super().__init__(sources, self.config.seconds, seed, items_per_epoch)
         self._rates = [rate for rate in self.config.rates if rate < self.rate]
+        speech = sources.speech
+        self._reach = {clip.key: clip.reach_hz for clip in speech.clips if clip.reach_hz is not None}
+        widest = [(s, i) for (s, i), clip in zip(speech.where, speech.clips, strict=True) if reaches(clip, WIDEST)]
+        self.widest = Pool(speech.sets, [[i for s, i in widest if s == number] for number in range(len(speech.sets))])
         if not self._rates:
             raise ValueError(
                 f"no narrow rate of {self.config.rates} is below the sources' {self.rate} Hz: "
@@ -53,17 +65,41 @@ class ExtensionDataset(Generated):
             )
 
     def _draw(self, rng: np.random.Generator) -> dict[str, Any]:
-        voice = MixtureConfig(speed=self.config.speed, speed_range=self.config.speed_range)
-        wide, info = speech_crop(rng, self.samples, self.sources.speech, voice, self.rate)
+        voiceless = rng.random() < self.config.voiceless
+        wide, info = self._noise(rng) if voiceless else self._voice(rng)
         level = rng.uniform(*self.config.level_dbfs)
         wide = wide * np.float32(db_to_gain(level) / max(float(np.abs(wide).max()), 1e-6))
-        rate = int(rng.choice(self._rates))
+        reach = self.rate / 2 if voiceless else float(bandwidth(wide[None], self.rate)[0])
+        rate = int(rng.choice([rate for rate in self._rates if rate * BEYOND <= 2 * reach] or [min(self._rates)]))
         cutoff = rate / 2 * rng.uniform(*self.config.cutoff)
         family = str(rng.choice(["brickwall", "chebyshev", "butterworth", "cosine"]))
         order = int(rng.integers(4, 12))
         narrow = narrowed(wide, self.rate, rate, cutoff, family, order)
         info |= {"narrow_rate": rate, "cutoff_hz": round(cutoff), "filter": family, "level_dbfs": round(level, 2)}
+        if voiceless:
+            floor = np.sqrt(np.square(narrow).mean()) * db_to_gain(self.config.voiceless_floor_db)
+            wide = narrow + np.float32(floor) * rng.standard_normal(len(narrow), np.float32)
         return {"narrow": narrow, "wide": wide, "info": info}
+
+    def _voice(self, rng: np.random.Generator) -> tuple[np.ndarray, dict[str, Any]]:
+        """A voice (n,), with an edge where its content ends: above is the noise of a converter or a codec's rest."""
+        voice = MixtureConfig(speed=self.config.speed, speed_range=self.config.speed_range)
+        pool = self.widest if len(self.widest) and rng.random() < self.config.widest else self.sources.speech
+        wide, info = speech_crop(rng, self.samples, pool, voice, self.rate)
+        known = [self._reach[key] for key in info["speech"] if key in self._reach]
+        if known and (reach := min(known) * info.get("speed", 1.0)) < 0.49 * self.rate:
+            wide = narrowed(wide, self.rate, self.rate, reach)
+        return wide, info
+
+    def _noise(self, rng: np.random.Generator) -> tuple[np.ndarray, dict[str, Any]]:
+        """Hum, hiss or a recorded noise (n,), without voices."""
+        noise, drawn = noise_crop(rng, self.samples, self.sources, MixtureConfig(babble=0.0), "")
+        return noise, {"noises": drawn}
+
+
+def reaches(clip: Clip, hz: float) -> bool:
+    """Whether a clip is known to have content up to a frequency."""
+    return clip.reach_hz is not None and clip.reach_hz >= hz
 
 
 class NarrowedFolder:

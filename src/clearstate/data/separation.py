@@ -14,7 +14,7 @@ import numpy as np
 from clearstate.audio.level import active_level, db_to_gain
 from clearstate.audio.paths import why_no_file
 from clearstate.data.corpora import Mixture
-from clearstate.data.effects import apply_sections, random_equaliser
+from clearstate.data.effects import Room, apply_sections, make_room, random_equaliser, synthetic_room
 from clearstate.data.folders import audio_files, read_crop, scan
 from clearstate.data.mixing import Generated, MixtureConfig, at_snr, noise_crop, redrawn, speech_crop
 from clearstate.data.pitch import median_pitch
@@ -38,6 +38,7 @@ class SeparationConfig:
     equaliser: float = 0.0  # chance of another microphone, for each voice; 0.5 where speakers are few
     unlabelled: float = 0.0  # chance that one of the voices, no more, is of a corpus without labels, if there is one
     level_dbfs: tuple[float, float] = (-30.0, -1.0)  # peak of the mixture
+    room: float = 0.0  # chance that all voices are in rooms; their reverberation stays theirs
     noise: float = 0.0  # chance of background noise
     snr_db: tuple[float, float] = (0.0, 20.0)  # all voices over the noise
 
@@ -65,6 +66,7 @@ class SeparationDataset(Generated):
         super().__init__(sources, self.config.seconds, seed, items_per_epoch)
         self.speech = having(sources.speech, labels=True)
         self.unlabelled = having(sources.speech, labels=False)
+        self.rooms = [make_room(name, response, self.rate) for name, response in sources.rooms]
         if len(self.speech.by_voice) < self.config.speakers:
             raise ValueError(
                 f"mixtures of {self.config.speakers} voices need as many labelled speakers, and the speech has "
@@ -95,6 +97,7 @@ class SeparationDataset(Generated):
             overlap, stretch, starts = 0.0, n, [0]
         stranger = int(rng.integers(k)) if len(self.unlabelled) and rng.random() < config.unlabelled else None
         near = rng.random() < config.near
+        indoors = rng.random() < config.room
         voices = np.zeros((k, n), np.float32)
         who: list[dict[str, Any]] = []
         first: np.ndarray | None = None
@@ -107,12 +110,19 @@ class SeparationDataset(Generated):
             first = crop if first is None else first
             if rng.random() < config.equaliser:
                 crop = apply_sections(random_equaliser(rng, self.rate, MixtureConfig.tilt_db), crop)
+            if indoors:
+                crop = self._room(rng).apply(crop, rng.uniform(*MixtureConfig.closeness_db))[0]
             relative = float(rng.uniform(*config.level_db)) if i else 0.0
             level = active_level(crop, self.rate)
             if np.isfinite(level):
                 voices[i, start : start + stretch] = crop * np.float32(db_to_gain(relative - level))
             who.append(drawn | {"level_db": round(relative, 2), "start": start})
         return voices, {"voices": who, "overlap": round(overlap, 3)}
+
+    def _room(self, rng: np.random.Generator) -> Room:
+        """A measured room, or one that is made up."""
+        made_up = not self.rooms or rng.random() < MixtureConfig.synthetic_room
+        return synthetic_room(rng, self.rate) if made_up else self.rooms[int(rng.integers(len(self.rooms)))]
 
     def _voice(
         self, rng: np.random.Generator, n: int, who: list[dict[str, Any]], stranger: bool

@@ -1,9 +1,9 @@
 """Read tar shards of compressed audio through a cache of decoded audio.
 
 A shard set is `<name>.jsonl` next to `<name>-00.tar`, `<name>-01.tar`, ... Each JSON line describes one file: `shard`,
-`file`, `seconds` and optional labels (`speaker` for speech, `group` for noise, `source`, `split`, `licence`). Decoding
-Opus takes about 3 ms per second of audio, too long for every crop, so a set is decoded once, in parallel, into a cache
-folder:
+`file`, `seconds` and optional labels (`speaker` for speech, `group` for noise, `source`, `split`, `licence`, and
+`reach_khz`, above which the file has no content). Decoding Opus takes about 3 ms per second of audio, too long for
+every crop, so a set is decoded once, in parallel, into a cache folder:
 
     <cache>/<name>-<rate>-<digest>/audio.i16     all clips, int16, each scaled to its peak
     <cache>/<name>-<rate>-<digest>/index.json    start, scale, levels and labels of each clip
@@ -46,7 +46,7 @@ from clearstate.audio.rates import whole_rate
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1  # version of the cache; a higher number invalidates old folders
+FORMAT = 2  # version of the cache; a higher number invalidates old folders
 Progress = Callable[[str, int, int], None]  # (set name, clips done, total clips)
 
 
@@ -66,6 +66,7 @@ class Clip:
     floor_db: float | None = None  # RMS of the quietest tenth in dBFS
     licence: str = ""
     split: str = ""  # "train", "valid" or "test" where the corpus says so
+    reach_hz: float | None = None  # where its content ends, where the corpus says so
 
     @property
     def labelled(self) -> bool:
@@ -310,6 +311,7 @@ def describe(row: dict[str, Any], audio: np.ndarray, rate: int) -> Clip:
         floor_db=10 * float(np.log10(floor + 1e-12)),
         licence=row.get("licence", ""),
         split=row.get("split", ""),
+        reach_hz=1000.0 * row["reach_khz"] if "reach_khz" in row else None,
     )
 
 

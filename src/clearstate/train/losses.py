@@ -322,10 +322,12 @@ def missing_band(narrow: Tensor, wide: Tensor, bins: int) -> Tensor:
     """Which of so many bins, evenly up to half the rate, the narrow signal (b, n) lacks and the wide one has, (b, f).
 
     Both edges are measured (`clearstate.audio.bandwidth`): a wide signal that was itself cut off, by a codec say, must
-    not teach that there is silence.
+    not teach that there is silence. A wide signal that reaches no further than the narrow one does teach it: all bins
+    above the edge count. It is a noise, to which nothing is to be added.
     """
     share = torch.linspace(0, 1, bins, device=narrow.device)
     low, high = (measured_bandwidth(x, 2.0)[:, None] for x in (narrow, wide))
+    high = torch.where(high < 1.05 * low, torch.ones_like(high), high)
     return ((share >= low) & (share < torch.where(high < 1, 0.985 * high, 2.0))).float()  # 1.5 %: a codec's slope
 
 
