@@ -7,7 +7,8 @@ room, which stays part of it: the responses that the index marks as "valid". Wit
 which is part of no voice: the difference of the files in FOLDER/noisy and FOLDER/clean. All in a fixed order.
 
 The model runs as in `clearstate separate` (`Separator`). Mixtures of two are also grouped by the pitch distance of
-their voices, because similar voices are harder to separate.
+their voices, because similar voices are harder to separate. The last line is a ceiling for comparison: each bin of a
+spectrum (512 samples, hop 256) given to the louder voice, which needs to know them.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 from rich.progress import track
+from scipy import signal
 
 from clearstate.data.effects import make_room
 from clearstate.data.pitch import median_pitch
@@ -49,16 +51,18 @@ def main() -> None:
         )
 
     scene = Scene(given.rooms, given.noise, given.snr)
-    rows, apart = [], []
+    rows, apart, ceiling = [], [], []
     for number, name in enumerate(track(names, description="mixtures", transient=True)):
         read = [soundfile.read(folder / name) for folder in folders]
         sources, rate = np.stack([audio for audio, _ in read]), read[0][1]
         apart.append(semitones(sources, rate) if len(sources) == 2 else np.nan)
         sources, mixture = scene.play(sources, number)
         voices = separator.separate(mixture, rate)
+        for source, masked in zip(sources, ideal_binary_mask(sources, mixture), strict=True):
+            ceiling.append(si_sdr(source, masked) - si_sdr(source, mixture))
         order = best_order(sources, voices)
         for source, j in zip(sources, order, strict=True):
-            rows.append([metric(source, signal) for metric in (si_sdr, sdr, snr) for signal in (mixture, voices[j])])
+            rows.append([metric(source, y) for metric in (si_sdr, sdr, snr) for y in (mixture, voices[j])])
     before, after = (np.array(rows)[:, i::2] for i in (0, 1))  # (sources, metrics)
     improved = (after[:, 0] > before[:, 0]).mean()
     print(f"{given.model} on {len(names)} mixtures ({len(rows)} voices) in {given.data}")
@@ -78,6 +82,8 @@ def main() -> None:
         if those.any():
             print(f"SI-SDR of {those.sum()} mixtures, pitch {label} semitones apart: {gains[those].mean():+.2f}")
             result[f"si_sdr_gain_{label.replace(' ', '_')}_semitones"] = float(gains[those].mean())
+    print(f"ceiling, ideal binary mask: SI-SDR {np.mean(ceiling):+.2f}")
+    result["ideal_binary_mask_si_sdr_gain"] = float(np.mean(ceiling))
     if given.json:
         given.json.write_text(json.dumps(result, indent=2) + "\n")
 
@@ -104,6 +110,14 @@ class Scene:
             noise = np.resize(self.noises[number % len(self.noises)], n)
             mixture = mixture + noise * rms(mixture) / rms(noise) * 10 ** (-self.snr_db / 20)
         return sources, mixture
+
+
+def ideal_binary_mask(sources: np.ndarray, mixture: np.ndarray) -> np.ndarray:
+    """Voices (k, n) from the mixture (n,) and the knowledge which voice is the loudest in each bin."""
+    window = {"window": "hann", "nperseg": 512, "noverlap": 256}
+    powers = np.abs(signal.stft(sources, **window)[2]) ** 2  # (k, f, t)
+    masks = powers == powers.max(0)
+    return signal.istft(masks * signal.stft(mixture, **window)[2], **window)[1][:, : len(mixture)]
 
 
 def rms(x: np.ndarray) -> float:

@@ -8,8 +8,6 @@ import pytest
 import soundfile
 from as_typed import in_this_process
 
-from clearstate.models import tell_licence
-
 CLIPS = Path(__file__).resolve().parents[2] / "examples" / "clips"
 RATE = 16_000
 
@@ -80,8 +78,7 @@ def test_a_pipe_goes_through(name, same):
     assert soundfile.info("out.wav").frames == soundfile.info(name).frames
 
 
-def test_extension_tells_about_the_licence():
-    tell_licence.cache_clear()  # it tells once in a process
+def test_a_narrow_recording_is_extended():
     x = soundfile.read("clean.wav")[0]
     spectrum = np.fft.rfft(x)
     spectrum[round(3_400 * len(x) / RATE) :] = 0
@@ -89,7 +86,7 @@ def test_extension_tells_about_the_licence():
     result = restore("narrow.wav", "--json")
     (entry,) = json.loads(result.stdout)["files"]
     assert [step["kind"] for step in entry["steps"]] == ["band"]
-    assert "not for commercial use" in result.stderr
+    assert "commercial" not in result.stderr  # the weights may be used for everything
     assert soundfile.info("narrow.restored.wav").samplerate == RATE
 
 

@@ -2,9 +2,9 @@
 
 A low-pass filter, a resampler or a codec leaves a cliff in the spectrum: all levels above are far below the levels just
 under it. Natural spectra have slopes. So the edge is the deepest drop over 350 Hz (at 48 kHz), if it is at least 20 dB.
-A gentle filter has no cliff, but its slope is steeper than nature's. So without a cliff the edge is where the level
-starts to fall by at least 40 dB over half an octave, which none of 84 clips of speech did (docs/LOG.md). A signal
-without either has the full bandwidth of its sample rate.
+A gentle filter has no cliff, but its slope is steeper than nature's. So without a cliff, a fall of 40 dB or more over
+half an octave is taken for a filter, which none of 84 clips of speech had (docs/LOG.md), and the edge is where 10 dB of
+it are lost. A signal without either has the full bandwidth of its sample rate.
 
 b batch, n samples, f bins.
 """
@@ -23,6 +23,7 @@ GUARD = 1 / 137  # 350 Hz; distance above the edge at which the signal must end
 PLATEAU = 0.8  # share of the deepest drop that counts as the edge, because the drop is constant along a filter slope
 SMOOTH = 5  # bins
 SLOPE_DB = 40.0  # over half an octave: steeper than any voice
+LOST_DB = 10.0  # at the edge that a slope has
 STEPS = 24  # of an octave, in which slopes are looked for
 SLOPES_FROM = 1 / 48  # of the sample rate, 1 kHz at 48 kHz
 SLOPES_TO = 0.8  # of half the sample rate: above, the filter of a converter falls
@@ -68,12 +69,12 @@ def upper_edge(power: Floats, sample_rate: float) -> Floats:
 
 
 def slope_start(power: Floats, sample_rate: float) -> Floats:
-    """Where spectra begin to fall faster than speech does, in Hz, (b,); half the rate if they do not.
+    """Where spectra have lost 10 dB to a slope steeper than that of speech, in Hz, (b,); half the rate if to none.
 
     >>> f = np.linspace(1, 24_000, 1025)
     >>> butterworth = [1 / (1 + (f / 4_000) ** order) for order in (16, 32)]  # 48 and 96 dB an octave
     >>> slope_start(np.array(butterworth), 48_000).round()
-    array([24000.,  4000.])
+    array([24000.,  4490.])
     """
     bins, start = power.shape[-1], SLOPES_FROM * sample_rate
     octaves = np.log2(sample_rate / 2 / start)
@@ -90,7 +91,9 @@ def slope_start(power: Floats, sample_rate: float) -> Floats:
     last = int(np.sum(centres <= SLOPES_TO * sample_rate / 2))
     drop = level[:, : last - half] - most_above[:, half:last]
     steep = (drop >= SLOPE_DB) & (loudest > 0)
-    return np.where(steep.any(-1), centres[steep.argmax(-1)], sample_rate / 2)
+    start = steep.argmax(-1)[:, None]
+    fallen = (level <= np.take_along_axis(level, start, -1) - LOST_DB) & (np.arange(len(centres)) > start)
+    return np.where(steep.any(-1), centres[fallen.argmax(-1)], sample_rate / 2)
 
 
 def bandwidth(x: Floats, sample_rate: float) -> Floats:

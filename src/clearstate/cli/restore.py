@@ -80,8 +80,7 @@ def run(
     never separated.
 
     The output has the length, channels, bit depth and tags of the input; a comment in the tags lists the steps. The
-    rate changes only if the band is extended and the rate is below 16 kHz (then to 48 kHz). The weights that add high
-    frequencies are not for commercial use: `--skip band` leaves that step out.
+    rate changes only if the band is extended and the rate is below 16 kHz (then to 48 kHz).
 
     **Examples**
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,10 @@ from clearstate.audio.io import read_audio
 from clearstate.audio.level import db_to_gain
 from clearstate.data.folders import audio_files
 from clearstate.data.mixing import Generated, MixtureConfig, noise_crop, speech_crop
-from clearstate.data.shards import Clip
 from clearstate.data.sources import Pool, Sources
 
-WIDEST = 20_000.0  # Hz
+TILTED = (2_000.0, 16_000.0)  # Hz
+WHOLE, TRUSTED = 20_000.0, 0.75  # of a clip that ends below WHOLE Hz a codec has thinned out the top: this share counts
 BEYOND = 1.15  # times half the narrow rate: what a wide clip must reach
 VALID_RATES = (8000, 16_000, 24_000)  # Hz, to which held-out files are narrowed
 
@@ -34,7 +34,8 @@ class ExtensionConfig:
     # Chance of another speed, which moves the spectrum: a codec's 20 kHz become 24 at 1.2. A slower voice ends lower.
     speed: float = 0.0
     speed_range: tuple[float, float] = (1.0, 1.2)
-    widest: float = 0.0  # chance of a voice that is known to reach WIDEST
+    corpora: dict[str, float] = field(default_factory=dict)  # weights by `Clip.source`; empty: as the pool draws
+    tilt_db: tuple[float, float] = (0.0, 0.0)  # of the voice, from TILTED[0] to TILTED[1]: other microphones
     voiceless: float = 0.0  # chance of a noise instead of a voice: nothing is to be added to it
     voiceless_floor_db: float = -60.0  # below the noise: white noise that stands for nothing in the target
 
@@ -55,9 +56,8 @@ class ExtensionDataset(Generated):
         super().__init__(sources, self.config.seconds, seed, items_per_epoch)
         self._rates = [rate for rate in self.config.rates if rate < self.rate]
         speech = sources.speech
-        self._reach = {clip.key: clip.reach_hz for clip in speech.clips if clip.reach_hz is not None}
-        widest = [(s, i) for (s, i), clip in zip(speech.where, speech.clips, strict=True) if reaches(clip, WIDEST)]
-        self.widest = Pool(speech.sets, [[i for s, i in widest if s == number] for number in range(len(speech.sets))])
+        self._reach = {clip.key: trusted(clip.reach_hz) for clip in speech.clips if clip.reach_hz is not None}
+        self.corpora = {name: of_corpus(speech, name) for name in self.config.corpora}
         if not self._rates:
             raise ValueError(
                 f"no narrow rate of {self.config.rates} is below the sources' {self.rate} Hz: "
@@ -84,12 +84,16 @@ class ExtensionDataset(Generated):
     def _voice(self, rng: np.random.Generator) -> tuple[np.ndarray, dict[str, Any]]:
         """A voice (n,), with an edge where its content ends: above is the noise of a converter or a codec's rest."""
         voice = MixtureConfig(speed=self.config.speed, speed_range=self.config.speed_range)
-        pool = self.widest if len(self.widest) and rng.random() < self.config.widest else self.sources.speech
+        pool = self.sources.speech
+        if self.corpora:
+            weights = np.array(list(self.config.corpora.values()))
+            pool = list(self.corpora.values())[int(rng.choice(len(weights), p=weights / weights.sum()))]
         wide, info = speech_crop(rng, self.samples, pool, voice, self.rate)
         known = [self._reach[key] for key in info["speech"] if key in self._reach]
         if known and (reach := min(known) * info.get("speed", 1.0)) < 0.49 * self.rate:
             wide = narrowed(wide, self.rate, self.rate, reach)
-        return wide, info
+        tilt = round(rng.uniform(*self.config.tilt_db), 1)
+        return tilted(wide, self.rate, tilt), info | {"tilt_db": tilt}
 
     def _noise(self, rng: np.random.Generator) -> tuple[np.ndarray, dict[str, Any]]:
         """Hum, hiss or a recorded noise (n,), without voices."""
@@ -97,9 +101,22 @@ class ExtensionDataset(Generated):
         return noise, {"noises": drawn}
 
 
-def reaches(clip: Clip, hz: float) -> bool:
-    """Whether a clip is known to have content up to a frequency."""
-    return clip.reach_hz is not None and clip.reach_hz >= hz
+def trusted(reach_hz: float) -> float:
+    """Up to where a clip whose content ends at `reach_hz` shows what a voice has there."""
+    return reach_hz if reach_hz >= WHOLE else TRUSTED * reach_hz
+
+
+def of_corpus(pool: Pool, name: str) -> Pool:
+    """The clips of one corpus.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    found = [(s, i) for (s, i), clip in zip(pool.where, pool.clips, strict=True) if clip.source == name]
+    if not found:
+        known = sorted({clip.source for clip in pool.clips})
+        raise ValueError(f"no speech of the corpus {name!r}: expected one of {', '.join(known)}")
+    return Pool(pool.sets, [[i for s, i in found if s == number] for number in range(len(pool.sets))])
 
 
 class NarrowedFolder:
@@ -131,6 +148,17 @@ def resampled(wide: np.ndarray, rate: int, narrow_rate: int) -> np.ndarray:
     """Resample to `narrow_rate` and back with soxr's HQ sinc: float32 (n,) at `rate`, aligned with `wide` (n,)."""
     back = soxr.resample(soxr.resample(wide, rate, narrow_rate), narrow_rate, rate)[: len(wide)]
     return np.pad(back, (0, len(wide) - len(back)))
+
+
+def tilted(x: np.ndarray, rate: int, tilt_db: float) -> np.ndarray:
+    """x (n,) with a level that rises by `tilt_db` from TILTED[0] to TILTED[1], evenly an octave. Zero phase."""
+    if not tilt_db:
+        return x
+    size = fft.next_fast_len(len(x) + rate // 20, real=True)
+    frequency = np.linspace(0, rate / 2, size // 2 + 1)
+    share = np.log(np.maximum(frequency / TILTED[0], 1)) / np.log(TILTED[1] / TILTED[0])
+    gain = (10 ** (tilt_db / 20 * np.minimum(share, 1))).astype(np.float32)
+    return fft.irfft(fft.rfft(x, size) * gain, size)[: len(x)]
 
 
 def narrowed(

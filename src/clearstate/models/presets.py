@@ -161,7 +161,6 @@ PRESETS: dict[str, Preset] = {
             "extend",
             "extend_fast:ExtendFast",
             "the missing band of narrow speech, in one step; 48 kHz",
-            licence="CC BY-NC-SA 4.0",
         ),
         _preset(
             "mambawave",

@@ -1,13 +1,15 @@
 """separate-fast: two voices apart in the time-frequency plane, for recordings. Our own design.
 
-    mixture -- STFT -- compress -- bands -- [time, frequency, whole] x blocks -- masks x STFT -- iSTFT -- voices
+    mixture -- 2 STFTs -- compress -- bands -- [time, frequency, whole] x blocks -- masks x STFTs -- 2 iSTFTs -- voices
 
 Voices are told apart by their harmonics, so the bands are two bins wide where those are, up to 2 kHz, and wider above.
+Voices of nearly the same pitch have harmonics so close that only a longer window resolves them. So a band hears and
+masks a second spectrum, of twice the window around the same instant.
 Each block mixes the frames of a band (Mamba, both ways), the bands of a frame (attention), and then the frames of the
 whole spectrum at once, which is what knows who speaks.
 
-The masks of the speakers are complex and add up to one, so that the voices add up to the mixture. The mixture is
-divided by its level first: the output scales with the input.
+The masks of the speakers are complex and add up to one, those of the longer window to zero, so that the voices add up
+to the mixture. The mixture is divided by its level first: the output scales with the input.
 
 b batch, n samples, t frames, f bins, k bands, c channels, s speakers.
 """
@@ -19,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clearstate.models.parts.band_attention import BandAttention
-from clearstate.models.parts.stft import compress, istft, sqrt_hann, stft
+from clearstate.models.parts.stft import compress, dual_window, istft, sqrt_hann, stft
 from clearstate.ssm.mamba import BiMamba
 
 
@@ -30,11 +32,12 @@ class SeparateFastConfig:
     sample_rate: int = 16_000  # Hz
     n_fft: int = 512  # samples: 32 ms
     hop: int = 256  # samples: 16 ms
+    long: int = 2  # the longer window, in windows of n_fft
     speakers: int = 2
     exponent: float = 0.3  # of the magnitudes that the network sees
     sections: tuple[tuple[int, int], ...] = ((2, 32), (8, 8), (16, 8))  # bins of a band, bands; from the lowest bin on
     channels: int = 48
-    blocks: int = 3
+    blocks: int = 6
     states: int = 8  # of Mamba along a band, a channel
     heads: int = 3  # of the attention over bands
     gathered: int = 8  # channels of each band that the mixer of the whole spectrum hears
@@ -87,6 +90,7 @@ class SeparateFast(nn.Module):
     task = "separate"
     causal = False
     window: Tensor
+    long_window: Tensor
 
     def __init__(self, config: SeparateFastConfig | None = None) -> None:
         super().__init__()
@@ -94,46 +98,70 @@ class SeparateFast(nn.Module):
         self.sample_rate, self.speakers = config.sample_rate, config.speakers
         c = config.channels
         self.register_buffer("window", sqrt_hann(config.n_fft), persistent=False)
+        self.register_buffer("long_window", sqrt_hann(config.long * config.n_fft), persistent=False)
         self.encode = nn.ModuleList(nn.Linear(2 * bins * 3, c) for bins, _ in config.sections)
+        self.encode_long = nn.ModuleList(
+            nn.Linear(2 * config.long * bins * 3, c, bias=False) for bins, _ in config.sections
+        )
         self.place = nn.Parameter(0.02 * torch.randn(config.bands, c))  # what tells one band from another
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
         self.norm = nn.LayerNorm(c)
         self.head = nn.ModuleList(nn.Linear(c, bins * 2 * config.speakers) for bins, _ in config.sections)
+        self.head_long = nn.ModuleList(
+            nn.Linear(c, config.long * bins * 2 * config.speakers) for bins, _ in config.sections
+        )
 
     def forward(self, mixture: Tensor) -> Tensor:
         config = self.config
         level = mixture.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-6)  # (b, 1)
-        spec = stft(mixture / level, self.window, config.hop)  # (b, t, f) complex
-        x = self.to_bands(compress(spec, config.exponent)) + self.place[:, None]  # (b, k, t, c)
+        signal, samples = mixture / level, mixture.shape[-1]
+        spec = stft(signal, self.window, config.hop)  # (b, t, f) complex
+        t = spec.shape[1]
+        around = (config.long - 1) * config.n_fft // config.hop // 2  # hops by which the longer window begins earlier
+        long = stft(signal, self.long_window, config.hop)[:, around : around + t]  # (b, t, F): the same instants
+        x = self.to_bands(compress(spec, config.exponent), self.encode, 1) + self.place[:, None]  # (b, k, t, c)
+        x = x + self.to_bands(compress(long, config.exponent), self.encode_long, config.long)
         for block in self.blocks:
             x = block(x)
         x = self.norm(x)
-        alone = torch.view_as_complex(torch.view_as_real(spec)[:, None])  # (b, 1, t, f)
-        voices = torch.view_as_real(self.masks(x) * alone).flatten(0, 1)  # (b s, t, f, 2)
-        y = istft(torch.view_as_complex(voices), self.window, config.hop, mixture.shape[-1])
+        voices = masked(self.masks(x, self.head, 1) + 1 / self.speakers, spec)
+        y = istft(voices, self.window, config.hop, samples)  # (b s, n)
+        voices = masked(self.masks(x, self.head_long, config.long), long)
+        voices = torch.view_as_complex(F.pad(torch.view_as_real(voices), (0, 0, 0, 0, around, around)))
+        y = y + istft(voices, dual_window(self.long_window, config.hop), config.hop, samples)
         return y.view(mixture.shape[0], config.speakers, -1) * level[..., None]
 
-    def to_bands(self, parts: Tensor) -> Tensor:
+    def to_bands(self, parts: Tensor, encoders: nn.ModuleList, finer: int) -> Tensor:
         """The bins of each band and half as many again on both sides: (b, t, f, 2) to (b, k, t, c).
 
         The magnitude is given beside real and imaginary part: their signs are random, and no linear layer finds it.
+
+        Args:
+            finer: how many times as many bins as in `sections` there are.
         """
         magnitude = (parts.square().sum(-1, keepdim=True) + 1e-12).sqrt()
         x = torch.cat([parts, magnitude], dim=-1)[:, :, :-1]  # (b, t, f - 1, 3)
         bands, first = [], 0
-        for (bins, count), encode in zip(self.config.sections, self.encode, strict=True):
+        for (bins, count), encode in zip(self.config.sections, encoders, strict=True):
+            bins = finer * bins
             near = F.pad(x, (0, 0, bins // 2, bins // 2))[:, :, first : first + (count + 1) * bins]
             bands.append(encode(near.unfold(2, 2 * bins, bins).flatten(3)))  # (b, t, count, c)
             first += count * bins
         return torch.cat(bands, dim=2).transpose(1, 2).contiguous()
 
-    def masks(self, x: Tensor) -> Tensor:
-        """(b, k, t, c) to complex masks (b, s, t, f) that add up to one."""
+    def masks(self, x: Tensor, heads: nn.ModuleList, finer: int) -> Tensor:
+        """(b, k, t, c) to complex masks (b, s, t, f) that add up to zero. For `finer` see `to_bands`."""
         sizes = [count for _, count in self.config.sections]
         parts = []
-        for (bins, _), head, band in zip(self.config.sections, self.head, x.split(sizes, dim=1), strict=True):
-            y = head(band).unflatten(3, (self.speakers, bins, 2))  # (b, count, t, s, bins, 2)
+        for (bins, _), head, band in zip(self.config.sections, heads, x.split(sizes, dim=1), strict=True):
+            y = head(band).unflatten(3, (self.speakers, finer * bins, 2))  # (b, count, t, s, bins, 2)
             parts.append(y.permute(0, 3, 2, 1, 4, 5).flatten(3, 4))
         y = torch.cat(parts, dim=3)  # (b, s, t, f - 1, 2)
         y = torch.cat([y, y[:, :, :, -1:]], dim=3)  # the highest bin shares its neighbour's
-        return torch.view_as_complex(y - y.mean(1, keepdim=True)) + 1 / self.speakers
+        return torch.view_as_complex(y - y.mean(1, keepdim=True))
+
+
+def masked(masks: Tensor, spec: Tensor) -> Tensor:
+    """Masks (b, s, t, f) times a spectrum (b, t, f): (b s, t, f), complex."""
+    alone = torch.view_as_complex(torch.view_as_real(spec)[:, None])  # (b, 1, t, f)
+    return torch.view_as_complex(torch.view_as_real(masks * alone).flatten(0, 1))
