@@ -84,6 +84,11 @@ def test_sections_must_cover_the_spectrum():
         SeparateFastConfig(sections=((2, 32), (8, 16)))
 
 
+def test_the_windows_must_share_their_centres():
+    with pytest.raises(ValueError, match="long=2: expected windows whose centres"):
+        SeparateFastConfig(hop=512)
+
+
 def test_it_learns_to_separate():
     """A low and a high tone, in a random order in each item."""
     torch.manual_seed(0)

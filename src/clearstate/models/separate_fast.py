@@ -51,6 +51,8 @@ class SeparateFastConfig:
                 f"sections={self.sections} cover {covered} bins: expected n_fft / 2 = {self.n_fft // 2}, "
                 "the last bin shares its neighbour's mask"
             )
+        if (self.long - 1) * self.n_fft % (2 * self.hop):
+            raise ValueError(f"long={self.long}: expected windows whose centres are a whole number of hops apart")
 
     @property
     def bands(self) -> int:
