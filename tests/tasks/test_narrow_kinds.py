@@ -34,8 +34,8 @@ def at(x, rate):
     return soxr.resample(x, FULL, rate, "HQ")
 
 
-def lowpass(x, hertz, order, rate=FULL):
-    return signal.sosfilt(signal.butter(order, hertz, fs=rate, output="sos"), x)
+def lowpass(x, hertz, order):
+    return signal.sosfilt(signal.butter(order, hertz, fs=FULL, output="sos"), x)
 
 
 def coded(x, rate, kind, subtype=None, **more):
