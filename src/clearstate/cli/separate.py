@@ -80,7 +80,8 @@ def run(
     `talk.wav` becomes talk.speaker1.wav, talk.speaker2.wav and talk.timeline.json (start and end of each speaker's
     activity in seconds). The outputs have the same length (to the sample), sample rate, channels, bit depth and tags as
     the input, and their sum is the input. Noise goes to the speaker who is loudest at that time and frequency. Each
-    speaker stays in one file, in recordings of any length. If a file fails, the others are still processed and the
+    speaker stays in one file, in recordings of any length; the shipped models write two, so of three people two share
+    one. If a file fails, the others are still processed and the
     failures are listed at the end.
 
     **Examples**

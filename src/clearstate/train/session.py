@@ -15,6 +15,7 @@ from torch import Tensor
 
 from clearstate.train import checkpoint, optim
 from clearstate.train.adversary import Adversary
+from clearstate.train.freed import keep_freed_memory
 from clearstate.train.plan import Plan
 from clearstate.train.recipe import Recipe, RecipeError
 from clearstate.train.teacher import Teacher
@@ -53,6 +54,7 @@ class Session:
         recipe, self.plan = plan.recipe, plan
         if recipe.threads:
             torch.set_num_threads(recipe.threads)
+        keep_freed_memory()
         self.fabric = make_fabric(recipe)
         self.fabric.launch()
         plan.folder.mkdir(parents=True, exist_ok=True)

@@ -19,6 +19,7 @@ class BandAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # (b, t, k, c)
         b, t, k, c = x.shape
-        q, key, v = self.qkv(self.norm(x)).view(b * t, k, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
+        parts = self.qkv(self.norm(x)).view(b * t, k, 3, self.heads, c // self.heads).unbind(2)
+        q, key, v = (part.transpose(1, 2) for part in parts)  # unbound before: one copy of the gradient fewer
         y = F.scaled_dot_product_attention(q, key, v)  # (b t, heads, k, c / heads)
         return x + self.out(y.transpose(1, 2).reshape(b, t, k, c))
