@@ -76,7 +76,7 @@ def run(
         typer.Option(
             min=0,
             metavar="DB",
-            help="Attenuate noise by at most DB; 0 changes nothing. Speech recognisers do best with about 12. Default: "
+            help="Attenuate noise by at most DB; 0 changes nothing. Speech recognisers do best with 6 to 12. Default: "
             "no limit.",
         ),
     ] = None,
