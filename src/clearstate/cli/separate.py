@@ -81,8 +81,7 @@ def run(
     activity in seconds). The outputs have the same length (to the sample), sample rate, channels, bit depth and tags as
     the input, and their sum is the input. Noise goes to the speaker who is loudest at that time and frequency. Each
     speaker stays in one file, in recordings of any length; the shipped models write two, so of three people two share
-    one. If a file fails, the others are still processed and the
-    failures are listed at the end.
+    one. If a file fails, the others are still processed and the failures are listed at the end.
 
     **Examples**
 
