@@ -1,11 +1,11 @@
 """Measure training of `live` in hours of audio per hour: the compiled scan against plain PyTorch.
 
-    python benchmarks/training.py [--batch 4] [--seconds 3] [--steps 5] [--threads N] [--return-memory]
+    python benchmarks/training.py [--batch 4] [--seconds 3] [--steps 5] [--threads N]
 
 A step is that of the training loop: forward pass, the recipe's loss, backward pass, clipping, optimiser. The reference
 is the same model with the parallel scan in plain PyTorch (`clearstate.ssm.use_backend("parallel")`), the fastest form
 without a compiler. The two take turns, so a busy machine slows both. If losses and gradients of the first step differ,
-no ratio is printed. As in the loop, freed memory stays in the process; --return-memory shows what that gains.
+no ratio is printed.
 """
 
 import argparse
@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from clearstate import models
 from clearstate.ssm import use_backend
 from clearstate.train import optim
-from clearstate.train.freed import keep_freed_memory
 from clearstate.train.objective import Objective
 from clearstate.train.recipe import Recipe, load_recipe
 
@@ -64,14 +63,11 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--steps", type=int, default=5, help="timed steps of each, after an untimed one")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--return-memory", action="store_true", help="to the system, as the C library does by default")
     arguments = parser.parse_args()
-    kept = not arguments.return_memory and keep_freed_memory()
     torch.set_num_threads(arguments.threads)
     load = f"load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "load unknown"
     print(
         f"{platform.machine()}, {os.cpu_count()} cores, {load}; torch {torch.__version__}, {arguments.threads} threads"
-        f", freed memory {'kept' if kept else 'returned'}"
     )
 
     recipe = load_recipe(RECIPE)

@@ -11,7 +11,7 @@ def keep_freed_memory() -> bool:
     """Ask the C library not to return freed memory to the system. Returns whether it agreed (glibc on Linux does).
 
     Every step frees and allocates the same large arrays. glibc returns each to the system and gets it back as empty
-    pages, which took 10 to 13 % of a step on a CPU (docs/LOG.md). The process stays as large as it once was.
+    pages, which took 7 to 13 % of a step on a CPU (docs/LOG.md). The process stays as large as it once was.
     """
     if not sys.platform.startswith("linux"):
         return False
