@@ -91,8 +91,8 @@ def slope_start(power: Floats, sample_rate: float) -> Floats:
     last = int(np.sum(centres <= SLOPES_TO * sample_rate / 2))
     drop = level[:, : last - half] - most_above[:, half:last]
     steep = (drop >= SLOPE_DB) & (loudest > 0)
-    start = steep.argmax(-1)[:, None]
-    fallen = (level <= np.take_along_axis(level, start, -1) - LOST_DB) & (np.arange(len(centres)) > start)
+    top = steep.argmax(-1)[:, None]  # where the slope begins
+    fallen = (level <= np.take_along_axis(level, top, -1) - LOST_DB) & (np.arange(len(centres)) > top)
     return np.where(steep.any(-1), centres[fallen.argmax(-1)], sample_rate / 2)
 
 

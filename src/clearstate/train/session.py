@@ -15,7 +15,7 @@ from torch import Tensor
 
 from clearstate.train import checkpoint, optim
 from clearstate.train.adversary import Adversary
-from clearstate.train.freed import keep_freed_memory
+from clearstate.train.memory import keep_freed_memory
 from clearstate.train.plan import Plan
 from clearstate.train.recipe import Recipe, RecipeError
 from clearstate.train.teacher import Teacher

@@ -9,7 +9,7 @@ STEPS = """
 import resource, sys
 import torch
 if sys.argv[1] == "kept":
-    from clearstate.train.freed import keep_freed_memory
+    from clearstate.train.memory import keep_freed_memory
     assert keep_freed_memory()
 def step():
     torch.ones(10_000_000)  # 40 MB: more than glibc ever keeps by itself
