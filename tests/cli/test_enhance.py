@@ -440,15 +440,15 @@ def test_a_closed_stream_that_is_needed_is_said_by_every_verb(here, verb, closed
 )
 @pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
 @pytest.mark.slow
-def test_being_stopped_leaves_nothing_half_written(tiny, signum, code, jobs, group):
-    """Two files far too long to finish; the signal comes as soon as something is being written."""
+def test_being_stopped_leaves_nothing_half_written(here, signum, code, jobs, group):
+    """Two files that take a minute each; the signal comes as soon as something is being written."""
     write("a.wav", 1.0)
     samples = np.tile(soundfile.read("a.wav")[0], 1800)
     os.unlink("a.wav")
     for name in ("a.wav", "b.wav"):
         soundfile.write(name, samples, RATE)
     program = "import sys; from clearstate.cli import main; main(sys.argv[1:])"
-    arguments = ["enhance", "a.wav", "b.wav", "-o", "out", "--model", str(tiny), "--jobs", str(jobs)]
+    arguments = ["enhance", "a.wav", "b.wav", "-o", "out", "--model", "studio", "--jobs", str(jobs)]
     child = subprocess.Popen(
         [sys.executable, "-c", program, *arguments],
         stderr=subprocess.PIPE,
