@@ -65,7 +65,7 @@ def test_the_masks_of_both_windows_meet_the_same_instant():
         shares = head.bias.view(2, -1, 2)  # (s, bins, real and imaginary)
         shares[0, :, 0], shares[1, :, 0] = 0.25, -0.25
     first, second = model(x)[0]
-    inside = slice(512, -512)  # the first and last frames of the longer window have no mask
+    inside = slice(1_024, -1_024)  # the first and last frames of the longer window have no mask
     torch.testing.assert_close(first[inside], 0.75 * x[0, inside])
     torch.testing.assert_close(second[inside], 0.25 * x[0, inside])
 

@@ -11,18 +11,26 @@ whole spectrum at once, which is what knows who speaks.
 The masks of the speakers are complex and add up to one, those of the longer window to zero, so that the voices add up
 to the mixture. The mixture is divided by its level first: the output scales with the input.
 
+After training the network hears every mixture twice, as it is and a tenth faster, and gives the mean: it errs
+differently in both, and at the higher pitch the harmonics of low voices are further apart.
+
 b batch, n samples, t frames, f bins, k bands, c channels, s speakers.
 """
 
 from dataclasses import dataclass
+from itertools import permutations
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clearstate.models.parts.band_attention import BandAttention
+from clearstate.models.parts.speed import resample
 from clearstate.models.parts.stft import compress, dual_window, istft, sqrt_hann, stft
 from clearstate.ssm.mamba import BiMamba
+
+FASTER = (10, 9)  # what the second hearing makes of ten samples
 
 
 @dataclass(frozen=True)
@@ -114,9 +122,25 @@ class SeparateFast(nn.Module):
         )
 
     def forward(self, mixture: Tensor) -> Tensor:
-        config = self.config
         level = mixture.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-6)  # (b, 1)
-        signal, samples = mixture / level, mixture.shape[-1]
+        voices = self.hear(mixture / level) if self.training else self.hear_twice(mixture / level)
+        return voices * level[..., None]
+
+    def hear_twice(self, signal: Tensor) -> Tensor:
+        """The mean of what the network hears in a signal (b, n) and in the same a tenth faster: voices (b, s, n)."""
+        (b, n), (slow, fast) = signal.shape, FASTER
+        signal = F.pad(signal, (0, -n % slow))
+        m = signal.shape[1]
+        quick = resample(signal, fast, slow)  # (b, 9/10 m)
+        heard = self.hear(torch.cat([signal, F.pad(quick, (0, m - quick.shape[1]))]))  # (2 b, s, m)
+        plain, quick = heard[:b], heard[b:, :, : quick.shape[1]].flatten(0, 1)
+        low = resample(resample(plain.flatten(0, 1), fast, slow), slow, fast).view(plain.shape)
+        other = resample(quick, slow, fast).view(plain.shape)
+        return (plain + 0.5 * (in_the_order_of(low, other) - low))[..., :n]  # above the filters' edge only `plain`
+
+    def hear(self, signal: Tensor) -> Tensor:
+        """A mixture (b, n) of level one to voices (b, s, n)."""
+        config, samples = self.config, signal.shape[-1]
         spec = stft(signal, self.window, config.hop)  # (b, t, f) complex
         t = spec.shape[1]
         around = (config.long - 1) * config.n_fft // config.hop // 2  # hops by which the longer window begins earlier
@@ -131,7 +155,7 @@ class SeparateFast(nn.Module):
         voices = masked(self.masks(x, self.head_long, config.long), long)
         voices = torch.view_as_complex(F.pad(torch.view_as_real(voices), (0, 0, 0, 0, around, around)))
         y = y + istft(voices, dual_window(self.long_window, config.hop), config.hop, samples)
-        return y.view(mixture.shape[0], config.speakers, -1) * level[..., None]
+        return y.view(signal.shape[0], config.speakers, -1)
 
     def to_bands(self, parts: Tensor, encoders: nn.ModuleList, finer: int) -> Tensor:
         """The bins of each band and half as many again on both sides: (b, t, f, 2) to (b, k, t, c).
@@ -161,6 +185,16 @@ class SeparateFast(nn.Module):
         y = torch.cat(parts, dim=3)  # (b, s, t, f - 1, 2)
         y = torch.cat([y, y[:, :, :, -1:]], dim=3)  # the highest bin shares its neighbour's
         return torch.view_as_complex(y - y.mean(1, keepdim=True))
+
+
+def in_the_order_of(first: Tensor, second: Tensor) -> Tensor:
+    """The voices of `second` in the order that fits those of `first` best, both (b, s, n)."""
+    speakers = first.shape[1]
+    orders = torch.from_numpy(np.array(list(permutations(range(speakers))))).to(first.device)  # (p, s)
+    products = first @ second.transpose(1, 2)  # (b, s, s)
+    scores = products[:, torch.arange(speakers), orders].sum(-1)  # (b, p)
+    order = orders[scores.argmax(-1)]  # (b, s)
+    return second.gather(1, order[..., None].expand_as(second))
 
 
 def masked(masks: Tensor, spec: Tensor) -> Tensor:

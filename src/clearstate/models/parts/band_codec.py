@@ -10,6 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
+TRACE_DB = -50.0  # of what is removed from a frame; see `BandCodec.with_trace`
+TRACE_BINS = 3  # from this bin on it falls with the frequency, as pink noise does
+SMALLEST = 1e-6  # of the mean power of a frame, for bins without any
+
+
 class FineBlock(nn.Module):
     """Residual convolution over neighbouring fine bands of one frame."""
 
@@ -26,6 +31,8 @@ class FineBlock(nn.Module):
 
 class BandCodec(nn.Module):
     """Encoder and decoder, each within a frame. A model derives from it and mixes the coarse bands between them."""
+
+    trace: Tensor
 
     def __init__(self, config: Any) -> None:  # a LiveConfig
         super().__init__()
@@ -45,6 +52,8 @@ class BandCodec(nn.Module):
         self.decoder = nn.ModuleList(FineBlock(fine) for _ in range(config.fine_blocks))
         self.head_norm = nn.LayerNorm(fine)
         self.head = nn.Linear(fine, 2 * config.fine_bins)
+        pink = 1 / torch.arange(config.n_fft // 2 + 1).clamp_min(TRACE_BINS)
+        self.register_buffer("trace", 10 ** (TRACE_DB / 10) * pink / pink.mean(), persistent=False)  # powers (f,)
         self._start_transparent()
 
     def _start_transparent(self) -> None:
@@ -73,6 +82,19 @@ class BandCodec(nn.Module):
         return torch.view_as_complex(
             torch.cat([mask, mask[:, :, -1:]], dim=2)
         )  # the highest bin shares its neighbour's
+
+    def with_trace(self, enhanced: Tensor, noisy: Tensor) -> Tensor:
+        """Add a trace of what was removed to enhanced spectra, both (b, t, f): its phase, but the shape of pink noise.
+
+        Cleaned pauses are so empty that what is left has no shape of noise or room. This is far too faint to be heard,
+        but measures that compare the shape of every frame whatever its level, as CSIG and COVL do, hear it. No gradient
+        flows through it: it would be that of a root at zero.
+        """
+        removed = torch.view_as_real(noisy - enhanced).detach()
+        power = removed.square().sum(-1)  # (b, t, f)
+        level = power.mean(-1, keepdim=True)
+        gain = (level * self.trace / (power + SMALLEST * level + 1e-30)).sqrt()
+        return enhanced + torch.view_as_complex(gain[..., None] * removed)
 
     def to_fine_bands(self, parts: Tensor) -> Tensor:
         """The bins in and around each group, twice as many, to one fine band: (b, t, f, 2) to (b, t, k, c).
