@@ -55,6 +55,13 @@ def test_it_begins_as_the_live_model_whose_weights_it_has():
         0
     ]  # its other change
     x = noise(2, 8_000)
-    torch.testing.assert_close(studio(x), live(x), atol=1e-5, rtol=0)
+    torch.testing.assert_close(studio.hear(x), live(x), atol=1e-5, rtol=0)
     studio.time[0].back.out_proj.weight.add_(0.1)
     assert (studio(x) - live(x)).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_two_speeds_are_for_a_trained_network(model):
+    x = noise(1, 8_000)
+    torch.testing.assert_close(model.train()(x), model.hear(x))
+    assert (model.eval()(x) - model.hear(x)).abs().max() > 1e-4

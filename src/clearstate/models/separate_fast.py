@@ -26,11 +26,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clearstate.models.parts.band_attention import BandAttention
-from clearstate.models.parts.speed import resample
+from clearstate.models.parts.speed import at_two_speeds
 from clearstate.models.parts.stft import compress, dual_window, istft, sqrt_hann, stft
 from clearstate.ssm.mamba import BiMamba
 
-FASTER = (10, 9)  # what the second hearing makes of ten samples
+SPEEDS = (10, 9)  # of the second hearing: nine samples for ten
 
 
 @dataclass(frozen=True)
@@ -123,20 +123,9 @@ class SeparateFast(nn.Module):
 
     def forward(self, mixture: Tensor) -> Tensor:
         level = mixture.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-6)  # (b, 1)
-        voices = self.hear(mixture / level) if self.training else self.hear_twice(mixture / level)
+        signal = mixture / level
+        voices = self.hear(signal) if self.training else at_two_speeds(self.hear, signal, *SPEEDS, in_the_order_of)
         return voices * level[..., None]
-
-    def hear_twice(self, signal: Tensor) -> Tensor:
-        """The mean of what the network hears in a signal (b, n) and in the same a tenth faster: voices (b, s, n)."""
-        (b, n), (slow, fast) = signal.shape, FASTER
-        signal = F.pad(signal, (0, -n % slow))
-        m = signal.shape[1]
-        quick = resample(signal, fast, slow)  # (b, 9/10 m)
-        heard = self.hear(torch.cat([signal, F.pad(quick, (0, m - quick.shape[1]))]))  # (2 b, s, m)
-        plain, quick = heard[:b], heard[b:, :, : quick.shape[1]].flatten(0, 1)
-        low = resample(resample(plain.flatten(0, 1), fast, slow), slow, fast).view(plain.shape)
-        other = resample(quick, slow, fast).view(plain.shape)
-        return (plain + 0.5 * (in_the_order_of(low, other) - low))[..., :n]  # above the filters' edge only `plain`
 
     def hear(self, signal: Tensor) -> Tensor:
         """A mixture (b, n) of level one to voices (b, s, n)."""
