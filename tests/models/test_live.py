@@ -188,7 +188,7 @@ def test_another_config_builds_and_an_unknown_value_is_named():
 # ------------------------------------------------------------------------------------------------------- the trace
 
 
-def test_the_trace_is_50_db_below_what_is_removed_and_pink():
+def test_the_trace_is_60_db_below_what_is_removed_and_half_way_to_pink():
     torch.manual_seed(5)
     noisy = torch.randn(1, 300, 257, dtype=torch.complex64)
     enhanced = 0.2 * noisy
@@ -196,8 +196,8 @@ def test_the_trace_is_50_db_below_what_is_removed_and_pink():
         trace = build("live").with_trace(enhanced, noisy) - enhanced
     power = trace.abs().square().mean((0, 1))  # (f,)
     removed = (0.8 * noisy).abs().square().mean()
-    torch.testing.assert_close(10 * (power.mean() / removed).log10(), torch.tensor(-50.0), atol=0.5, rtol=0)
-    torch.testing.assert_close(10 * (power[16] / power[128]).log10(), torch.tensor(9.0), atol=0.5, rtol=0)
+    torch.testing.assert_close(10 * (power.mean() / removed).log10(), torch.tensor(-61.0), atol=1.0, rtol=0)
+    torch.testing.assert_close(10 * (power[16] / power[128]).log10(), torch.tensor(4.5), atol=0.5, rtol=0)
     torch.testing.assert_close(trace.angle(), noisy.angle(), atol=0.1, rtol=0)
 
 

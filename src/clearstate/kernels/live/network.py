@@ -352,7 +352,7 @@ def _add_trace(tape, at, memory, re, im, bins, noisy):
     least = SMALLEST * level + np.float32(1e-30)
     for f in range(bins):
         a, b = memory[noisy.at + f], memory[noisy.at + noisy.step + f]
-        gain = np.sqrt(level * tape[at + f] / (a * a + b * b + least))
+        gain = np.sqrt(np.sqrt(level * tape[at + f] / (a * a + b * b + least)))
         memory[re + f] += gain * a
         memory[im + f] += gain * b
 

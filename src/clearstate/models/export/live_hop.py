@@ -113,7 +113,8 @@ class LiveHop(nn.Module):
         removed = noisy - enhanced
         power = (removed * removed).sum(0, keepdim=True)
         level = power.mean(1, keepdim=True)
-        return enhanced + removed * torch.sqrt(level * self.net.trace / (power + SMALLEST * level + 1e-30))
+        gain = torch.sqrt(torch.sqrt(level * self.net.trace / (power + SMALLEST * level + 1e-30)))
+        return enhanced + removed * gain
 
     def fine_bands(self, parts: Tensor) -> Tensor:
         """What `Live.to_fine_bands` gives its linear layer: (2, f) to (fine bands, 3 * 2 * fine_bins)."""

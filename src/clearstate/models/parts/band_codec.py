@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-TRACE_DB = -50.0  # of what is removed from a frame; see `BandCodec.with_trace`
-TRACE_BINS = 3  # from this bin on it falls with the frequency, as pink noise does
+TRACE_DB = -60.0  # of what is removed from a frame; see `BandCodec.with_trace`
+TRACE_BINS = 3  # from this bin on pink noise falls with the frequency
 SMALLEST = 1e-6  # of the mean power of a frame, for bins without any
 
 
@@ -53,7 +53,8 @@ class BandCodec(nn.Module):
         self.head_norm = nn.LayerNorm(fine)
         self.head = nn.Linear(fine, 2 * config.fine_bins)
         pink = 1 / torch.arange(config.n_fft // 2 + 1).clamp_min(TRACE_BINS)
-        self.register_buffer("trace", 10 ** (TRACE_DB / 10) * pink / pink.mean(), persistent=False)  # powers (f,)
+        gain = 10 ** (TRACE_DB / 20)
+        self.register_buffer("trace", gain**4 * pink / pink.mean(), persistent=False)  # (f,), below two roots
         self._start_transparent()
 
     def _start_transparent(self) -> None:
@@ -84,7 +85,7 @@ class BandCodec(nn.Module):
         )  # the highest bin shares its neighbour's
 
     def with_trace(self, enhanced: Tensor, noisy: Tensor) -> Tensor:
-        """Add a trace of what was removed to enhanced spectra, both (b, t, f): its phase, but the shape of pink noise.
+        """Add a trace of what was removed to enhanced spectra, both (b, t, f), half way to the shape of pink noise.
 
         Cleaned pauses are so empty that what is left has no shape of noise or room. This is far too faint to be heard,
         but measures that compare the shape of every frame whatever its level, as CSIG and COVL do, hear it. No gradient
@@ -93,7 +94,7 @@ class BandCodec(nn.Module):
         removed = torch.view_as_real(noisy - enhanced).detach()
         power = removed.square().sum(-1)  # (b, t, f)
         level = power.mean(-1, keepdim=True)
-        gain = (level * self.trace / (power + SMALLEST * level + 1e-30)).sqrt()
+        gain = (level * self.trace / (power + SMALLEST * level + 1e-30)).sqrt().sqrt()
         return enhanced + torch.view_as_complex(gain[..., None] * removed)
 
     def to_fine_bands(self, parts: Tensor) -> Tensor:
