@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-
 TRACE_DB = -60.0  # of what is removed from a frame; see `BandCodec.with_trace`
 TRACE_BINS = 3  # from this bin on pink noise falls with the frequency
 SMALLEST = 1e-6  # of the mean power of a frame, for bins without any
