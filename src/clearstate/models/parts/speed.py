@@ -1,7 +1,7 @@
 """Signals at another speed, inside a network, and networks that hear a signal at two speeds.
 
-A network errs differently in a signal and in the same signal a little faster, so the mean of both is better. It is for
-networks that are trained: training on the mean would cost twice as much and gain nothing.
+A network errs differently in a signal and in the same signal a little faster, so the mean of both is better. Networks
+do so when they are trained: each of the two passes costs as much as the only one in training.
 """
 
 import math
