@@ -440,7 +440,7 @@ def test_a_closed_stream_that_is_needed_is_said_by_every_verb(here, verb, closed
 )
 @pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
 @pytest.mark.slow
-def test_being_stopped_leaves_nothing_half_written(here, signum, code, jobs, group):
+def test_being_stopped_leaves_nothing_half_written(signum, code, jobs, group):
     """Two files that take a minute each; the signal comes as soon as something is being written."""
     write("a.wav", 1.0)
     samples = np.tile(soundfile.read("a.wav")[0], 1800)

@@ -52,8 +52,8 @@ class BandCodec(nn.Module):
         self.head_norm = nn.LayerNorm(fine)
         self.head = nn.Linear(fine, 2 * config.fine_bins)
         pink = 1 / torch.arange(config.n_fft // 2 + 1).clamp_min(TRACE_BINS)
-        gain = 10 ** (TRACE_DB / 20)
-        self.register_buffer("trace", gain**4 * pink / pink.mean(), persistent=False)  # (f,), below two roots
+        gain = 10 ** (TRACE_DB / 20)  # to the fourth power, because `with_trace` takes two square roots
+        self.register_buffer("trace", gain**4 * pink / pink.mean(), persistent=False)  # (f,)
         self._start_transparent()
 
     def _start_transparent(self) -> None:
@@ -86,9 +86,9 @@ class BandCodec(nn.Module):
     def with_trace(self, enhanced: Tensor, noisy: Tensor) -> Tensor:
         """Add a trace of what was removed to enhanced spectra, both (b, t, f), half way to the shape of pink noise.
 
-        Cleaned pauses are so empty that what is left has no shape of noise or room. This is far too faint to be heard,
-        but measures that compare the shape of every frame whatever its level, as CSIG and COVL do, hear it. No gradient
-        flows through it: it would be that of a root at zero.
+        Cleaned pauses are so empty that what is left has no shape of noise or room, and measures that compare the shape
+        of every frame whatever its level, as CSIG and COVL do, count that as a fault of the speech. No gradient flows
+        through the trace: it would be that of a root at zero.
         """
         removed = torch.view_as_real(noisy - enhanced).detach()
         power = removed.square().sum(-1)  # (b, t, f)
