@@ -1,11 +1,13 @@
 """The process: start, signals, faults, keys, and what it says about itself."""
 
+import asyncio
 import io
 import json
 import os
 import signal
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 import soundfile
@@ -15,6 +17,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from clearstate.cli import main
 from clearstate.serve import keys as keys_module
 from clearstate.serve.keys import read_keys
+from clearstate.serve.service import Service
 
 KEY, OTHER = "a-key-of-32-characters-0123456789", "another-key-0123456789"
 
@@ -44,6 +47,24 @@ def test_sigterm_lets_a_stream_finish_and_refuses_new_ones(tmp_path):
             assert len(socket.recv(timeout=60)) == 640
         assert served.process.wait(60) == 0
         assert not [path for path in tmp_path.iterdir() if path.is_dir()]
+
+
+def test_a_drain_waits_for_a_stream_that_its_process_has_not_reported_yet():
+    ended = []
+
+    async def work():
+        service = object.__new__(Service)
+        service.streams = SimpleNamespace(open=0, end_all=ended.append)
+        service.admission = SimpleNamespace(draining=False, seats={1: "a stream"})
+        service.jobs = SimpleNamespace(draining=False, unfinished=[])
+        drain = asyncio.create_task(service.drain(60))
+        await asyncio.sleep(0.3)
+        assert service.admission.draining and not ended
+        service.admission.seats.clear()
+        await asyncio.wait_for(drain, 30)
+
+    asyncio.run(work())
+    assert len(ended) == 1
 
 
 def test_a_file_in_work_is_finished_although_sigterm_reaches_every_process(tmp_path):

@@ -79,7 +79,7 @@ class Service:
         """Take nothing new, and wait until everything is finished, at most so long; then close what is left."""
         self.draining = self.admission.draining = self.jobs.draining = True
         deadline = time.monotonic() + seconds
-        while (self.streams.open or self.jobs.unfinished) and time.monotonic() < deadline:
+        while self._busy() and time.monotonic() < deadline:
             await asyncio.sleep(0.05)
         self.streams.end_all(RefusedError("draining", "the service is shutting down; connect again"))
         for job in self.jobs.unfinished:
@@ -87,6 +87,10 @@ class Service:
         deadline = time.monotonic() + FAREWELL_SECONDS
         while self.streams.open and time.monotonic() < deadline:
             await asyncio.sleep(0.05)
+
+    def _busy(self) -> bool:
+        # A process tells how many connections it has four times a second; of a younger one only its seat is known.
+        return bool(self.streams.open or self.admission.seats or self.jobs.unfinished)
 
     async def close(self) -> None:
         """Release everything."""
