@@ -185,28 +185,6 @@ def test_another_config_builds_and_an_unknown_value_is_named():
         build("live", block=1)
 
 
-# ------------------------------------------------------------------------------------------------------- the trace
-
-
-def test_the_trace_is_60_db_below_what_is_removed_and_half_way_to_pink():
-    torch.manual_seed(5)
-    noisy = torch.randn(1, 300, 257, dtype=torch.complex64)
-    enhanced = 0.2 * noisy
-    with torch.no_grad():
-        trace = build("live").with_trace(enhanced, noisy) - enhanced
-    power = trace.abs().square().mean((0, 1))  # (f,)
-    removed = (0.8 * noisy).abs().square().mean()
-    torch.testing.assert_close(10 * (power.mean() / removed).log10(), torch.tensor(-61.0), atol=1.0, rtol=0)
-    torch.testing.assert_close(10 * (power[16] / power[128]).log10(), torch.tensor(4.5), atol=0.5, rtol=0)
-    torch.testing.assert_close(trace.angle(), noisy.angle(), atol=0.1, rtol=0)
-
-
-def test_without_anything_removed_there_is_no_trace():
-    live, x = build("live"), torch.randn(1, 20, 257, dtype=torch.complex64)
-    assert torch.equal(live.with_trace(x, x), x)
-    assert not live.with_trace(0 * x, 0 * x).any()
-
-
 def test_silence_has_a_finite_gradient():
     live = build("live").train()
     live(torch.zeros(1, 4_000)).square().sum().backward()

@@ -137,8 +137,7 @@ class Live(BandCodec):
             if i == 0:
                 x, wide = self.mix_whole_band(x, wide)
         masked = torch.view_as_real(torch.view_as_complex(parts) * self.decode(x, skips))
-        enhanced = self.with_trace(expand(masked, self.config.exponent) * level, spec)
-        return enhanced, level_state, tuple(after), wide
+        return expand(masked, self.config.exponent) * level, level_state, tuple(after), wide
 
     def running_level(self, spec: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Root of the mean power of the frames so far (b, t, 1), never zero, and the state to pass on."""

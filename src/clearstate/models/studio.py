@@ -95,8 +95,7 @@ class Studio(BandCodec):
             if i % config.wide_every == 0:
                 x = self.wide[i // config.wide_every](x)
         masked = torch.view_as_real(torch.view_as_complex(parts) * self.decode(x, skips))
-        enhanced = self.with_trace(expand(masked, config.exponent) * level, spec)
-        return istft(enhanced, self.window, config.hop, noisy.shape[-1])
+        return istft(expand(masked, config.exponent) * level, self.window, config.hop, noisy.shape[-1])
 
     def level(self, spec: Tensor) -> Tensor:
         """Root of the mean of what `live` has as running power before and after a frame (b, t, 1), never zero."""

@@ -48,7 +48,6 @@ from clearstate.kernels.simd import (
     total,
 )
 
-SMALLEST = np.float32(1e-6)  # as in `models.parts.band_codec`
 FINE = 4  # bins of a fine band, which sees two more on either side
 
 
@@ -127,7 +126,7 @@ def pack(model: Any) -> Packed:
     parts += [*_linear(model.narrow), model.bands_to_fine.weight]
     for join, block in zip(model.joins, model.decoder, strict=True):
         parts += [*_linear(join), *_fine(block)]
-    parts += [model.head_norm.weight, model.head_norm.bias, *_linear(model.head), model.trace]
+    parts += [model.head_norm.weight, model.head_norm.bias, *_linear(model.head)]
     decay = math.exp(-config.hop / (config.level_seconds * config.sample_rate))
     sizes = Sizes(
         config.n_fft, config.hop, model.fine_bands, config.fine_channels, config.fine_blocks, config.bands,
@@ -144,7 +143,7 @@ def _working(model: Any) -> int:
     a_band = 12 * config.channels + 5 * (time.d_inner + LANES) + 2 * time.d_state + time.dt_rank + config.bands
     whole_band = 2 * config.wide + 6 * wide.d_inner + 2 * wide.d_state + wide.dt_rank
     return (
-        13 * config.n_fft + model.fine_bands * a_fine_band + (config.bands + LANES) * a_band + whole_band + 64 * LANES
+        12 * config.n_fft + model.fine_bands * a_fine_band + (config.bands + LANES) * a_band + whole_band + 64 * LANES
     )
 
 
@@ -340,34 +339,12 @@ def _apply_mask(memory, re, im, bins, mask):
 
 
 @inner_njit
-def _add_trace(tape, at, memory, re, im, bins, noisy):
-    """BandCodec.with_trace; `noisy` is overwritten with what was removed."""
-    apart()
-    level = np.float32(0)
-    for f in range(bins):
-        memory[noisy.at + f] -= memory[re + f]
-        memory[noisy.at + noisy.step + f] -= memory[im + f]
-        level += memory[noisy.at + f] ** 2 + memory[noisy.at + noisy.step + f] ** 2
-    level /= np.float32(bins)
-    least = SMALLEST * level + np.float32(1e-30)
-    for f in range(bins):
-        a, b = memory[noisy.at + f], memory[noisy.at + noisy.step + f]
-        gain = np.sqrt(np.sqrt(level * tape[at + f] / (a * a + b * b + least)))
-        memory[re + f] += gain * a
-        memory[im + f] += gain * b
-
-
-@inner_njit
 def _frame(packed, memory, free, re, im, stream, streams, state):
     """The network: the spectrum of a stream at `re` and `im` is replaced by the enhanced one."""
     apart()
     tape, numbers, sizes = packed
     bins = sizes.n_fft // 2 + 1
     at = after_transform(sizes.n_fft)
-    noisy, free = place(memory, free, 2, rounded(bins))
-    for f in range(0, noisy.width, LANES):
-        store(memory, noisy.at + f, load(memory, re + f))
-        store(memory, noisy.at + noisy.step + f, load(memory, im + f))
     level = _level(memory, re, im, bins, numbers[1], state.level, 2 * stream)
     _power_law(memory, re, im, bins, np.float32(1) / level, numbers[0], np.float32(1))
     fine_bands, fine = sizes.fine_bands, sizes.fine
@@ -416,7 +393,6 @@ def _frame(packed, memory, free, re, im, stream, streams, state):
     at = dense(tape, at, memory, joined, mask)
     _apply_mask(memory, re, im, bins, mask)
     _power_law(memory, re, im, bins, np.float32(1), np.float32(1) / numbers[0], level)
-    _add_trace(tape, at, memory, re, im, bins, noisy)
 
 
 @njit(fastmath=FAST, nogil=True, cache=True)

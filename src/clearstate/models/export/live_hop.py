@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clearstate.models.live import Live
-from clearstate.models.parts.band_codec import SMALLEST
 from clearstate.models.parts.running_level import SILENT
 from clearstate.models.parts.stft import fold_arrays
 from clearstate.ssm import Mamba
@@ -59,9 +58,9 @@ class LiveHop(nn.Module):
         net, config = self.net, self.net.config
         past, level, *mixers, tail = states
         whole = torch.cat([past, samples], -1)  # (1, n_fft)
-        noisy, gain, level = self.levelled(self.spectrum(whole), level)
-        power = (noisy * noisy).sum(0, keepdim=True) + 1e-12
-        parts = noisy * power.pow((config.exponent - 1) / 2)  # (2, f)
+        parts, gain, level = self.levelled(self.spectrum(whole), level)
+        power = (parts * parts).sum(0, keepdim=True) + 1e-12
+        parts = parts * power.pow((config.exponent - 1) / 2)  # (2, f)
         skips = [net.bins_to_fine(self.fine_bands(parts))]
         for block in self.encoder:
             skips.append(block(skips[-1]))
@@ -83,8 +82,7 @@ class LiveHop(nn.Module):
         real, imaginary, turn, lift = parts[:1], parts[1:], mask[:1], mask[1:]
         masked = torch.cat([real * turn - imaginary * lift, real * lift + imaginary * turn], 0)
         power = (masked * masked).sum(0, keepdim=True) + 1e-12
-        enhanced = self.with_trace(masked * power.pow((1 / config.exponent - 1) / 2), noisy)
-        frame = self.frame(enhanced * gain)  # (1, n_fft)
+        frame = self.frame(masked * (power.pow((1 / config.exponent - 1) / 2) * gain))  # (1, n_fft)
         hop = config.hop
         return frame[:, :hop] + tail, [whole[:, hop:], level, *after, *whole_band, frame[:, hop:]]
 
@@ -107,14 +105,6 @@ class LiveHop(nn.Module):
         state = torch.where(power > SILENT, later, state)
         gain = torch.sqrt(state[:, :1] / state[:, 1:].clamp_min(1e-6) + 1e-12)
         return parts / gain, gain, state
-
-    def with_trace(self, enhanced: Tensor, noisy: Tensor) -> Tensor:
-        """The same of `BandCodec`, for (2, f)."""
-        removed = noisy - enhanced
-        power = (removed * removed).sum(0, keepdim=True)
-        level = power.mean(1, keepdim=True)
-        gain = torch.sqrt(torch.sqrt(level * self.net.trace / (power + SMALLEST * level + 1e-30)))
-        return enhanced + removed * gain
 
     def fine_bands(self, parts: Tensor) -> Tensor:
         """What `Live.to_fine_bands` gives its linear layer: (2, f) to (fine bands, 3 * 2 * fine_bins)."""

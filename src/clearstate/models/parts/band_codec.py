@@ -9,10 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-TRACE_DB = -60.0  # of what is removed from a frame; see `BandCodec.with_trace`
-TRACE_BINS = 3  # from this bin on pink noise falls with the frequency
-SMALLEST = 1e-6  # of the mean power of a frame, for bins without any
-
 
 class FineBlock(nn.Module):
     """Residual convolution over neighbouring fine bands of one frame."""
@@ -30,8 +26,6 @@ class FineBlock(nn.Module):
 
 class BandCodec(nn.Module):
     """Encoder and decoder, each within a frame. A model derives from it and mixes the coarse bands between them."""
-
-    trace: Tensor
 
     def __init__(self, config: Any) -> None:  # a LiveConfig
         super().__init__()
@@ -51,9 +45,6 @@ class BandCodec(nn.Module):
         self.decoder = nn.ModuleList(FineBlock(fine) for _ in range(config.fine_blocks))
         self.head_norm = nn.LayerNorm(fine)
         self.head = nn.Linear(fine, 2 * config.fine_bins)
-        pink = 1 / torch.arange(config.n_fft // 2 + 1).clamp_min(TRACE_BINS)
-        gain = 10 ** (TRACE_DB / 20)  # to the fourth power, because `with_trace` takes two square roots
-        self.register_buffer("trace", gain**4 * pink / pink.mean(), persistent=False)  # (f,)
         self._start_transparent()
 
     def _start_transparent(self) -> None:
@@ -82,19 +73,6 @@ class BandCodec(nn.Module):
         return torch.view_as_complex(
             torch.cat([mask, mask[:, :, -1:]], dim=2)
         )  # the highest bin shares its neighbour's
-
-    def with_trace(self, enhanced: Tensor, noisy: Tensor) -> Tensor:
-        """Add a trace of what was removed to enhanced spectra, both (b, t, f), half way to the shape of pink noise.
-
-        Cleaned pauses are so empty that what is left has no shape of noise or room, and measures that compare the shape
-        of every frame whatever its level, as CSIG and COVL do, count that as a fault of the speech. No gradient flows
-        through the trace: it would be that of a root at zero.
-        """
-        removed = torch.view_as_real(noisy - enhanced).detach()
-        power = removed.square().sum(-1)  # (b, t, f)
-        level = power.mean(-1, keepdim=True)
-        gain = (level * self.trace / (power + SMALLEST * level + 1e-30)).sqrt().sqrt()
-        return enhanced + torch.view_as_complex(gain[..., None] * removed)
 
     def to_fine_bands(self, parts: Tensor) -> Tensor:
         """The bins in and around each group, twice as many, to one fine band: (b, t, f, 2) to (b, t, k, c).

@@ -4,7 +4,6 @@ A network errs differently in a signal and in the same signal a little faster, s
 do so when they are trained: each of the two passes costs as much as the only one in training.
 """
 
-import math
 from collections.abc import Callable
 from functools import lru_cache
 
@@ -13,8 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-ZEROS = 16  # crossings of the sinc on each side
-ROLLOFF = 0.94  # edge of the pass band, relative to the lower of both Nyquist frequencies
+from clearstate.audio.resample import filter_table, half_width
 
 
 def at_two_speeds(
@@ -50,20 +48,20 @@ def resample(x: Tensor, up: int, down: int) -> Tensor:
 
     >>> x = torch.sin(torch.arange(1000) / 10)[None]
     >>> back = resample(resample(x, 9, 10), 10, 9)
-    >>> torch.testing.assert_close(back[:, 50:-50], x[:, 50:-50], atol=1e-3, rtol=0)
+    >>> torch.testing.assert_close(back[:, 100:-100], x[:, 100:-100], atol=1e-4, rtol=0)
     """
     filters = torch.from_numpy(_filters(up, down)).to(x)
-    before = (filters.shape[1] - down) // 2
-    x = F.pad(x, (before, before + -x.shape[-1] % down))
+    before = half_width(up, down) - 1
+    x = F.pad(x, (before, filters.shape[1] - down - before + -x.shape[-1] % down))
     return F.conv1d(x[:, None], filters[:, None], stride=down).transpose(1, 2).flatten(1)
 
 
 @lru_cache(maxsize=8)
 def _filters(up: int, down: int) -> np.ndarray:
-    """One for each of the `up` samples: (up, taps), a sinc under a Hann window."""
-    edge = ROLLOFF * min(1.0, up / down)  # relative to the Nyquist frequency of the input
-    half = math.ceil(ZEROS / edge)
-    taps = np.arange(-half, down + half)
-    distance = taps - np.arange(up)[:, None] * (down / up)  # in samples of the input
-    window = np.cos(0.5 * np.pi * np.clip(distance / half, -1, 1)) ** 2
-    return (edge * np.sinc(edge * distance) * window).astype(np.float32)
+    """The filter of each of the `up` samples where it begins: (up, taps), zero elsewhere."""
+    table = filter_table(up, down)
+    filters = np.zeros((up, down + table.shape[1]), np.float32)
+    for i in range(up):
+        first = i * down // up
+        filters[i, first : first + table.shape[1]] = table[i * down % up]
+    return filters
