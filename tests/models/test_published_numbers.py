@@ -87,36 +87,36 @@ SEMAMBA = Published(
     "semamba-advanced",
     {"channels": 16, "blocks": 1},
     2,
-    [-0.050936, -0.026911, -0.145762, -0.140526, -0.068869, -0.17345, -0.179573, -0.05375],
-    {"magnitude": 1.459189, "phase": 4.767987, "complex": 4.534391, "l1": 1.417087, "consistency": 4.339987},
-    3.9145219,
-    {"encoder.enter.weight": 0.454004, "blocks.0.time.ahead.mixer.A_log": 0.0025937, "mask.slope": 0.154397,
-     "phase.real.weight": 0.0873048},
-    [0.4824915, 0.3512357],
+    [-0.116031, -0.033944, -0.084562, -0.146993, -0.050239, -0.142835, -0.179432, -0.04739],
+    {"magnitude": 1.462126, "phase": 4.773441, "complex": 4.559964, "l1": 1.404822, "consistency": 4.365297},
+    3.9214361,
+    {"encoder.enter.weight": 0.460855, "blocks.0.time.ahead.mixer.A_log": 0.00276083, "mask.slope": 0.152795,
+     "phase.real.weight": 0.127012},
+    [0.4676563, 0.3760362],
 )  # fmt: skip
 # github.com/yxlu-0102/MP-SENet, commit 89932cf; MPNet(dense_channel 16, one block).
 MP_SENET = Published(
     "mp-senet",
     {"channels": 16, "hidden": 32, "shared_blocks": 1, "order": "frequency_first"},
     1,
-    [0.066395, 0.065458, 0.051851, -0.073811, -0.049749, -0.023589, 0.132667, 0.372346],
-    {"magnitude": 1.436228, "phase": 4.676792, "complex": 3.727692, "l1": 1.791008, "consistency": 3.705841},
-    3.7971976,
-    {"encoder.enter.weight": 1.34591, "shared.0.frequency.leave.weight": 0.733189, "mask.slope": 0.141946,
-     "phase.heads.0.weight": 1.87783},
-    [0.4151999],
+    [0.206556, 0.108498, 0.048945, -0.080185, 0.041275, 0.017498, 0.124855, 0.356049],
+    {"magnitude": 1.427415, "phase": 4.654224, "complex": 3.719586, "l1": 1.837613, "consistency": 3.604665},
+    3.7808888,
+    {"encoder.enter.weight": 1.01714, "shared.0.frequency.leave.weight": 0.539717, "mask.slope": 0.151642,
+     "phase.heads.0.weight": 1.21819},
+    [0.4768799],
 )  # fmt: skip
 # github.com/StrangeAlex/VK_SE_task, commit 203f338; MP-SENet/models, MPNet(dense_channel 16, 1, 1).
 HYBRID = Published(
     "mp-senet-mamba-as-published",
     {"channels": 16, "hidden": 32, "shared_blocks": 1, "branch_blocks": 1},
     1,
-    [-0.062719, -0.025678, 0.168174, 0.064901, 0.155578, 0.129224, 0.104416, 0.061566],
-    {"magnitude": 1.350795, "phase": 4.65486, "complex": 3.388701, "l1": 1.243228, "consistency": 3.070647},
-    3.5067534,
-    {"encoder.enter.weight": 0.400796, "branches.magnitude.0.mixers.0.ahead.A_log": 0.00690548, "mask.slope": 0.0802305,
-     "phase.heads.0.weight": 0.597796},
-    [0.2702323],
+    [-0.03723, -0.023303, 0.337654, 0.078067, 0.062907, 0.149165, 0.102373, 0.058711],
+    {"magnitude": 1.336227, "phase": 4.645302, "complex": 3.386147, "l1": 1.271932, "consistency": 3.054118},
+    3.4946079,
+    {"encoder.enter.weight": 0.496262, "branches.magnitude.0.mixers.0.ahead.A_log": 0.00681017, "mask.slope": 0.0805788,
+     "phase.heads.0.weight": 0.58261},
+    [0.3346216],
 )  # fmt: skip
 # The same commit; gradio_app/models_small, MPNet(dense_channel 16, 1, 1).
 SMALL_HYBRID = Published(
@@ -124,20 +124,37 @@ SMALL_HYBRID = Published(
     {"channels": 16, "hidden": 32, "shared_blocks": 1, "branch_blocks": 1, "order": "frequency_first", "fusion": "bin",
      "kv_norm": "none"},
     1,
-    [-0.001862, 0.016361, 0.175458, 0.073243, 0.097056, 0.069335, 0.042217, 0.077411],
-    {"magnitude": 1.351615, "phase": 4.69854, "complex": 3.445385, "l1": 1.272888, "consistency": 3.225665},
-    3.5476983,
-    {"encoder.enter.weight": 0.229102, "branches.magnitude.0.mixers.0.ahead.A_log": 0.0139294, "mask.slope": 0.0802689,
-     "phase.heads.0.weight": 0.496833},
-    [0.4527289],
+    [0.075059, 0.065217, 0.269863, 0.076564, 0.014447, 0.095851, 0.045633, 0.079541],
+    {"magnitude": 1.355305, "phase": 4.703591, "complex": 3.504131, "l1": 1.471826, "consistency": 3.207207},
+    3.5963507,
+    {"encoder.enter.weight": 0.339503, "branches.magnitude.0.mixers.0.ahead.A_log": 0.0150736, "mask.slope": 0.100504,
+     "phase.heads.0.weight": 0.352495},
+    [0.3900292],
 )  # fmt: skip
 ALL = [SEMAMBA, MP_SENET, HYBRID, SMALL_HYBRID]
 
 
-@pytest.mark.parametrize("published", ALL, ids=lambda p: p.preset)
-def test_network_loss_and_gradient_are_those_of_the_authors_code(published):
+def network(published: Published) -> torch.nn.Module:
+    """Our network. It and theirs heard the first frame with phases from 0 to pi.
+
+    That frame mirrors the start of the signal, so its phases are 0 and +-pi with the sign of a rounding error, which is
+    not the same on Intel's and AMD's processors.
+    """
     model = build(published.preset, **published.config)
     filled(model, table_for(model, published.preset))
+    estimate = model.estimate
+
+    def steady(spec: Tensor, *given) -> Tensor:
+        first = torch.complex(spec[:, :1].real, spec[:, :1].imag.abs())
+        return estimate(torch.cat([first, spec[:, 1:]], 1), *given)
+
+    model.estimate = steady
+    return model
+
+
+@pytest.mark.parametrize("published", ALL, ids=lambda p: p.preset)
+def test_network_loss_and_gradient_are_those_of_the_authors_code(published):
+    model = network(published)
     clean, noisy = signals(published.batch, 3_200)
     y, predicted = model(noisy, with_spectrum=True)
     # 1e-5: MP-SENet adds 1e-5 to the real part of every bin before it takes the phase
@@ -154,8 +171,7 @@ def test_network_loss_and_gradient_are_those_of_the_authors_code(published):
 
 def test_the_other_form_of_the_spectral_terms_is_another_objective():
     """Negative control: on the spectrum of the output, the terms and the gradient are not the published ones."""
-    model = build(SEMAMBA.preset, **SEMAMBA.config)
-    filled(model, table_for(model, SEMAMBA.preset))
+    model = network(SEMAMBA)
     clean, noisy = signals(SEMAMBA.batch, 3_200)
     y, predicted = model(noisy, with_spectrum=True)
     gradients = []
@@ -173,8 +189,7 @@ def test_the_other_form_of_the_spectral_terms_is_another_objective():
 def test_the_discriminator_judges_as_the_published_one(published):
     """SEMamba's sees the predicted magnitude, the others' that of the output."""
     discriminator = filled(MetricDiscriminator(), published_table())
-    model = build(published.preset, **published.config)
-    filled(model, table_for(model, published.preset))
+    model = network(published)
     clean, noisy = signals(published.batch, 3_200)
     gain = 1 / noisy.square().mean(-1, keepdim=True).sqrt()
     y, predicted = model(noisy, with_spectrum=True)

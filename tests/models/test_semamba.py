@@ -11,7 +11,8 @@ from clearstate.metrics.cost import cost
 from clearstate.models import build
 from clearstate.models.parts import dense_codec as codec
 from clearstate.models.parts import dual_path as tf_mamba
-from clearstate.models.semamba import SEMamba, SEMambaConfig, direction
+from clearstate.models.parts.magnitude_phase import direction
+from clearstate.models.semamba import SEMamba, SEMambaConfig
 from clearstate.models.semamba_basic import SEMambaBasic, SEMambaBasicConfig
 from clearstate.models.semamba_causal import SEMambaCausal, SEMambaCausalConfig
 from clearstate.ssm import use_backend

@@ -31,7 +31,7 @@ from torch.nn import functional as F
 
 from clearstate.models.parts import dense_codec as codec
 from clearstate.models.parts.dense_codec import MomentsOf, NormPReLU, convolve
-from clearstate.models.semamba import Estimate, Overview, direction
+from clearstate.models.parts.magnitude_phase import Estimate, MagnitudePhase
 from clearstate.ssm import Mamba
 
 Axis = Literal["time", "frequency", "bin"]
@@ -284,52 +284,20 @@ class Branches(nn.Module):
 # ------------------------------------------------------------------------------------------------------------ the model
 
 
-class MPSENet(nn.Module):
+class MPSENet(MagnitudePhase):
     """See the module's drawing. Maps noisy (b, n) to enhanced (b, n); every output depends on the whole signal."""
 
     Config = MPSENetConfig
-    causal = False
-    predicts_spectrum = True  # forward knows `with_spectrum`
-    normalises = True  # forward knows `gain`
-    window: Tensor
 
     def __init__(self, config: MPSENetConfig | None = None) -> None:
-        super().__init__()
-        self.config = config = MPSENetConfig() if config is None else config
-        self.sample_rate = config.sample_rate
-        self.register_buffer("window", torch.hann_window(config.n_fft), persistent=False)
+        config = MPSENetConfig() if config is None else config
+        super().__init__(config)
         self.encoder = Encoder(config.channels)
         shared = TransformerPair if config.shared == "transformer" else MambaPair
         self.shared = nn.ModuleList(shared(config) for _ in range(config.shared_blocks))
         self.branches = Branches(config) if config.branch_blocks else None
         self.mask = MaskDecoder(config.channels, config.n_fft // 2 + 1, config.ceiling)
         self.phase = Decoder(config.channels, outputs=2)
-
-    def forward(
-        self,
-        noisy: Tensor,
-        overview: Overview | None = None,
-        with_spectrum: bool = False,
-        gain: Tensor | None = None,
-    ) -> Tensor | tuple[Tensor, Tensor]:
-        """Enhance signals (b, n), n >= 1.
-
-        Args:
-            overview: of the signals that these are blocks of (see `overview`); None if they are whole.
-            with_spectrum: return the predicted spectrum (b, t, f) too, which need not be that of any signal.
-            gain: (b, 1), 1 / RMS of the signals that these are cut from; None: of these, or of the overview.
-        """
-        if gain is None:
-            gain = codec.level_gain(noisy) if overview is None else overview.gain
-        spec = self.spectrum(noisy * gain)  # (b, t, f) complex
-        moments_of = codec.own_moments if overview is None else codec.given_moments(overview.moments)
-        spec = self.enhanced(spec, self.estimate(spec, moments_of))
-        y = codec.centred_waveform(spec, self.window, self.config.hop, noisy.shape[-1]) / gain
-        return (y, spec / gain[..., None]) if with_spectrum else y
-
-    def spectrum(self, x: Tensor) -> Tensor:
-        """The spectra (b, t, f) of signals (b, n), in the frames and window of the predicted spectrum."""
-        return codec.centred_spectrum(x, self.window, self.config.hop)
 
     def estimate(self, spec: Tensor, moments_of: MomentsOf = codec.own_moments) -> Estimate:
         """The network itself: noisy spectra (b, t, f) to what is to be done with them."""
@@ -345,23 +313,3 @@ class MPSENet(nn.Module):
         power = spec.real.square() + spec.imag.square() + 1e-9
         phase = torch.atan2(spec.imag + 1e-10, spec.real + 1e-5)
         return torch.stack([power ** (self.config.exponent / 2), phase], dim=-1)
-
-    def enhanced(self, spec: Tensor, estimate: Estimate) -> Tensor:
-        """The enhanced spectrum (b, t, f): |X| M^(1/c) with the phase that was decoded; silence stays silent."""
-        magnitude = spec.abs() * estimate.mask ** (1 / self.config.exponent)
-        return magnitude * direction(estimate.real, estimate.imaginary)
-
-    @torch.no_grad()
-    def overview(self, pieces: Tensor, gain: Tensor) -> Overview:
-        """What blocks of a long signal need to know of it, from pieces spread over all of it.
-
-        The pieces go through the network as one batch whose instance norms see all of them together.
-
-        Args:
-            pieces: (b, p, n), p pieces of n samples of each of b signals.
-            gain: (b, 1), 1 / RMS of each whole signal.
-        """
-        pooled = codec.PooledMoments(pieces.shape[1])
-        scaled = (pieces * gain[..., None]).flatten(0, 1)
-        self.estimate(codec.centred_spectrum(scaled, self.window, self.config.hop), pooled)
-        return Overview(gain, tuple(pooled.seen))

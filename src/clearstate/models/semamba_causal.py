@@ -22,8 +22,8 @@ from torch.nn import functional as F
 
 from clearstate.models.parts.dense_codec import convolve
 from clearstate.models.parts.dual_path import BiMix, along_frequency
+from clearstate.models.parts.magnitude_phase import direction
 from clearstate.models.parts.stft import analyse, dual_window, phase, synthesise
-from clearstate.models.semamba import direction
 from clearstate.ssm import MambaBlock, MambaState
 
 
