@@ -103,7 +103,7 @@ def test_counting_leaves_the_model_as_it_was():
 def test_the_default_model_costs_at_least_its_weights_a_frame():
     model = build("live")
     counted = cost(model, 1.0)
-    assert {"scan", "fft", "matrix", "convolution", "attention"} <= set(counted.parts)
+    assert {"scan", "fft", "matrix", "convolution"} <= set(counted.parts)
     assert counted.macs > weights(model) * model.sample_rate / model.hop
 
 

@@ -76,9 +76,10 @@ def test_an_overview_from_pieces_is_nearly_that_of_the_whole(model, monkeypatch)
     assert sampled < -15, f"{sampled:.1f} dB"
 
 
-def test_a_signal_of_one_block_is_exactly_the_model(model):
+def test_a_signal_of_one_block_is_what_the_model_makes_of_it(model):
+    """Up to rounding: on some processors that of PyTorch's products depends on where arrays lie."""
     x = restless(3.0)
-    np.testing.assert_allclose(Enhancer(model).enhance(x, RATE), whole(model, x), atol=1e-7)
+    np.testing.assert_allclose(Enhancer(model).enhance(x, RATE), whole(model, x), rtol=0, atol=1e-5)
 
 
 def test_channels_have_overviews_of_their_own(model):
