@@ -61,7 +61,7 @@ def test_it_begins_as_the_live_model_whose_weights_it_has():
 
 
 @torch.no_grad()
-def test_two_speeds_are_for_a_trained_network(model):
+def test_other_speeds_are_for_a_trained_network(model):
     x = noise(1, 8_000)
     torch.testing.assert_close(model.train()(x), model.hear(x))
     assert (model.eval()(x) - model.hear(x)).abs().max() > 1e-4

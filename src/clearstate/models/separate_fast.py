@@ -26,11 +26,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clearstate.models.parts.band_attention import BandAttention
-from clearstate.models.parts.speed import at_two_speeds
+from clearstate.models.parts.speed import at_speeds
 from clearstate.models.parts.stft import compress, dual_window, istft, sqrt_hann, stft
 from clearstate.ssm.mamba import BiMamba
 
-SPEEDS = (10, 9)  # of the second hearing: nine samples for ten
+SPEEDS = (10, 9)  # it also hears nine samples for ten
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class SeparateFast(nn.Module):
     def forward(self, mixture: Tensor) -> Tensor:
         level = mixture.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-6)  # (b, 1)
         signal = mixture / level
-        voices = self.hear(signal) if self.training else at_two_speeds(self.hear, signal, *SPEEDS, in_the_order_of)
+        voices = self.hear(signal) if self.training else at_speeds(self.hear, signal, *SPEEDS, matched=in_the_order_of)
         return voices * level[..., None]
 
     def hear(self, signal: Tensor) -> Tensor:

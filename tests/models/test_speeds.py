@@ -1,10 +1,10 @@
-"""Networks that hear a signal at two speeds: what the mean is of, and that nothing moves."""
+"""Networks that hear a signal at several speeds: what the mean is of, and that nothing moves."""
 
 import pytest
 import torch
 from contracts import noise
 
-from clearstate.models.parts.speed import at_two_speeds, resample
+from clearstate.models.parts.speed import at_speeds, resample
 from clearstate.models.separate_fast import in_the_order_of
 
 RATE = 16_000
@@ -15,15 +15,15 @@ def tone(hz: float, n: int, rate: float = RATE) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("n", [1, 9, 10, 4_001])
-@pytest.mark.parametrize("speeds", [(10, 9), (25, 24)])
+@pytest.mark.parametrize("speeds", [(10, 9), (25, 24), (25, 24, 23)])
 def test_a_network_that_changes_nothing_changes_nothing(n, speeds):
     x = noise(2, n)
-    torch.testing.assert_close(at_two_speeds(lambda x: x, x, *speeds), x, atol=1e-6, rtol=0)
+    torch.testing.assert_close(at_speeds(lambda x: x, x, *speeds), x, atol=1e-6, rtol=0)
 
 
 def test_the_second_signal_is_the_same_at_another_speed():
     heard = []
-    at_two_speeds(lambda x: heard.append(x) or x, tone(1_000, 8_000), 10, 9)
+    at_speeds(lambda x: heard.append(x) or x, tone(1_000, 8_000), 10, 9)
     plain, quick = heard[0]
     assert torch.equal(plain, tone(1_000, 8_000)[0])
     inside = slice(100, 7_100)
@@ -31,16 +31,17 @@ def test_the_second_signal_is_the_same_at_another_speed():
     assert not quick[7_200:].any()
 
 
-def test_what_is_heard_at_one_speed_alone_counts_half():
-    """A network that mutes the second item: below the filters' edge half is left, above it all."""
+def test_what_is_heard_at_one_speed_alone_counts_its_share():
+    """A network that mutes what is faster: below the filters' edge half or a third is left, above it all."""
 
     def mutes(x):
-        return x * torch.tensor([[1.0], [0.0]])
+        return torch.cat([x[:1], 0 * x[1:]])
 
     inside = slice(200, -200)
-    for hz, share in ((1_000, 0.5), (7_700, 1.0)):
-        x = tone(hz, 8_000)
-        torch.testing.assert_close(at_two_speeds(mutes, x, 10, 9)[:, inside], share * x[:, inside], atol=5e-3, rtol=0)
+    for speeds, left in (((10, 9), 1 / 2), ((25, 24, 23), 1 / 3)):
+        for hz, share in ((1_000, left), (7_700, 1.0)):
+            x = tone(hz, 8_000)
+            torch.testing.assert_close(at_speeds(mutes, x, *speeds)[:, inside], share * x[:, inside], atol=5e-3, rtol=0)
 
 
 @pytest.mark.parametrize("matched", [True, False])
@@ -54,7 +55,7 @@ def test_voices_are_averaged_with_themselves(matched):
         return torch.stack([voices[0], voices[1].flip(0)])
 
     x = tone(500, n) + tone(3_500, n)
-    given = at_two_speeds(splits, x, 10, 9, *([in_the_order_of] if matched else []))[0, :, 200:-200]
+    given = at_speeds(splits, x, 10, 9, **({"matched": in_the_order_of} if matched else {}))[0, :, 200:-200]
     low, high = tone(500, n)[0, 200:-200], tone(3_500, n)[0, 200:-200]
     close = (given[0] - low).abs().max() < 0.02 and (given[1] - high).abs().max() < 0.02
     assert close == matched
