@@ -146,7 +146,7 @@ def run(
 
     `clearstate enhance interviews/ "extra/*.wav" -o clean/ --jobs 4` keeps the folder structure
 
-    `clearstate enhance podcast.wav --quality fast` takes a quarter of the time
+    `clearstate enhance podcast.wav --quality fast` takes a sixth of the time
 
     `clearstate enhance lecture.wav --strength 12` keeps some room tone
 
