@@ -135,10 +135,10 @@ ALL = [SEMAMBA, MP_SENET, HYBRID, SMALL_HYBRID]
 
 
 def network(published: Published) -> torch.nn.Module:
-    """Our network. It and theirs heard the first frame with phases from 0 to pi.
+    """Our network, which hears the first frame with phases from 0 to pi, as theirs did for these numbers.
 
-    That frame mirrors the start of the signal, so its phases are 0 and +-pi with the sign of a rounding error, which is
-    not the same on Intel's and AMD's processors.
+    That frame mirrors the start of the signal, so its phases are 0 and +-pi with the sign of a rounding error, which
+    differs between Intel's and AMD's processors.
     """
     model = build(published.preset, **published.config)
     filled(model, table_for(model, published.preset))
