@@ -1,7 +1,6 @@
 """clearstate enhance, end to end: what people type, what they get, and what they are told when it cannot be."""
 
 import contextlib
-import io
 import json
 import os
 import re
@@ -12,14 +11,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 import pytest
 import soundfile
 import soxr
+from as_typed import in_this_process
 
-from clearstate.cli import main
 from clearstate.metrics import si_sdr
 from clearstate.models import PRESETS
 
@@ -28,24 +26,12 @@ RATE = 16_000
 
 
 def in_a_process(*args, **options):
-    """Run the command line in a process of its own, in the current folder."""
+    """The same in a process of its own, in the current folder."""
     options = {"capture_output": True, "timeout": 600} | options
     code = "import sys; from clearstate.cli import main; main(sys.argv[1:])"
-    return subprocess.run([sys.executable, "-c", code, *map(str, args)], **options)
-
-
-def in_this_process(*args, stdin=b""):
-    """The same, sparing the seconds in which a process imports torch."""
-    out, told = io.TextIOWrapper(io.BytesIO()), io.StringIO()
-    with (
-        mock.patch("sys.stdin", io.TextIOWrapper(io.BytesIO(stdin))),
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(told),
-        pytest.raises(SystemExit) as leave,
-    ):
-        main([str(arg) for arg in args])
-    out.flush()
-    return subprocess.CompletedProcess(args, leave.value.code or 0, out.buffer.getvalue(), told.getvalue().encode())
+    result = subprocess.run([sys.executable, "-c", code, *map(str, args)], **options)
+    result.stderr = result.stderr.decode()
+    return result
 
 
 def enhance(*args, model, run=in_this_process, **options):
@@ -81,7 +67,7 @@ def listing():
 
 def one_line(result, code, *words):
     """The command left with `code` and one line on stderr that holds the words; it returns that line."""
-    told = result.stderr.decode()
+    told = result.stderr
     assert result.returncode == code, told
     assert "Traceback" not in told
     lines = told.strip().splitlines()
@@ -100,7 +86,7 @@ def test_a_file_is_enhanced_beside_itself_with_its_length_rate_channels_and_dept
     result = enhance("talk.wav", model=tiny)
     assert result.returncode == 0, result.stderr
     assert not result.stdout
-    assert b"talk.wav -> talk.clear.wav" in result.stderr
+    assert "talk.wav -> talk.clear.wav" in result.stderr
     assert listing() == ["talk.clear.wav", "talk.wav"]
     before, after = soundfile.info("talk.wav"), soundfile.info("talk.clear.wav")
     assert (after.frames, after.samplerate, after.channels, after.subtype) == (before.frames, 44_100, 2, "PCM_24")
@@ -122,7 +108,7 @@ def test_folders_patterns_and_files_in_one_go_with_two_processes(tiny):
         "out/x1.ogg",
         "out/x2.wav",
     ]
-    assert result.stderr.count(b" x real time") == 4
+    assert result.stderr.count(" x real time") == 4
 
 
 def test_strength_zero_changes_nothing_and_residual_is_what_was_taken(tiny):
@@ -163,7 +149,7 @@ def test_stdin_to_stdout_even_when_the_header_was_written_before_the_length_was_
     pipe = {"input": bytes(data)} if run is in_a_process else {"stdin": bytes(data)}
     piped = enhance("-", model=tiny, run=run, **pipe)
     assert piped.returncode == 0, piped.stderr
-    assert b"stdin -> stdout  0.5 s of audio" in piped.stderr
+    assert "stdin -> stdout  0.5 s of audio" in piped.stderr
     assert enhance("talk.wav", model=tiny).returncode == 0
     header, got = piped.stdout[:44], np.frombuffer(piped.stdout[44:], "<i2")
     assert header.startswith(b"RIFF")
@@ -206,7 +192,7 @@ def test_a_noisy_call_is_enhanced_and_extended_in_one_go(here):
     call = clean[: rate * 2] + np.random.default_rng(0).normal(0, 0.02, rate * 2)
     soundfile.write("call.wav", soxr.resample(call, rate, 8_000), 8_000, "ALAW")
     done = in_this_process("enhance", "call.wav", "--extend", "--json")
-    assert done.returncode == 0 and b"reached" in done.stderr
+    assert done.returncode == 0 and "reached" in done.stderr
     (file,) = json.loads(done.stdout)["files"]
     wide, rate = soundfile.read("call.clear.wav")
     assert (rate, len(wide), file["sample_rate"]) == (48_000, 96_000, 48_000)
@@ -218,7 +204,7 @@ def test_a_noisy_call_is_enhanced_and_extended_in_one_go(here):
 def test_extending_the_removed_noise_is_wrong_use(here):
     soundfile.write("call.wav", sound(), RATE)
     done = in_this_process("enhance", "call.wav", "--extend", "--residual")
-    assert done.returncode == 2 and b"give one of them" in done.stderr
+    assert done.returncode == 2 and "give one of them" in done.stderr
 
 
 def test_an_existing_file_stays_until_overwrite_is_given(tiny):
@@ -321,7 +307,7 @@ def test_in_a_batch_the_others_are_finished_and_the_failures_listed_at_the_end(t
     write("good.wav")
     write("sub/fine.flac")
     result = enhance(".", "gone.wav", "-o", "out", model=tiny)
-    told = result.stderr.decode()
+    told = result.stderr
     assert result.returncode == 1
     assert "Traceback" not in told
     assert [name for name in listing() if name.startswith("out")] == ["out/good.wav", "out/sub/fine.flac"]
@@ -335,7 +321,7 @@ def test_options_out_of_range_are_wrong_use(tiny, option):
     write("talk.wav")
     result = in_this_process("enhance", "talk.wav", *option)
     assert result.returncode == 2
-    assert option[0].encode() in result.stderr
+    assert option[0] in result.stderr
     assert listing() == ["talk.wav"]
 
 

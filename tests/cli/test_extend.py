@@ -1,19 +1,15 @@
 """clearstate extend, end to end, with a small model of random weights: what it gives and what it tells."""
 
-import contextlib
-import io
 import json
-import subprocess
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 import pytest
 import soundfile
 import torch
+from as_typed import in_this_process
 
 from clearstate import models
-from clearstate.cli import main
 from clearstate.models import build, save_model
 
 RATE = 16_000
@@ -34,17 +30,8 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
-def extend(*args, stdin=b""):
-    out, told = io.TextIOWrapper(io.BytesIO()), io.StringIO()
-    with (
-        mock.patch("sys.stdin", io.TextIOWrapper(io.BytesIO(stdin))),
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(told),
-        pytest.raises(SystemExit) as leave,
-    ):
-        main(["extend", *map(str, args)])
-    out.flush()
-    return subprocess.CompletedProcess(args, leave.value.code or 0, out.buffer.getvalue(), told.getvalue())
+def extend(*args, **options):
+    return in_this_process("extend", *args, **options)
 
 
 def write(name, seconds=0.5, channels=1, rate=RATE):
