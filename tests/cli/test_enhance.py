@@ -26,7 +26,7 @@ RATE = 16_000
 
 
 def in_a_process(*args, **options):
-    """The same in a process of its own, in the current folder."""
+    """Like `in_this_process`, but in a new process, in the current folder."""
     options = {"capture_output": True, "timeout": 600} | options
     code = "import sys; from clearstate.cli import main; main(sys.argv[1:])"
     result = subprocess.run([sys.executable, "-c", code, *map(str, args)], **options)
