@@ -78,16 +78,19 @@ def test_a_process_that_fails_costs_its_own_streams_and_is_replaced(pair, monkey
     all_start(pair)
     failed = pair.metric("clearstate_errors_total")
     with streams(pair, 4) as sockets:
-        victim = children(pair)[0].process
+        pair.wait_until(lambda: sum(child.open for child in children(pair)) == 4)
+        victim, lost = children(pair)[0].process, children(pair)[0].open
+        assert 1 <= lost <= 3  # two, unless the processor was busy while a process measured what a stream costs
         os.kill(victim.pid, fault)
         pair.wait_until(lambda: not victim.is_alive(), 60)
-        assert sorted(map(answers, sockets)) == [False, False, True, True]
-        pair.wait_until(lambda: pair.metric("clearstate_streams") == 2)
+        assert sum(map(answers, sockets)) == 4 - lost
+        pair.wait_until(lambda: pair.metric("clearstate_streams") == 4 - lost)
     assert pair.metric("clearstate_errors_total") == failed + 1 and "died" in caplog.text
     all_start(pair)
     with streams(pair, 4) as sockets:
         assert all(map(answers, sockets))
-        pair.wait_until(lambda: [child.open for child in children(pair)] == [2, 2])
+        pair.wait_until(lambda: sum(child.open for child in children(pair)) == 4)
+        assert all(child.open for child in children(pair))
 
 
 def test_a_service_without_a_process_refuses_streams_until_one_has_started(pair):
