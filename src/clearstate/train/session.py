@@ -1,5 +1,6 @@
 """The state of one training process: model, optimiser, counters, signals and the checkpoint."""
 
+import gc
 import os
 import signal
 import threading
@@ -75,9 +76,14 @@ class Session:
         self.resume()
 
     def close(self) -> None:
-        """Leave the group of processes: one that ends while threads of the group run is aborted now and then."""
+        """Leave the group of processes: one that ends while threads of the group run is aborted now and then.
+
+        They run as long as anything refers to the group, as the model does.
+        """
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
+            del self.model, self.optimiser
+            gc.collect()  # the model refers to itself
 
     @property
     def done(self) -> float:
