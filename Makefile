@@ -14,8 +14,8 @@ app: .venv-app/.installed  ## open the app in the browser
 	.venv-app/bin/clearstate app
 
 test: $(STAMP)  ## every test, on WORKERS processes; those with live audio have the machine to themselves
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not browser and not alone"
-	$(BIN)/python -m pytest -m "browser or alone"
+	$(BIN)/python -m pytest --timeout 900 -n $(WORKERS) --dist loadfile -m "not browser and not alone"
+	$(BIN)/python -m pytest --timeout 900 -m "browser or alone"
 
 # Pipecat needs older versions of some packages, so its tests have an environment of their own, without PyTorch.
 test-agents:  ## the filters for Pipecat and LiveKit, with the real packages

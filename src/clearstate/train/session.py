@@ -78,12 +78,15 @@ class Session:
     def close(self) -> None:
         """Leave the group of processes: one that ends while threads of the group run is aborted now and then.
 
-        They run as long as anything refers to the group, as the model does.
+        They run as long as anything refers to the group, as the model does. What lets go of it last waits for them.
         """
         if torch.distributed.is_available() and torch.distributed.is_initialized():
+            group = torch.distributed.group.WORLD
             torch.distributed.destroy_process_group()
             del self.model, self.optimiser
             gc.collect()  # the model refers to itself
+            # Last, because it waits without Python's lock. The model would hold the lock, for which the threads may wait.
+            del group
 
     @property
     def done(self) -> float:
