@@ -85,7 +85,7 @@ class Session:
             torch.distributed.destroy_process_group()
             del self.model, self.optimiser
             gc.collect()  # the model refers to itself
-            # Last, because it waits without Python's lock. The model would hold the lock, for which the threads may wait.
+            # Last, because it waits without Python's lock. The model would hold it, and a thread may wait for it.
             del group
 
     @property
