@@ -93,7 +93,8 @@ def orthogonal(matrix: Tensor) -> Tensor:
     x = x.T if tall else x
     for _ in range(5):
         gram = x @ x.T
-        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+        square = torch.addmm(gram, gram, gram, beta=-4.7750, alpha=2.0315)
+        x = torch.addmm(x, square, x, beta=3.4445)
     return x.T if tall else x
 
 
