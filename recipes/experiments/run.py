@@ -228,7 +228,13 @@ def run_experiment(arguments: argparse.Namespace) -> None:
             if known and not arguments.no_speed and "rtf" not in result:
                 result["rtf"] = round(real_time_factor(load_model(known)), 4)
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps(document, indent=1) + "\n")
+            file.write_text(as_text(document))
+
+
+def as_text(document: dict[str, Any]) -> str:
+    """A JSON file with the scores of all pairs, some hundred numbers a list, on one line."""
+    text = json.dumps(document, indent=1) + "\n"
+    return re.sub(r"\[\n([^][{}\"]*)\]", lambda numbers: f"[{' '.join(numbers[1].split())}]", text)
 
 
 def train(recipe: Any) -> dict[str, Any]:
