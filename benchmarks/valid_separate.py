@@ -9,6 +9,9 @@ which is part of no voice: the difference of the files in FOLDER/noisy and FOLDE
 The model runs as in `clearstate separate` (`Separator`). Mixtures of two are also grouped by the pitch distance of
 their voices, because similar voices are harder to separate. The last line is a ceiling for comparison: each bin of a
 spectrum (512 samples, hop 256) given to the louder voice, which needs to know them.
+
+With --alone the inputs are the single voices instead of mixtures, and the figure is the difference in level between the
+louder output and the other, which should be silent.
 """
 
 import argparse
@@ -25,7 +28,7 @@ from clearstate.data.pitch import median_pitch
 from clearstate.data.shards import read_index, read_tar_audio
 from clearstate.metrics.intrusive import sdr, si_sdr, snr
 from clearstate.metrics.separation import best_order
-from clearstate.tasks.separate import load_separator
+from clearstate.tasks.separate import Separator, load_separator
 
 NEAR, FAR = 2.5, 6.0  # semitones
 
@@ -38,6 +41,7 @@ def main() -> None:
     parser.add_argument("--rooms", type=Path, metavar="INDEX", help="rir*.jsonl of room responses beside their shards")
     parser.add_argument("--noise", type=Path, metavar="FOLDER", help="folder with noisy/ and clean/")
     parser.add_argument("--snr", type=float, default=10.0, help="of the voices over the noise, dB")
+    parser.add_argument("--alone", action="store_true", help="each voice by itself instead of the mixtures")
     parser.add_argument("--json", type=Path, help="also write the numbers to this file")
     given = parser.parse_args()
     separator = load_separator(given.model)
@@ -49,6 +53,13 @@ def main() -> None:
         raise SystemExit(
             f"{given.model} gives {separator.model.speakers} speakers, but {given.data} has {len(folders)}"
         )
+
+    if given.alone:
+        files = [folder / name for folder in folders for name in names]
+        apart = np.array([level_apart(separator, path) for path in track(files, transient=True)])
+        print(f"{given.model} on {len(apart)} voices, each alone. Level of the outputs: {np.median(apart):.1f} dB apart,")
+        print(f"in the worst tenth {np.quantile(apart, 0.1):.1f} dB; {(apart >= 20).mean():.0%} at least 20 dB")
+        return
 
     scene = Scene(given.rooms, given.noise, given.snr)
     rows, apart, ceiling = [], [], []
@@ -86,6 +97,13 @@ def main() -> None:
     result["ideal_binary_mask_si_sdr_gain"] = float(np.mean(ceiling))
     if given.json:
         given.json.write_text(json.dumps(result, indent=2) + "\n")
+
+
+def level_apart(separator: Separator, path: Path) -> float:
+    """The difference in level of the two loudest outputs for a file with one voice, dB."""
+    audio, rate = soundfile.read(path)
+    powers = np.sort((separator.separate(audio, rate) ** 2).sum(-1))
+    return float(10 * np.log10(powers[-1] / powers[-2]))
 
 
 class Scene:
