@@ -57,7 +57,7 @@ def main() -> None:
     if given.alone:
         files = [folder / name for folder in folders for name in names]
         apart = np.array([level_apart(separator, path) for path in track(files, transient=True)])
-        print(f"{given.model} on {len(apart)} voices, each alone. Level of the outputs: {np.median(apart):.1f} dB apart,")
+        print(f"{given.model} on {len(apart)} voices, each alone: outputs {np.median(apart):.1f} dB apart,")
         print(f"in the worst tenth {np.quantile(apart, 0.1):.1f} dB; {(apart >= 20).mean():.0%} at least 20 dB")
         return
 
