@@ -10,8 +10,8 @@ The model runs as in `clearstate separate` (`Separator`). Mixtures of two are al
 their voices, because similar voices are harder to separate. The last line is a ceiling for comparison: each bin of a
 spectrum (512 samples, hop 256) given to the louder voice, which needs to know them.
 
-With --alone the inputs are the single voices instead of mixtures, and the figure is the difference in level between the
-louder output and the other, which should be silent.
+With --alone the inputs are the single voices, as they are, and what is printed is how far the louder output is above
+the other, which should be silent.
 """
 
 import argparse
@@ -55,10 +55,7 @@ def main() -> None:
         )
 
     if given.alone:
-        files = [folder / name for folder in folders for name in names]
-        apart = np.array([level_apart(separator, path) for path in track(files, transient=True)])
-        print(f"{given.model} on {len(apart)} voices, each alone: outputs {np.median(apart):.1f} dB apart,")
-        print(f"in the worst tenth {np.quantile(apart, 0.1):.1f} dB; {(apart >= 20).mean():.0%} at least 20 dB")
+        print(f"{given.model}: {alone(separator, [folder / name for folder in folders for name in names])}")
         return
 
     scene = Scene(given.rooms, given.noise, given.snr)
@@ -99,11 +96,16 @@ def main() -> None:
         given.json.write_text(json.dumps(result, indent=2) + "\n")
 
 
-def level_apart(separator: Separator, path: Path) -> float:
-    """The difference in level of the two loudest outputs for a file with one voice, dB."""
-    audio, rate = soundfile.read(path)
-    powers = np.sort((separator.separate(audio, rate) ** 2).sum(-1))
-    return float(10 * np.log10(powers[-1] / powers[-2]))
+def alone(separator: Separator, files: list[Path]) -> str:
+    """How far apart in level the two loudest outputs are for files with one voice each."""
+    apart = []
+    for path in track(files, description="voices", transient=True):
+        powers = np.sort((separator.separate(*soundfile.read(path)) ** 2).sum(-1))
+        apart.append(10 * np.log10(powers[-1] / powers[-2]))
+    return (
+        f"{len(files)} voices, each alone. Outputs apart by {np.median(apart):.1f} dB in the median, "
+        f"{np.quantile(apart, 0.1):.1f} dB in the worst tenth; {np.greater_equal(apart, 20).mean():.0%} by at least 20"
+    )
 
 
 class Scene:
